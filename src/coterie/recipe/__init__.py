@@ -1,0 +1,17 @@
+"""What a person asks for: frozen models, one file a noun, and how a file becomes one. No torch."""
+
+from coterie.recipe.base import Base, CheckpointBase, FreshBase, Pretrain, TrainedTokenizer
+from coterie.recipe.corpus import Corpus, Limit, Split
+from coterie.recipe.evaluation import Choices, Evaluation, Losses
+from coterie.recipe.expert import Expert, Lora, Single, Window
+from coterie.recipe.mixture import Linear, Mixture, Mlp, Posterior, Router, Uniform
+from coterie.recipe.read import read
+from coterie.recipe.recipe import Recipe
+from coterie.recipe.spec import Spec, canonical_json, digest
+from coterie.recipe.train import EarlyStopping, Train
+
+__all__ = [
+    "Base", "CheckpointBase", "Choices", "Corpus", "EarlyStopping", "Evaluation", "Expert", "FreshBase", "Limit",
+    "Linear", "Lora", "Losses", "Mixture", "Mlp", "Posterior", "Pretrain", "Recipe", "Router", "Single", "Spec",
+    "Split", "Train", "TrainedTokenizer", "Uniform", "Window", "canonical_json", "digest", "read",
+]  # fmt: skip

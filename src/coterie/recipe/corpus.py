@@ -1,0 +1,108 @@
+"""Corpora: where documents come from and how a row becomes a document."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from coterie.recipe.spec import Count, Share, Spec, Whole
+
+
+class Split(Spec):
+    """Shares of a corpus that are kept away from training. The rest is the training split."""
+
+    valid: Share = 0.05
+    """Share of documents for early stopping and for fitting routers."""
+    test: Share = 0.05
+    """Share of documents for evaluation."""
+    group: str | None = None
+    """Column whose equal values stay in one split (a meeting, a file, an author). Without it, documents are split
+    by the hash of their content, so that exact duplicates stay together."""
+
+    @model_validator(mode="after")
+    def _leaves_training_rows(self) -> Split:
+        if self.valid + self.test >= 1:
+            raise ValueError("valid + test must be below 1: nothing would be left to train on")
+        return self
+
+
+class Limit(Spec):
+    """A part of a corpus, for a quick trial. Documents are taken in the order of their content's hash."""
+
+    share: Share | None = None
+    """Share of the documents."""
+    rows: Count | None = None
+    """Number of documents."""
+    tokens: Count | None = None
+    """Number of tokens, over all splits, counted by the recipe's tokenizer."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, value: Any) -> Any:
+        return {"share": value} if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Limit:
+        if sum(v is not None for v in (self.share, self.rows, self.tokens)) != 1:
+            raise ValueError("say exactly one of share, rows, tokens")
+        return self
+
+
+class BadRows(Spec):
+    """How many rows that cannot be read are set aside in `quarantine.jsonl` before the run stops."""
+
+    share: Share = 0.001
+    """Largest share of the rows."""
+    most: Whole = 100
+    """Largest number of rows, whatever the share."""
+
+
+class Corpus(Spec):
+    """Documents with an id, text (or prompt and response) and optional columns."""
+
+    path: str | tuple[str, ...] | None = None
+    """File, glob, folder of text files or of a saved Hugging Face dataset; several as a list. Relative to the recipe.
+    Without it, the corpus must be one of the named ones, or `hub` must be given."""
+    hub: str | None = None
+    """Hugging Face dataset id, with `config` and `revision` as needed."""
+    config: str | None = None
+    """Configuration (subset) of the hub dataset."""
+    revision: str | None = None
+    """Commit or tag of the hub dataset."""
+    split_name: str | None = None
+    """Split of the hub or saved dataset to read; all of them by default."""
+    format: Literal["auto", "jsonl", "csv", "parquet", "arrow", "text", "dataset"] = "auto"
+    """File format; `auto` goes by the file's ending. `.gz` and `.zst` are opened as they are."""
+    encoding: str = "utf-8"
+    """Text encoding of JSONL, CSV and text files."""
+    text: str | None = None
+    """A column, or a template over columns such as `"{text}\\n{code}"`. Braces are doubled to stand for themselves."""
+    prompt: str | None = None
+    """A column or template for the part that is given: masked in the loss, truncated from its left."""
+    response: str | None = None
+    """A column or template for the part that is learned; goes with `prompt`."""
+    id: str | None = None
+    """Column with the document's id; file and row number by default."""
+    time: str | None = None
+    """Column with the document's date (`2016-05-01`, `2016-05` or `2016`)."""
+    columns: tuple[str, ...] = ()
+    """Further columns to keep, for `by:` in evaluations and for slices."""
+    where: dict[str, Any] = Field(default_factory=dict)
+    """Keep rows whose column equals the value, or one of a list of values. The others are counted as filtered."""
+    split: Split = Split()
+    """Train, valid and test."""
+    limit: Limit | None = None
+    """Use only a part: a share (`0.1`), `{rows: N}` or `{tokens: N}`."""
+    bad_rows: BadRows = BadRows()
+    """When to stop because of rows that cannot be read."""
+
+    @model_validator(mode="after")
+    def _one_way_to_a_document(self) -> Corpus:
+        if self.text and (self.prompt or self.response):
+            raise ValueError("give either text, or prompt and response")
+        if bool(self.prompt) != bool(self.response):
+            raise ValueError("prompt and response go together")
+        if self.path and self.hub:
+            raise ValueError("give either path or hub")
+        return self

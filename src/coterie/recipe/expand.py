@@ -1,0 +1,305 @@
+"""Short forms written out: the flat form, defaults, families of windows, globs in slots; and the checks across parts."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from datetime import date, timedelta
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from coterie.errors import RequestError
+from coterie.recipe import named
+from coterie.recipe.expert import Expert, Window, Windows
+from coterie.recipe.mixture import Mixture
+from coterie.recipe.recipe import Recipe
+from coterie.recipe.spec import check_name
+
+_FLAT = {"datasets", "paths", "kind", "router", "eligible"}
+
+
+def long_form(raw: dict, *, folder: Path, stem: str) -> dict:
+    """Write out what may be left out: the name, the flat form, `train:` for all, named corpora; make paths absolute."""
+    raw = dict(raw)
+    raw.setdefault("name", re.sub(r"[^a-z0-9._-]", "-", stem))
+    if "datasets" in raw:
+        raw = _flat(raw)
+    defaults = raw.pop("train", None)
+    if defaults is not None:
+        raw = _with_defaults(raw, defaults)
+    corpora = raw.get("corpora")
+    if corpora is None or isinstance(corpora, dict):
+        used = [e.get("corpus") for e in raw.get("experts") or [] if isinstance(e, dict)]
+        corpora = dict(corpora or {})
+        for name in used:
+            if name in named.CORPORA and name not in corpora:
+                corpora[name] = {}
+        raw["corpora"] = {k: _corpus(k, v, folder) for k, v in corpora.items()}
+    if isinstance(raw.get("base"), dict):
+        raw["base"] = _base(raw["base"], folder)
+    if isinstance(raw.get("evaluation"), list):
+        raw["evaluation"] = [_absolute(e, "choices", folder) for e in raw["evaluation"]]
+    if raw.get("single") is True:
+        raw["single"] = {}
+    elif raw.get("single") is False:
+        raw["single"] = None
+    return raw
+
+
+def _flat(raw: dict) -> dict:
+    """`{"datasets": ["a", "a", "b"]}`: one slot for each entry, one expert for each distinct dataset."""
+    clash = sorted({"experts", "mixtures"} & raw.keys())
+    if clash:
+        raise RequestError("the flat form already says what experts and mixtures there are", where=clash[0])
+    datasets = raw["datasets"]
+    if not isinstance(datasets, list) or not datasets or not all(isinstance(d, str) for d in datasets):
+        raise RequestError("expected a list of dataset names", where="datasets", found=repr(datasets))
+    distinct = list(dict.fromkeys(datasets))
+    flat = {k: raw.pop(k) for k in _FLAT & raw.keys()}
+    corpora = dict(raw.get("corpora") or {})
+    for name, path in (flat.get("paths") or {}).items():
+        corpora[name] = {**(corpora.get(name) or {}), "path": path}
+    for name in distinct:
+        if name not in corpora and name not in named.CORPORA:
+            raise RequestError(
+                f"no corpus is called {name!r}",
+                where="datasets",
+                expected=", ".join([*corpora, *named.CORPORA]),
+                do="define it under corpora",
+            )
+        corpora.setdefault(name, {})
+    mixture: dict[str, Any] = {
+        "name": "mixture",
+        "at": "outputs",
+        "slots": datasets,
+        "router": flat.get("router", "uniform"),
+    }
+    if "eligible" in flat:
+        mixture["eligible"] = flat["eligible"]
+    raw["corpora"] = corpora
+    raw["experts"] = [
+        {"name": d.replace("_", "-") if d[0] == "_" else d, "corpus": d, "kind": flat.get("kind", "full")} for d in distinct
+    ]
+    raw["mixtures"] = [mixture]
+    raw.setdefault("evaluation", [{"name": "losses", "corpora": distinct}])
+    return raw
+
+
+def _with_defaults(raw: dict, defaults: Any) -> dict:
+    """Top-level `train:` holds settings for base, experts and single; each may override them."""
+    if not isinstance(defaults, dict):
+        raise RequestError("expected a mapping of training settings", where="train", found=repr(defaults))
+    budget = {"tokens", "epochs"}
+
+    def merged(own: Any) -> Any:
+        if own is not None and not isinstance(own, dict):
+            return own
+        own = own or {}
+        kept = {k: v for k, v in defaults.items() if not (k in budget and budget & own.keys())}
+        return {**kept, **own}
+
+    experts = raw.get("experts")
+    if isinstance(experts, list):
+        raw["experts"] = [{**e, "train": merged(e.get("train"))} if isinstance(e, dict) else e for e in experts]
+    shared = {k: v for k, v in defaults.items() if k not in budget}
+    base = raw.get("base")
+    if isinstance(base, dict) and isinstance(base.get("pretrain"), dict):
+        pretrain = base["pretrain"]
+        raw["base"] = {**base, "pretrain": {**pretrain, "train": {**shared, **(pretrain.get("train") or {})}}}
+    if raw.get("single"):
+        single = raw["single"] if isinstance(raw["single"], dict) else {}
+        raw["single"] = {**single, "train": {**shared, **(single.get("train") or {})}}
+    return raw
+
+
+def _corpus(name: str, value: Any, folder: Path) -> Any:
+    if value is None:
+        value = {}
+    if not isinstance(value, dict):
+        return value
+    value = _absolute(value, "path", folder)
+    if not any(k in value for k in ("path", "hub")) and name not in named.CORPORA:
+        raise RequestError(
+            f"corpus {name!r} says neither path nor hub, and is not one of the named ones",
+            where=f"corpora.{name}",
+            expected=", ".join(named.CORPORA),
+            do=f"set corpora.{name}.path",
+        )
+    return named.complete(name, value)
+
+
+def _base(value: dict, folder: Path) -> dict:
+    path = value.get("path")
+    if isinstance(path, str) and (folder / path).exists():
+        value = {**value, "path": str((folder / path).resolve())}
+    tokenizer = value.get("tokenizer")
+    if isinstance(tokenizer, str) and (folder / tokenizer).exists():
+        value = {**value, "tokenizer": str((folder / tokenizer).resolve())}
+    return value
+
+
+def _absolute(value: Any, key: str, folder: Path) -> Any:
+    """Paths in a recipe are relative to the recipe's folder."""
+    if not isinstance(value, dict) or key not in value:
+        return value
+    paths = value[key]
+    if isinstance(paths, str):
+        return {**value, key: str(folder / Path(paths).expanduser())}
+    if isinstance(paths, list) and all(isinstance(p, str) for p in paths):
+        return {**value, key: [str(folder / Path(p).expanduser()) for p in paths]}
+    return value
+
+
+def expand(recipe: Recipe) -> Recipe:
+    """Families become experts, globs become slots; every reference is checked.
+
+    Raises:
+        RequestError: ``where`` is the dotted key.
+    """
+    experts: list[Expert] = []
+    for i, expert in enumerate(recipe.experts):
+        experts.extend(_family(recipe, expert, f"experts.{i}"))
+    names = [e.name for e in experts]
+    for n in names:
+        if names.count(n) > 1:
+            raise RequestError(f"two experts are called {n!r}", where="experts")
+    for i, expert in enumerate(recipe.experts):
+        _check_expert(recipe, expert, names, f"experts.{i}")
+    _no_circle(experts)
+    mixtures = tuple(_mixture(m, names, experts, f"mixtures.{i}") for i, m in enumerate(recipe.mixtures))
+    for i, evaluation in enumerate(recipe.evaluation):
+        for corpus in getattr(evaluation, "corpora", ()):
+            _known(corpus, recipe.corpora, f"evaluation.{i}.corpora", "corpus")
+    for corpus in _base_corpora(recipe):
+        _known(corpus, recipe.corpora, "base", "corpus")
+    return recipe.model_copy(update={"experts": tuple(experts), "mixtures": mixtures})
+
+
+def _base_corpora(recipe: Recipe) -> list[str]:
+    pretrain = recipe.base.pretrain
+    tokenizer = getattr(recipe.base, "tokenizer", None)
+    return [*(pretrain.corpora if pretrain else ()), *(getattr(tokenizer, "corpora", None) or ())]
+
+
+def _check_expert(recipe: Recipe, expert: Expert, names: list[str], where: str) -> None:
+    _known(expert.corpus, recipe.corpora, f"{where}.corpus", "corpus")
+    if expert.from_ not in ("base", "fresh", "previous"):
+        _known(expert.from_, names, f"{where}.from", "expert")
+    if (expert.windows is not None or expert.window is not None) and recipe.corpora[expert.corpus].time is None:
+        raise RequestError(
+            "windows need dates",
+            where=f"{where}.windows",
+            expected=f"corpora.{expert.corpus}.time",
+            found="no time column",
+            do=f"set corpora.{expert.corpus}.time to the column that holds the date",
+        )
+
+
+def _no_circle(experts: list[Expert]) -> None:
+    parent = {e.name: e.from_ for e in experts}
+    for name in parent:
+        seen, at = [name], parent[name]
+        while at in parent:
+            if at in seen:
+                raise RequestError("experts branch in a circle", where="experts", found=" from ".join([*seen, at]))
+            seen.append(at)
+            at = parent[at]
+
+
+def _family(recipe: Recipe, expert: Expert, where: str) -> list[Expert]:
+    if expert.windows is None:
+        return [expert.model_copy(update={"from_": "fresh"})] if expert.from_ == "previous" else [expert]
+    windows = _windows(expert.windows, where)
+    members: list[Expert] = []
+    for window in windows:
+        name = expert.name.replace("{start}", _label(window.start)).replace("{end}", _label(window.end))
+        try:
+            check_name(name)
+        except ValueError as error:
+            raise RequestError(str(error), where=f"{where}.name") from None
+        start = expert.from_
+        if start == "previous":  # the first window has no past: fresh weights, so that an expert knows only its past
+            start = members[-1].name if members else "fresh"
+        members.append(expert.model_copy(update={"name": name, "windows": None, "window": window, "from_": start}))
+    return members
+
+
+def _windows(windows: Windows | tuple[Window, ...], where: str) -> list[Window]:
+    if isinstance(windows, tuple):
+        ordered = sorted(windows, key=lambda w: w.start)
+        for a, b in zip(ordered, ordered[1:], strict=False):
+            if a.end > b.start:
+                raise RequestError("windows overlap", where=f"{where}.windows", found=f"{a.end} is after {b.start}")
+        return ordered
+    if windows.end <= windows.start:
+        raise RequestError(
+            "the windows end before they start", where=f"{where}.windows", found=f"{windows.start} to {windows.end}"
+        )
+    result, start = [], windows.start
+    while start < windows.end:
+        end = _after(start, windows.every, windows.start, len(result) + 1)
+        result.append(Window(start=start, end=min(end, windows.end)))
+        start = end
+    return result
+
+
+def _after(start: date, every: str, origin: date, steps: int) -> date:
+    count, unit = int(every[:-1]), every[-1]
+    if unit == "d":
+        return start + timedelta(days=count)
+    months = origin.month - 1 + count * steps * (12 if unit == "y" else 1)
+    year, month = origin.year + months // 12, months % 12 + 1
+    last = (date(year + month // 12, month % 12 + 1, 1) - timedelta(days=1)).day
+    return date(year, month, min(origin.day, last))
+
+
+def _label(day: date) -> str:
+    if (day.month, day.day) == (1, 1):
+        return str(day.year)
+    return day.strftime("%Y-%m") if day.day == 1 else day.isoformat()
+
+
+def _mixture(mixture: Mixture, names: list[str], experts: list[Expert], where: str) -> Mixture:
+    slots: list[str] = []
+    for pattern in mixture.slots:
+        if any(c in pattern for c in "*?["):
+            hits = [n for n in names if fnmatchcase(n, pattern)]
+            if not hits:
+                raise RequestError(
+                    f"the glob {pattern!r} matches no expert", where=f"{where}.slots", expected=", ".join(names)
+                )
+            slots.extend(hits)
+        else:
+            _known(pattern, names, f"{where}.slots", "expert")
+            slots.append(pattern)
+    if mixture.fallback is not None:
+        _known(mixture.fallback, slots, f"{where}.fallback", "slot")
+    if mixture.router.top_k is not None and mixture.router.top_k > len(set(slots)):
+        raise RequestError(
+            "top_k is above the number of experts",
+            where=f"{where}.router.top_k",
+            expected=f"at most {len(set(slots))}",
+            found=str(mixture.router.top_k),
+        )
+    by_name = {e.name: e for e in experts}
+    if mixture.eligible == "inclusive":
+        for slot in slots:
+            if by_name[slot].window is None:
+                raise RequestError(
+                    f"eligible: {mixture.eligible} goes by windows, and expert {slot!r} has none",
+                    where=f"{where}.slots",
+                    do="give it a window, or set eligible: all",
+                )
+    return mixture.model_copy(update={"slots": tuple(slots)})
+
+
+def _known(name: str, among: Any, where: str, what: str) -> None:
+    if name not in among:
+        near = difflib.get_close_matches(name, list(among), 1)
+        raise RequestError(
+            f"no {what} is called {name!r}",
+            where=where,
+            expected=", ".join(dict.fromkeys(among)) or "none is defined",
+            do=f"did you mean {near[0]!r}?" if near else "define it, or use one of the above",
+        )

@@ -1,0 +1,110 @@
+"""Experts: weights, each trained once on its own slice; families of experts by time window."""
+
+from __future__ import annotations
+
+import re
+from datetime import date
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, model_validator
+
+from coterie.recipe.spec import Count, Positive, Share, Spec, check_name
+from coterie.recipe.train import Train
+
+
+class Window(Spec):
+    """Half-open dates: `start` belongs to the window, `end` does not."""
+
+    start: date
+    """First day."""
+    end: date
+    """First day after the window."""
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> Window:
+        if self.end <= self.start:
+            raise ValueError(f"window [{self.start}, {self.end}) is empty")
+        return self
+
+
+def _every(value: str) -> str:
+    if not re.fullmatch(r"[1-9][0-9]*[ymd]", value):
+        raise ValueError(f"{value!r}: write a number and y, m or d, such as 2y or 6m")
+    return value
+
+
+class Windows(Spec):
+    """A row of windows, one expert for each."""
+
+    start: date
+    """Start of the first window."""
+    end: date
+    """End of the last window."""
+    every: Annotated[str, AfterValidator(_every)]
+    """Length of a window: `2y`, `6m`, `90d`."""
+
+
+class Lora(Spec):
+    """A LoRA adapter on the frozen base."""
+
+    r: Count = 16
+    """Rank."""
+    alpha: Positive = 32
+    """Scale: the update is multiplied by alpha / r."""
+    dropout: Share = 0.0
+    """Dropout before A."""
+    targets: str | tuple[str, ...] = "all-linear"
+    """Linear layers that get an adapter; `all-linear` leaves out the output head."""
+
+
+def _expert_name(value: str) -> str:
+    check_name(re.sub(r"\{(start|end)\}", "0", value).replace("{", "?"))
+    return value
+
+
+class Expert(Spec):
+    """One expert, or with `windows` a family of them."""
+
+    name: Annotated[str, AfterValidator(_expert_name)]
+    """Name in this recipe; a family's holds `{start}` or `{end}`. Never part of the expert's identity."""
+    corpus: str
+    """Corpus it learns."""
+    kind: Literal["full", "ffn", "lora"] = "full"
+    """All weights, feed-forward weights only, or a LoRA adapter."""
+    from_: str = Field(default="base", alias="from")
+    """Where it branches: `base`, `fresh` (new weights), `previous` (the window before; the first window is fresh), or
+    another expert's name."""
+    windows: Windows | tuple[Window, ...] | None = None
+    """One expert for each window of time; needs the corpus's `time` column."""
+    window: Window | None = None
+    """Window of this one expert."""
+    where: dict[str, Any] = Field(default_factory=dict)
+    """Train on documents whose column has the value, or one of a list."""
+    lora: Lora | None = None
+    """Settings of kind `lora`."""
+    train: Train = Train()
+    """Training settings."""
+    seed: int | None = None
+    """Seed of this expert's training; the recipe's by default."""
+
+    @model_validator(mode="after")
+    def _settings_apply(self) -> Expert:
+        if self.lora is not None and self.kind != "lora":
+            raise ValueError(f"lora settings are ignored by kind {self.kind}: set kind: lora or remove them")
+        if self.windows is not None and self.window is not None:
+            raise ValueError("give either windows or window")
+        if ("{" in self.name) != (self.windows is not None):
+            raise ValueError("a family needs both windows and {start} or {end} in its name")
+        if self.from_ == "previous" and self.windows is None and self.window is None:
+            raise ValueError("from: previous needs windows")
+        return self
+
+
+class Single(Spec):
+    """One model on all the data: the reference that modularity is measured against.
+
+    Trained from the same start as the base, on the same data in the same shares, with as many tokens as base and
+    experts together."""
+
+    train: Train = Train()
+    """Training settings; the budget follows from base and experts."""

@@ -1,0 +1,145 @@
+"""Mixtures: slots, a router, and the place where experts meet."""
+
+from __future__ import annotations
+
+from datetime import date
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from coterie.recipe.spec import Count, Name, Number, Positive, Spec, Whole
+
+
+class _Policy(Spec):
+    top_k: Count | None = None
+    """Keep the k experts with the largest weights (equal slots count as one expert); the rest are not mixed in."""
+    top_p: Positive | None = None
+    """Keep the fewest experts whose weights sum to at least this."""
+    temperature: Positive = 1.0
+    """Divides the router's logits: below 1 sharper, above 1 flatter."""
+
+    @model_validator(mode="after")
+    def _one_selection(self) -> _Policy:
+        if self.top_k is not None and self.top_p is not None:
+            raise ValueError("give either top_k or top_p")
+        if self.top_p is not None and self.top_p > 1:
+            raise ValueError("top_p is a share of the weight: at most 1")
+        return self
+
+
+class Uniform(_Policy):
+    """Equal weights over eligible slots."""
+
+    kind: Literal["uniform"] = "uniform"
+    """The router."""
+
+
+class _Fitted(_Policy):
+    tokens: Count | None = None
+    """Most tokens of the valid split to fit on; all of it by default."""
+    epochs: Whole = 30
+    """Most passes over them; fitting stops early when the held-out part of them no longer improves."""
+    patience: Count = 3
+    """Passes without improvement before it stops."""
+    learning_rate: Positive = 0.01
+    """AdamW's learning rate."""
+    weight_decay: Number = 0.01
+    """AdamW's weight decay."""
+    batch_size: Count = 16
+    """Sequences a step."""
+    entropy: Number = 0.0
+    """Coefficient of the mean entropy of the weights (positive: sharper routing)."""
+    balance: Number = 0.0
+    """Coefficient of the balance loss over distinct experts."""
+    z: Number = 0.0
+    """Coefficient of the squared log-partition of the logits."""
+
+
+class Posterior(_Fitted):
+    """Weights from the experts' own likelihood of the prefix: w_s(t) proportional to
+    prior_s exp(sum over u < t of decay^(t-u) log P_s(x_u) / tau)."""
+
+    kind: Literal["posterior"] = "posterior"
+    """The router."""
+    decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """How fast old tokens are forgotten; 1 never."""
+    tau: Positive = 1.0
+    """Temperature of the likelihoods."""
+    fit: bool = True
+    """Learn prior, decay and tau on the valid split, starting from the values above."""
+
+
+class Linear(_Fitted):
+    """Linear in causal prefix features."""
+
+    kind: Literal["linear"]
+    """The router."""
+    features: tuple[Literal["tokens", "posterior"], ...] = ("tokens",)
+    """`tokens`: frequencies of the prefix's tokens; `posterior`: the posterior's log-weights."""
+
+
+class Mlp(Linear):
+    """One hidden layer on causal prefix features."""
+
+    kind: Literal["mlp"]  # type: ignore[assignment]
+    """The router."""
+    hidden: Count = 32
+    """Width of the hidden layer."""
+
+
+def _kind(value: Any) -> str:
+    return value.get("kind", "uniform") if isinstance(value, dict) else value.kind
+
+
+Router = Annotated[
+    Annotated[Uniform, Tag("uniform")]
+    | Annotated[Posterior, Tag("posterior")]
+    | Annotated[Linear, Tag("linear")]
+    | Annotated[Mlp, Tag("mlp")],
+    Discriminator(_kind),
+]
+
+
+class Mixture(Spec):
+    """Slots over experts, a router, a place."""
+
+    name: Name
+    """Name in this recipe."""
+    at: Literal["outputs"]
+    """Where experts meet: `outputs` mixes their probabilities."""
+    slots: tuple[str, ...]
+    """Experts by name or glob, one slot each, repeats allowed; also `{NAME: COUNT}`."""
+    router: Router = Uniform()
+    """Who decides; a kind's name alone takes its defaults."""
+    eligible: Literal["all", "strict", "inclusive"] = "all"
+    """Which experts a date may use. `strict`: their knowledge ends by the query date (no leak). `inclusive`: their
+    window has started (leaks at most one window)."""
+    fallback: str | None = None
+    """Expert that answers dates at which no other is eligible."""
+    default_time: date | None = None
+    """Date to assume when none is given."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_forms(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        value = dict(value)
+        if isinstance(value.get("router"), str):
+            value["router"] = {"kind": value["router"]}
+        slots = value.get("slots")
+        if isinstance(slots, str):
+            value["slots"] = [slots]
+        elif isinstance(slots, dict):
+            if not all(isinstance(n, int) and not isinstance(n, bool) and n >= 1 for n in slots.values()):
+                raise ValueError("slots: counts must be whole numbers from 1")
+            value["slots"] = [name for name, n in slots.items() for _ in range(n)]
+        return value
+
+    @model_validator(mode="after")
+    def _some_slot(self) -> Mixture:
+        if not self.slots:
+            raise ValueError("a mixture needs at least one slot")
+        if self.eligible == "all" and (self.fallback or self.default_time):
+            raise ValueError("fallback and default_time are ignored unless eligible is strict or inclusive")
+        return self

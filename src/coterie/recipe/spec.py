@@ -1,0 +1,59 @@
+"""The base of every recipe model, and the few types they share."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+SCHEMA = 1
+"""Version of the recipe's meaning. A change here changes every hash."""
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+
+
+class Spec(BaseModel):
+    """Frozen, closed, documented: an unknown key is an error, a docstring stands under each field."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False, populate_by_name=True
+    )
+
+    def canonical(self, **options: Any) -> str:
+        """Canonical JSON: all fields, sorted keys, no spaces. Equal requests give equal bytes."""
+        return canonical_json(self.model_dump(mode="json", by_alias=True, **options))
+
+
+def canonical_json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def digest(value: Any) -> str:
+    """sha256 (hex) of the canonical JSON of ``value`` together with the schema version."""
+    return hashlib.sha256(canonical_json({"schema": SCHEMA, "value": value}).encode()).hexdigest()
+
+
+def _not_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("expected a number, found true/false")
+    return value
+
+
+def check_name(value: str) -> str:
+    """Names are ``[a-z0-9][a-z0-9._-]*``, at most 64 characters, never digits alone."""
+    if not _NAME.fullmatch(value):
+        raise ValueError(f"{value!r} is no name: use lower-case letters, digits, '.', '_', '-' (at most 64)")
+    if value.isdigit():
+        raise ValueError(f"{value!r} is digits alone: put a letter before it, such as e{value}")
+    return value
+
+
+Name = Annotated[str, AfterValidator(check_name)]
+Count = Annotated[int, BeforeValidator(_not_bool), Field(ge=1)]
+Whole = Annotated[int, BeforeValidator(_not_bool), Field(ge=0)]
+Number = Annotated[float, BeforeValidator(_not_bool)]
+Share = Annotated[float, BeforeValidator(_not_bool), Field(ge=0, le=1)]
+Positive = Annotated[float, BeforeValidator(_not_bool), Field(gt=0)]

@@ -1,0 +1,59 @@
+"""What a finished piece of work is: a read-only directory with a manifest, named by the manifest's hash."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from coterie.recipe.spec import digest
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A verified object of the store, or (without a key) a directory outside it that was hashed, such as a checkpoint."""
+
+    kind: str
+    digest: str
+    """sha256 of the manifest: of the action and of every file."""
+    path: Path
+    files: Mapping[str, str] = field(default_factory=dict)
+    """sha256 of each file, by path inside the directory."""
+    made: Mapping[str, Any] = field(default_factory=dict)
+    """How this machine made it (seconds, threads); not part of the digest."""
+    reused: bool = False
+    """Whether this call found it instead of making it."""
+
+    planned = False
+
+    def file(self, name: str) -> Path:
+        return self.path / name
+
+    def content(self, *names: str) -> str:
+        """Digest of some of the files, so that what depends on these alone is not made again when others change."""
+        return self.files[names[0]] if len(names) == 1 else digest([self.files[n] for n in names])
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        """The figures in ``facts.json``."""
+        return json.loads(self.file("facts.json").read_text())
+
+
+@dataclass(frozen=True)
+class Planned(Artifact):
+    """Stands for an artifact that a dry run found missing. Its digest is of no object, so all that depends on it is
+    missing too."""
+
+    planned = True
+
+    def content(self, *names: str) -> str:
+        return digest([self.digest, *names])
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

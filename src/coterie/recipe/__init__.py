@@ -4,6 +4,7 @@ from coterie.recipe.base import Base, CheckpointBase, FreshBase, Pretrain, Train
 from coterie.recipe.corpus import Corpus, Limit, Split
 from coterie.recipe.evaluation import Choices, Evaluation, Losses
 from coterie.recipe.expert import Expert, Lora, Single, Window
+from coterie.recipe.lineage import Lineage, lineage
 from coterie.recipe.mixture import Linear, Mixture, Mlp, Posterior, Router, Uniform
 from coterie.recipe.read import read
 from coterie.recipe.recipe import Recipe
@@ -11,7 +12,7 @@ from coterie.recipe.spec import Spec, canonical_json, digest
 from coterie.recipe.train import EarlyStopping, Train
 
 __all__ = [
-    "Base", "CheckpointBase", "Choices", "Corpus", "EarlyStopping", "Evaluation", "Expert", "FreshBase", "Limit",
+    "Base", "CheckpointBase", "Choices", "Corpus", "EarlyStopping", "Evaluation", "Expert", "FreshBase", "Limit", "Lineage",
     "Linear", "Lora", "Losses", "Mixture", "Mlp", "Posterior", "Pretrain", "Recipe", "Router", "Single", "Spec",
-    "Split", "Train", "TrainedTokenizer", "Uniform", "Window", "canonical_json", "digest", "read",
+    "Split", "Train", "TrainedTokenizer", "Uniform", "Window", "canonical_json", "digest", "lineage", "read",
 ]  # fmt: skip

@@ -6,12 +6,14 @@ import difflib
 import re
 from datetime import date, timedelta
 from fnmatch import fnmatchcase
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from coterie.errors import RequestError
 from coterie.recipe import named
 from coterie.recipe.expert import Expert, Window, Windows
+from coterie.recipe.lineage import lineage
 from coterie.recipe.mixture import Mixture
 from coterie.recipe.recipe import Recipe
 from coterie.recipe.spec import check_name
@@ -78,9 +80,7 @@ def _flat(raw: dict) -> dict:
     if "eligible" in flat:
         mixture["eligible"] = flat["eligible"]
     raw["corpora"] = corpora
-    raw["experts"] = [
-        {"name": d.replace("_", "-") if d[0] == "_" else d, "corpus": d, "kind": flat.get("kind", "full")} for d in distinct
-    ]
+    raw["experts"] = [{"name": d, "corpus": d, "kind": flat.get("kind", "full")} for d in distinct]
     raw["mixtures"] = [mixture]
     raw.setdefault("evaluation", [{"name": "losses", "corpora": distinct}])
     return raw
@@ -167,7 +167,8 @@ def expand(recipe: Recipe) -> Recipe:
     for i, expert in enumerate(recipe.experts):
         _check_expert(recipe, expert, names, f"experts.{i}")
     _no_circle(experts)
-    mixtures = tuple(_mixture(m, names, experts, f"mixtures.{i}") for i, m in enumerate(recipe.mixtures))
+    _no_adapter_parent(recipe, experts)
+    mixtures = tuple(_mixture(recipe, m, names, experts, f"mixtures.{i}") for i, m in enumerate(recipe.mixtures))
     for i, evaluation in enumerate(recipe.evaluation):
         for corpus in getattr(evaluation, "corpora", ()):
             _known(corpus, recipe.corpora, f"evaluation.{i}.corpora", "corpus")
@@ -207,6 +208,17 @@ def _no_circle(experts: list[Expert]) -> None:
             at = parent[at]
 
 
+def _no_adapter_parent(recipe: Recipe, experts: list[Expert]) -> None:
+    kinds = {e.name: e.kind for e in experts}
+    for expert in experts:
+        if kinds.get(expert.from_) == "lora":
+            raise RequestError(
+                f"expert {expert.name!r} branches from the adapter {expert.from_!r}, which is no whole model",
+                where="experts",
+                do="branch from base or from an expert of kind full or ffn",
+            )
+
+
 def _family(recipe: Recipe, expert: Expert, where: str) -> list[Expert]:
     if expert.windows is None:
         return [expert.model_copy(update={"from_": "fresh"})] if expert.from_ == "previous" else [expert]
@@ -228,7 +240,7 @@ def _family(recipe: Recipe, expert: Expert, where: str) -> list[Expert]:
 def _windows(windows: Windows | tuple[Window, ...], where: str) -> list[Window]:
     if isinstance(windows, tuple):
         ordered = sorted(windows, key=lambda w: w.start)
-        for a, b in zip(ordered, ordered[1:], strict=False):
+        for a, b in pairwise(ordered):
             if a.end > b.start:
                 raise RequestError("windows overlap", where=f"{where}.windows", found=f"{a.end} is after {b.start}")
         return ordered
@@ -236,7 +248,8 @@ def _windows(windows: Windows | tuple[Window, ...], where: str) -> list[Window]:
         raise RequestError(
             "the windows end before they start", where=f"{where}.windows", found=f"{windows.start} to {windows.end}"
         )
-    result, start = [], windows.start
+    result: list[Window] = []
+    start = windows.start
     while start < windows.end:
         end = _after(start, windows.every, windows.start, len(result) + 1)
         result.append(Window(start=start, end=min(end, windows.end)))
@@ -260,7 +273,7 @@ def _label(day: date) -> str:
     return day.strftime("%Y-%m") if day.day == 1 else day.isoformat()
 
 
-def _mixture(mixture: Mixture, names: list[str], experts: list[Expert], where: str) -> Mixture:
+def _mixture(recipe: Recipe, mixture: Mixture, names: list[str], experts: list[Expert], where: str) -> Mixture:
     slots: list[str] = []
     for pattern in mixture.slots:
         if any(c in pattern for c in "*?["):
@@ -283,14 +296,21 @@ def _mixture(mixture: Mixture, names: list[str], experts: list[Expert], where: s
             found=str(mixture.router.top_k),
         )
     by_name = {e.name: e for e in experts}
-    if mixture.eligible == "inclusive":
-        for slot in slots:
-            if by_name[slot].window is None:
-                raise RequestError(
-                    f"eligible: {mixture.eligible} goes by windows, and expert {slot!r} has none",
-                    where=f"{where}.slots",
-                    do="give it a window, or set eligible: all",
-                )
+    for slot in dict.fromkeys(slots):
+        if mixture.eligible == "inclusive" and by_name[slot].window is None:
+            raise RequestError(
+                f"eligible: inclusive goes by windows, and expert {slot!r} has none",
+                where=f"{where}.slots",
+                do="give it a window, or set eligible: all",
+            )
+        unknown = lineage(recipe, experts, slot).unknown if mixture.eligible == "strict" else []
+        if unknown:
+            raise RequestError(
+                f"eligible: strict needs to know when the knowledge of expert {slot!r} ends",
+                where=f"{where}.eligible",
+                found=unknown[0],
+                do="give that corpus a time column, set base.knowledge_until, or set eligible: all",
+            )
     return mixture.model_copy(update={"slots": tuple(slots)})
 
 

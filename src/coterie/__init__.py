@@ -1,0 +1,21 @@
+"""Train language-model experts once, each on its own slice of data, and make them work together as one model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "load", "run"]
+
+
+def __getattr__(name: str) -> Any:
+    """`coterie.run` and `coterie.load` bring torch with them, so they are imported when first used."""
+    if name == "run":
+        from importlib import import_module
+
+        return import_module("coterie.run")  # a callable module: coterie.run(...) and coterie.run.Conductor
+    if name == "load":
+        from coterie.mixtures import load
+
+        return load
+    raise AttributeError(f"module 'coterie' has no attribute {name!r}")

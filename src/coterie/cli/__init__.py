@@ -1,0 +1,76 @@
+"""The command line: one verb a file, heavy imports inside the verbs, so that `--help` answers at once.
+
+Exit codes: 0 done; 2 the request is wrong; 1 it failed while working (what was finished is kept); 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import Annotated
+
+import typer
+
+from coterie import progress
+from coterie.cli import evaluate, generate, mix, quickstart, recipe, report, run, store, train
+from coterie.errors import CoterieError
+
+app = typer.Typer(
+    name="coterie",
+    help="Train language-model experts once, each on its own slice of data, and make them work together as one model.\n\n"
+    "Start with: coterie quickstart",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback()
+def _options(
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print results and errors only.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    progress.QUIET = quiet
+    if debug:
+        os.environ["COTERIE_DEBUG"] = "1"
+
+
+for verb in (quickstart, run, train, mix, evaluate, generate, report, recipe):
+    app.command(verb.NAME)(verb.command)
+app.add_typer(store.app, name="store")
+
+
+def main() -> None:
+    """Entry point: run a verb, turn errors into one clear message and an exit code."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        app()
+    except KeyboardInterrupt:
+        again = " ".join(["coterie", *sys.argv[1:]])
+        print(
+            "\nStopped. What was finished is kept, and the newest checkpoint of what was not.\n"
+            f"  do:       go on with the same command: {again}",
+            file=sys.stderr,
+        )
+        sys.exit(130)
+    except CoterieError as error:
+        _fail(error, str(error), error.exit_code)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as error:
+        text = f"{type(error).__name__}: {error}\n  do:       this is a fault of ours; --debug shows where it happened"
+        _fail(error, text, 1)
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _fail(error: BaseException, text: str, code: int) -> None:
+    if os.environ.get("COTERIE_DEBUG"):
+        raise error
+    print(f"error: {text}", file=sys.stderr)
+    sys.exit(code)

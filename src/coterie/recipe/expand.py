@@ -119,7 +119,7 @@ def _corpus(name: str, value: Any, folder: Path) -> Any:
     if not isinstance(value, dict):
         return value
     value = _absolute(value, "path", folder)
-    if not any(k in value for k in ("path", "hub")) and name not in named.CORPORA:
+    if not any(value.get(k) for k in ("path", "hub")) and name not in named.CORPORA:
         raise RequestError(
             f"corpus {name!r} says neither path nor hub, and is not one of the named ones",
             where=f"corpora.{name}",

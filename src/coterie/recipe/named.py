@@ -42,7 +42,7 @@ def complete(name: str, value: dict[str, Any]) -> dict[str, Any]:
     shipped = CORPORA.get(name)
     if shipped is None:
         return value
-    from_hub = not any(k in value for k in ("path", "hub"))
+    from_hub = not any(value.get(k) for k in ("path", "hub"))
     layout = dict(shipped.get("hub_layout", shipped["layout"]) if from_hub else shipped["layout"])
     group = layout.pop("group", None)
     if any(k in value for k in ("text", "prompt", "response")):

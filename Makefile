@@ -1,0 +1,61 @@
+# make help
+PYTHON ?= python3
+BIN := .venv/bin
+# Each xdist worker computes on one thread: two workers share two cores without fighting over them.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(or $(WORKERS),2)
+
+.PHONY: help install quickstart test test-slow test-data test-browser test-gpu test-slurm test-compat lint format docs bench faults
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
+
+install: .venv/installed ## make .venv with the versions of constraints.txt
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+quickstart: install ## train, mix and compare small experts in about three minutes
+	$(BIN)/coterie quickstart
+
+test: install ## the default test suite
+	$(PYTEST)
+
+test-slow: install ## long tests
+	$(PYTEST) -m slow
+
+test-data: install ## tests on the real data of ../shared/data (or $COTERIE_DATA)
+	$(PYTEST) -m data
+
+test-browser: install ## the report in headless Chromium
+	$(BIN)/python -m pytest -m browser
+
+test-gpu: install ## tests that need a CUDA device
+	$(BIN)/python -m pytest -m gpu
+
+test-slurm: install ## tests that need a SLURM cluster
+	$(BIN)/python -m pytest -m slurm
+
+test-compat: install ## other library versions in environments of their own
+	$(BIN)/python -m pytest -m compat
+
+faults: install ## every injected fault: kills, full disks, flipped bits, races
+	$(PYTEST) -m 'slow or not slow' tests/faults tests/store
+
+lint: install ## style, types, import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: install ## rewrite files in house style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: install ## write docs/reference/recipe.md from the models
+	$(BIN)/coterie recipe > docs/reference/recipe.md
+
+bench: install ## every benchmark; each ends with one line of JSON
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done

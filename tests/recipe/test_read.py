@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import date
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -210,7 +211,7 @@ def test_windows_tile_their_span(count: int, unit: str, start: date, days: int) 
     windows = [e.window for e in read(raw).experts]
     assert windows[0].start == start  # type: ignore[union-attr]
     assert windows[-1].end == end  # type: ignore[union-attr]
-    for a, b in zip(windows, windows[1:], strict=False):
+    for a, b in pairwise(windows):
         assert a.end == b.start  # type: ignore[union-attr]
 
 

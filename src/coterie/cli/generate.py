@@ -17,9 +17,7 @@ def command(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens to add.")] = 64,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the most likely token each time.")] = 0.0,
     top_k: Annotated[int | None, typer.Option(min=1, help="Draw from the k most likely tokens.")] = None,
-    top_p: Annotated[
-        float | None, typer.Option(min=0.0, max=1.0, help="Draw from the likeliest tokens of this mass.")
-    ] = None,
+    top_p: Annotated[float | None, typer.Option(min=0.0, max=1.0, help="Draw from the likeliest, up to this mass.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the draw.")] = 0,
 ) -> None:
     """Let a mixture or an expert go on from a text."""

@@ -15,9 +15,7 @@ StoreOption = Annotated[
 OutOption = Annotated[Path | None, typer.Option("--out", help="Folder for the results. Default: runs/NAME.")]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option(
-        "--set", metavar="KEY=VALUE", help="Override a key, such as --set experts.code.train.tokens=1000. Repeatable."
-    ),
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key, such as --set experts.code.train.tokens=1000."),
 ]
 DryOption = Annotated[bool, typer.Option("--dry-run", help="Print the plan: what is cached, what will be made.")]
 

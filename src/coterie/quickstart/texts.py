@@ -60,60 +60,11 @@ def language_reference() -> Iterator[dict]:
         yield {"id": name, "text": text.strip()}
 
 
-_FIRST = [
-    "Ada",
-    "Bela",
-    "Cyrus",
-    "Dorit",
-    "Emil",
-    "Fenna",
-    "Goran",
-    "Hanne",
-    "Ivo",
-    "Jonna",
-    "Karel",
-    "Lore",
-    "Milan",
-    "Noor",
-    "Otis",
-    "Petra",
-    "Quint",
-    "Rosa",
-    "Sven",
-    "Tilde",
-]
-_LAST = [
-    "Abram",
-    "Brandt",
-    "Corvin",
-    "Dahl",
-    "Eklund",
-    "Farkas",
-    "Grieve",
-    "Holt",
-    "Iversen",
-    "Jansen",
-    "Koller",
-    "Lind",
-    "Moreau",
-    "Nyberg",
-    "Orsini",
-    "Palmer",
-]
-_TOWN = [
-    "Ashford",
-    "Birkhaven",
-    "Corwen",
-    "Dunmere",
-    "Eastbrook",
-    "Fallow",
-    "Glenrock",
-    "Harwick",
-    "Inverlea",
-    "Juniper",
-    "Kestrel",
-    "Langmoor",
-]
+_FIRST = (
+    "Ada Bela Cyrus Dorit Emil Fenna Goran Hanne Ivo Jonna Karel Lore Milan Noor Otis Petra Quint Rosa Sven Tilde"
+).split()
+_LAST = ("Abram Brandt Corvin Dahl Eklund Farkas Grieve Holt Iversen Jansen Koller Lind Moreau Nyberg Orsini Palmer").split()
+_TOWN = ("Ashford Birkhaven Corwen Dunmere Eastbrook Fallow Glenrock Harwick Inverlea Juniper Kestrel Langmoor").split()
 _THING = ["bridge", "library", "market hall", "observatory", "railway station", "theatre", "water mill", "school"]
 _OFFICE = ["mayor", "harbour master", "head of the library", "chief engineer", "judge", "editor of the Gazette"]
 

@@ -14,5 +14,5 @@ def command(
     set: SetOption = None,
     dry_run: DryOption = False,
 ) -> None:
-    """Do everything a recipe asks for"""
-    run_until(" train, mix, evaluate, report.:report", recipe, store, out, set, dry_run)
+    """Do everything a recipe asks for: train, mix, evaluate, report."""
+    run_until("report", recipe, store, out, set, dry_run)

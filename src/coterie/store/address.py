@@ -7,12 +7,14 @@ part of it: paths, names, hosts, times, logging.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache, cached_property
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from coterie.recipe.spec import digest
+from coterie.recipe.spec import canonical_json, digest
 
 FORMATS = {
     "corpora": 1,
@@ -46,8 +48,9 @@ class Action:
 
     def __post_init__(self) -> None:
         assert self.kind in FORMATS, self.kind
+        assert digest(json.loads(canonical_json(self.statement))) == self.key, "a spec must survive JSON"
 
-    @property
+    @cached_property
     def statement(self) -> dict[str, Any]:
         """All that the key is a hash of; stored in the manifest."""
         return {
@@ -59,11 +62,12 @@ class Action:
             "numerics": self.numerics,
         }
 
-    @property
+    @cached_property
     def key(self) -> str:
         return digest(self.statement)
 
 
+@cache
 def _version(name: str) -> str:
     try:
         return version(name)

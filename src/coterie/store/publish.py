@@ -1,55 +1,104 @@
 """Publishing: nothing appears half-made, and what appears is on the disk.
 
-temp directory -> hash every file -> fsync -> manifest -> fsync of the directory -> rename -> fsync of the parent. The loser
-of a race finds the winner's object and uses it.
+temp directory -> fsync and hash of every file -> manifest -> fsync of every directory -> rename -> fsync of the parent. The
+loser of a race verifies the winner's object and uses it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
-import json
 import os
 import shutil
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from coterie.errors import WorkError
+from coterie.progress import say
 from coterie.recipe.spec import canonical_json
 from coterie.store.artifact import sha256
+from coterie.store.lease import owner
+from coterie.store.verify import DamageError, read_object, walk
 
 
-def publish(folder: Path, home: Path, statement: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
-    """Move a finished temp directory to ``home/<digest>``.
+def publish(folder: Path, root: Path, statement: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
+    """Move a finished temp directory to ``root/<kind>/<digest>``.
 
     Returns:
         the object's digest, and the sha256 of each file.
     """
     files: dict[str, dict[str, Any]] = {}
-    for path in sorted(p for p in folder.rglob("*") if not p.is_dir()):
-        if path.is_symlink() or not path.is_file():
-            raise WorkError("only plain files can be published", where=str(path))
-        _sync(path)
-        files[path.relative_to(folder).as_posix()] = {"size": path.stat().st_size, "sha256": sha256(path)}
+    try:
+        tree = list(walk(folder))
+    except ValueError as error:
+        raise WorkError("only plain files can be published", where=str(folder), found=str(error)) from None
+    assert all(name != "manifest.json" for name, _ in tree), "manifest.json is the store's own file"
+    for name, info in tree:
+        if stat.S_ISREG(info.st_mode):
+            assert info.st_nlink <= 1, f"{name} has another link: whoever has that could change it"
+            path = folder / name
+            path.chmod(0o444)
+            _sync(path)
+            files[name] = {"size": info.st_size, "sha256": sha256(path)}
     manifest = canonical_json({**statement, "files": files}).encode()
     digest = hashlib.sha256(manifest).hexdigest()
     write_synced(folder / "manifest.json", manifest)
-    for path in folder.rglob("*"):
-        path.chmod(0o555 if path.is_dir() else 0o444)
-        if path.is_dir():
-            _sync(path)
+    (folder / "manifest.json").chmod(0o444)
+    for name, info in tree:
+        if stat.S_ISDIR(info.st_mode):
+            (folder / name).chmod(0o555)
+            _sync(folder / name)
     _sync(folder)
-    home.mkdir(parents=True, exist_ok=True)
-    target = home / digest
+    home = root / statement["kind"]
+    make_directory(home)
+    while not _moved(folder, home / digest, root):
+        pass  # what lay there was damaged and is set aside now
+    _sync(home)
+    (home / digest).chmod(0o555)  # only now: a read-only directory cannot be moved
+    return digest, {name: entry["sha256"] for name, entry in files.items()}
+
+
+def _moved(folder: Path, target: Path, root: Path) -> bool:
     try:
         os.rename(folder, target)
     except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
             raise
-        discard(folder)
-    _sync(home)
-    return digest, {name: entry["sha256"] for name, entry in files.items()}
+        try:
+            read_object(target)
+        except FileNotFoundError:
+            return False
+        except DamageError as damage:
+            set_aside(root, damage)
+            return False
+    return True
+
+
+def set_aside(root: Path, damage: DamageError, label: str = "") -> None:
+    """Quarantine what does not verify; the evidence is kept. Nothing happens if another process did it already."""
+    path = damage.path
+    place = root / "quarantine" / f"{path.parent.name}-{path.name}-{os.urandom(3).hex()}"
+    try:
+        make_directory(place.parent)
+        if os.lstat(path).st_ino != damage.inode:  # it was made again meanwhile
+            return
+        if path.is_dir():
+            path.chmod(0o755)
+        os.rename(path, place)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise WorkError(
+            "a damaged artifact cannot be set aside",
+            where=str(path),
+            found=f"{damage.reason}; {error}",
+            do="check who owns the store and whether it is read-only",
+        ) from None
+    what = label or f"{path.parent.name} {path.stem[:12]}"
+    say(f"  damaged: {what} ({damage.reason}); set aside as {place}, to be made again")
 
 
 def write_synced(path: Path, data: bytes) -> None:
@@ -59,51 +108,42 @@ def write_synced(path: Path, data: bytes) -> None:
         os.fsync(stream.fileno())
 
 
-def replace_synced(path: Path, data: bytes) -> None:
-    """Write a small file so that a reader sees the old or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temp = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
+def replace_synced(path: Path, data: bytes, temp: Path) -> None:
+    """Write a small file so that a reader sees the old or the new one, never a part. ``temp``: a folder for the draft."""
+    make_directory(path.parent)
+    make_directory(temp)
+    draft = temp / f"{path.name[:16]}{owner()}"
     try:
-        write_synced(temp, data)
-        os.replace(temp, path)
-    except BaseException:
-        temp.unlink(missing_ok=True)
-        raise
+        write_synced(draft, data)
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
     _sync(path.parent)
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of an object; its hash must be the folder's name."""
-    data = (folder / "manifest.json").read_bytes()
-    if hashlib.sha256(data).hexdigest() != folder.name:
-        raise ValueError("manifest.json is not the one this object was published with")
-    return json.loads(data)
-
-
-def check(folder: Path, manifest: Mapping[str, Any], *, full: bool) -> None:
-    """Raise ValueError, naming the file, if the object is not what its manifest says. ``full`` hashes every byte."""
-    for name, entry in manifest["files"].items():
-        path = folder / name
-        if not path.is_file():
-            raise ValueError(f"{name} is missing")
-        if path.stat().st_size != entry["size"]:
-            raise ValueError(f"{name} has {path.stat().st_size} bytes, expected {entry['size']}")
-        if full and sha256(path) != entry["sha256"]:
-            raise ValueError(f"{name} does not match its sha256")
-    extra = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} - {*manifest["files"], "manifest.json"}
-    if extra:
-        raise ValueError(f"{sorted(extra)[0]} does not belong to it")
+def make_directory(path: Path) -> None:
+    """Make it and its parents, each on the disk."""
+    if not path.is_dir():
+        make_directory(path.parent)
+        path.mkdir(exist_ok=True)
+        _sync(path.parent)
 
 
 def discard(folder: Path) -> None:
-    """Delete a directory that may be read-only."""
-    for path in [folder, *folder.rglob("*")]:
-        if path.is_dir() and not path.is_symlink():
-            path.chmod(0o755)
+    """Delete a directory or file that may be read-only, as far as that is possible."""
+    if not folder.is_dir() or folder.is_symlink():
+        with contextlib.suppress(OSError):
+            folder.unlink(missing_ok=True)
+        return
+    for path, _, _ in os.walk(folder):
+        with contextlib.suppress(OSError):
+            os.chmod(path, 0o755)
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def _sync(path: Path) -> None:
+    if os.name == "nt" and path.is_dir():  # Windows has no handle for that
+        return
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -3,7 +3,8 @@
     ROOT/<kind>/<digest>/manifest.json ...   objects, read-only
     ROOT/actions/<kind>/<key>.json           action -> object, and how it was made
     ROOT/work/<key>/                         checkpoints of unfinished work
-    ROOT/temp/  locks/  quarantine/
+    ROOT/roots/                              what each run rests on
+    ROOT/temp/  quarantine/  file-digests/  locks/  users/  in-use.lock
 
 A lock only saves work: two processes that ask for one thing at once make it once. Without working locks both make it, and
 the second finds that the first has published; nothing breaks.
@@ -11,23 +12,25 @@ the second finds that the first has published; nothing breaks.
 
 from __future__ import annotations
 
-import errno
-import json
 import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
-from coterie.errors import WorkError
 from coterie.progress import say
-from coterie.recipe.spec import canonical_json
+from coterie.recipe.spec import digest
 from coterie.store.address import Action
 from coterie.store.artifact import Artifact, Planned
-from coterie.store.publish import check, discard, publish, read_manifest, replace_synced
+from coterie.store.digests import FileDigests
+from coterie.store.lease import Presence, lease, owner
+from coterie.store.publish import discard, make_directory, publish, replace_synced, set_aside
+from coterie.store.roots import read_root, write_root
+from coterie.store.trouble import explained
+from coterie.store.verify import DamageError, Signature, read_object, seal, signature, unseal
 
 Build = Callable[[Path], Mapping[str, Any] | None]
 
@@ -41,7 +44,11 @@ class Store:
         self.root = Path(root).expanduser().absolute()
         self.used: dict[str, Artifact] = {}
         """Every artifact this object gave out, by action key: what a run rests on."""
-        self._verified: set[str] = set()
+        self._verified: dict[str, Signature] = {}
+        self._files = FileDigests(self.root)
+        self._presence: Presence | None = None
+        self._out: Path | None = None
+        self._wanted: dict[str, str | None] = {}
 
     def make(self, action: Action, build: Build, *, label: str, tokens: int | None = None) -> Artifact:
         """The result of ``action``: found and verified, or built now.
@@ -52,120 +59,124 @@ class Store:
                 threads) for the record. It is called at most once, and not at all if the result exists.
             label: what it is, for people.
             tokens: tokens it will process, for plans.
+
+        Raises:
+            WorkError: the disk is full, the store cannot be written or read. What was finished is kept.
         """
         key = action.key
-        if key not in self.used:
-            found = self.find(action, label)
-            self.used[key] = found if found is not None else self._make(action, build, label)
+        known = self.used.get(key)
+        if known is None or not self._untouched(known):
+            artifact = self.find(action, label) or self._make(action, build, label)
+            # What this object made itself and only read again is still new.
+            self.used[key] = artifact if known is None or known.reused else replace(artifact, reused=False)
         return self.used[key]
 
     def find(self, action: Action, label: str = "") -> Artifact | None:
         """The verified result of an action if there is one. What does not verify is quarantined and named."""
-        record = self._record(action)
-        if record is None:
-            return None
-        folder = self.root / action.kind / record["object"]
-        if not folder.is_dir():
-            return None
-        return self._open(action.kind, folder, made=record.get("made", {}), label=label)
+        with explained(self.root, label or action.kind, "read"):
+            self.enter()
+            try:
+                return self._read(action)
+            except DamageError as damage:
+                if self.dry:
+                    say(f"  damaged: {label or action.kind} ({damage.reason}); it will be set aside and made again")
+                    return None
+            with self._lease(action, label):
+                return self._read_or_set_aside(action, label)
 
     def scratch(self, action: Action) -> Path:
         """A directory that outlives the process, for checkpoints; removed when the action's result is published."""
         return self.root / "work" / action.key
 
-    def _record(self, action: Action) -> dict[str, Any] | None:
+    def digest_file(self, path: str | Path) -> str:
+        """sha256 of a file outside the store, such as a corpus; not computed again while nothing touched the file."""
+        self.enter()
+        return self._files.digest(Path(path))
+
+    def keep(self, out: str | Path, *, finished: bool = False) -> None:
+        """Note that the run in directory ``out`` rests on all that this object gave out, so that prune keeps it.
+
+        Called when a run starts, it adds to what was noted for ``out`` before, and from then on notes what is about to
+        be made; called with ``finished``, what only earlier runs in ``out`` needed is let go.
+        """
+        if self.dry:
+            return
+        self._out = Path(out).absolute()
+        with explained(self.root, "what the run rests on"):
+            self.enter()
+            self._wanted = {} if finished else {**read_root(self.root, self._out), **self._wanted}
+            self._wanted |= {key: artifact.digest for key, artifact in list(self.used.items())}
+            write_root(self.root, self._out, self._wanted)
+
+    def enter(self) -> None:
+        """Say that this process rests on the store, so that nothing is swept; the other methods do it by themselves."""
+        if not self.dry and (self._presence is None or self._presence.pid != os.getpid()):
+            self._presence = Presence(self.root)
+
+    def leave(self) -> None:
+        """Say that this process needs nothing of the store any more. Happens by itself at its end."""
+        if self._presence is not None and self._presence.pid == os.getpid():
+            self._presence.leave()
+        self._presence = None
+
+    def _lease(self, action: Action, label: str) -> AbstractContextManager[None]:
+        return lease(self.root / "locks" / f"{action.key}.lock", label or action.kind)
+
+    def _read(self, action: Action) -> Artifact | None:
+        """Raises DamageError."""
         try:
-            return json.loads(self._record_path(action).read_bytes())
+            record = unseal(self._record_path(action))
+            folder = self.root / action.kind / record["object"]
+            manifest, now = read_object(folder, self._verified.get(folder.name))
         except FileNotFoundError:
             return None
-        except (ValueError, OSError) as error:
-            say(f"  the record of an action cannot be read and is made again ({error})")
-            return None
+        files = manifest.pop("files")
+        if digest(manifest) != action.key:
+            path = self._record_path(action)
+            raise DamageError(path, path.stat().st_ino, "the record of an action names another action's object")
+        self._verified[folder.name] = now
+        hashes = {name: entry["sha256"] for name, entry in files.items()}
+        return Artifact(action.kind, folder.name, folder, hashes, record["made"], reused=True)
+
+    def _read_or_set_aside(self, action: Action, label: str) -> Artifact | None:
+        while True:
+            try:
+                return self._read(action)
+            except DamageError as damage:
+                set_aside(self.root, damage, label)
 
     def _record_path(self, action: Action) -> Path:
         return self.root / "actions" / action.kind / f"{action.key}.json"
 
-    def _open(self, kind: str, folder: Path, *, made: Mapping[str, Any], label: str) -> Artifact | None:
-        full = folder.name not in self._verified
+    def _untouched(self, artifact: Artifact) -> bool:
         try:
-            manifest = read_manifest(folder)
-            check(folder, manifest, full=full)
-        except (ValueError, OSError, KeyError) as error:
-            self.quarantine(folder, str(error), label)
-            return None
-        self._verified.add(folder.name)
-        files = {name: entry["sha256"] for name, entry in manifest["files"].items()}
-        return Artifact(kind, folder.name, folder, files, made, reused=True)
-
-    def quarantine(self, folder: Path, reason: str, label: str = "") -> None:
-        """Set aside an object that does not verify; the evidence is kept."""
-        place = self.root / "quarantine" / f"{folder.parent.name}-{folder.name[:16]}-{os.urandom(3).hex()}"
-        place.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            folder.chmod(0o755)
-            os.rename(folder, place)
-        except OSError as error:
-            raise WorkError(
-                "a damaged artifact cannot be set aside",
-                where=str(folder), found=f"{reason}; {error}", do="check who owns the store and whether it is read-only",
-            ) from None
-        say(f"  damaged: {label or folder.parent.name} {folder.name[:12]} ({reason}); set aside in {place}, made again")
+            return signature(artifact.path) == self._verified.get(artifact.digest)
+        except (OSError, ValueError):
+            return False
 
     def _make(self, action: Action, build: Build, label: str) -> Artifact:
-        with self._lease(action, label):
-            found = self.find(action, label)  # another process may have finished while this one waited
+        temp = self.root / "temp" / f"{action.key[:16]}{owner()}"
+        with explained(self.root, label), self._lease(action, label):
+            found = self._read_or_set_aside(action, label)  # another process may have finished while this one waited
             if found is not None:
                 return found
-            temp = self.root / "temp" / f"{action.key[:16]}-{os.getpid()}-{os.urandom(4).hex()}"
             try:
-                temp.mkdir(parents=True)
+                if self._out is not None:
+                    self._wanted.setdefault(action.key, None)
+                    self.keep(self._out)
+                make_directory(temp)
                 started = time.monotonic()
-                made = {"seconds": None, **(build(temp) or {})}
-                made["seconds"] = made["seconds"] or round(time.monotonic() - started, 3)
-                digest, files = publish(temp, self.root / action.kind, action.statement)
-            except OSError as error:
-                raise self._readable(error, label) from error
+                made = dict(build(temp) or {})
+                made.setdefault("seconds", round(time.monotonic() - started, 3))
+                name, files = publish(temp, self.root, action.statement)
+                record = {"object": name, "label": label, "made": made}
+                replace_synced(self._record_path(action), seal(record), self.root / "temp")
             finally:
                 discard(temp)
-            replace_synced(self._record_path(action), canonical_json({"object": digest, "made": made}).encode())
             shutil.rmtree(self.scratch(action), ignore_errors=True)
-        self._verified.add(digest)
-        return Artifact(action.kind, digest, self.root / action.kind / digest, files, made)
-
-    def _lease(self, action: Action, label: str) -> FileLock:
-        path = self.root / "locks" / f"{action.key}.lock"
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(path)
-            try:
-                lock.acquire(timeout=0.05)
-            except Timeout:
-                say(f"  waiting: another process is making {label}")
-                lock.acquire()
-                lock.release()
-                return lock
-            lock.release()
-            return lock
-        except OSError as error:
-            raise self._readable(error, label) from error
-
-    def _readable(self, error: OSError, label: str) -> WorkError:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            free = shutil.disk_usage(self.root).free
-            return WorkError(
-                f"the disk is full: {label} could not be written",
-                where=str(self.root),
-                found=f"{free / 1e9:.2f} GB free",
-                kept="everything that was finished before, and the newest checkpoint",
-                do="make room (coterie store prune) and run the same command again",
-            )
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            return WorkError(
-                "the store cannot be written",
-                where=str(error.filename or self.root), found=error.strerror,
-                do="choose another store with --store, or correct its owner and permissions",
-            )
-        return WorkError(f"{label} could not be made", where=str(error.filename or self.root), found=str(error))
+            folder = self.root / action.kind / name
+            self._verified[name] = signature(folder)
+            return Artifact(action.kind, name, folder, files, made)
 
 
 class DryStore(Store):

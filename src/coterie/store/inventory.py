@@ -1,0 +1,128 @@
+"""What lies in a store: listed, and read again byte for byte."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from coterie.progress import bar
+from coterie.recipe.spec import canonical_json
+from coterie.store.address import FORMATS
+from coterie.store.publish import set_aside
+from coterie.store.roots import read_roots
+from coterie.store.store import Store
+from coterie.store.trouble import explained
+from coterie.store.verify import DamageError, read_object, stats, unseal
+
+
+@dataclass(frozen=True)
+class Row:
+    """One object, for people."""
+
+    kind: str
+    digest: str
+    label: str
+    """What it was called when it was made, else the beginning of its spec."""
+    size: int
+    """Bytes; a file with many links counts once."""
+    kept_by: tuple[Path, ...]
+    """OUT directories of the runs that rest on it."""
+
+
+@dataclass
+class Verified:
+    """What reading everything showed."""
+
+    objects: int = 0
+    records: int = 0
+    bytes: int = 0
+    damaged: list[tuple[str, str]] = field(default_factory=list)
+    """(path inside the store, reason); each was set aside."""
+
+
+def objects(root: Path) -> Iterator[tuple[str, Path]]:
+    """(kind, directory) of every object, by kind and digest."""
+    for kind in FORMATS:
+        for folder in sorted((root / kind).glob("[0-9a-f]" * 64)):
+            yield kind, folder
+
+
+def records(root: Path) -> Iterator[Path]:
+    """The file of every action's record."""
+    yield from sorted((root / "actions").glob("*/*.json"))
+
+
+def ls(store: Store) -> list[Row]:
+    """Every object of a store. Reads no more than names, sizes and manifests.
+
+    Raises:
+        WorkError: the store, or what a run rests on, cannot be read.
+    """
+    with explained(store.root, "the list", "read"):
+        kept: dict[str, list[Path]] = {}
+        for root in read_roots(store.root):
+            for digest in root.actions.values():
+                kept.setdefault(digest or "", []).append(root.out)
+        labels = {}
+        for path in records(store.root):
+            record = _unsealed(path)
+            labels[record.get("object")] = record.get("label")
+        return [
+            Row(
+                kind,
+                it.name,
+                labels.get(it.name) or _summary(it),
+                sum({(info.st_dev, info.st_ino): info.st_size for info in stats(it)}.values()),
+                tuple(dict.fromkeys(kept.get(it.name, []))),
+            )
+            for kind, it in objects(store.root)
+        ]
+
+
+def verify(store: Store) -> Verified:
+    """Hash every byte of a store; what does not verify is set aside and made again when it is asked for.
+
+    Raises:
+        WorkError: the store cannot be read, or damage cannot be set aside.
+    """
+    report = Verified()
+    with explained(store.root, "the check", "read"), bar("verify", unit="bytes") as progress:
+        store.enter()
+        for path in [folder for _, folder in objects(store.root)] + list(records(store.root)):
+            try:
+                if path.suffix:
+                    unseal(path)
+                    report.records += 1
+                else:
+                    _, files = read_object(path)
+                    report.objects += 1
+                    report.bytes += sum(size for _, _, _, size, *_ in files)
+            except FileNotFoundError:
+                continue  # another process set it aside
+            except DamageError as damage:
+                report.damaged.append((path.relative_to(store.root).as_posix(), damage.reason))
+                set_aside(store.root, damage)
+            progress.to(report.bytes)
+    return report
+
+
+def manifest_of(folder: Path) -> Mapping[str, Any]:
+    """The manifest, unverified; empty if it cannot be read."""
+    try:
+        return json.loads((folder / "manifest.json").read_bytes())
+    except (OSError, ValueError):
+        return {}
+
+
+def _unsealed(path: Path) -> Mapping[str, Any]:
+    try:
+        return unseal(path)
+    except (FileNotFoundError, DamageError):
+        return {}
+
+
+def _summary(folder: Path) -> str:
+    return canonical_json(manifest_of(folder).get("spec", {}))[:60]

@@ -1,0 +1,120 @@
+"""Reading back: nothing is used before it is known to be what was published.
+
+An object's name is the hash of its manifest, the manifest holds the hash of every file: whatever changes a byte, deletes or
+adds a file is noticed. Small files that have no such name (records, roots) carry a hash of themselves. All bytes are hashed
+once a process, and again when a file's stat changes: mode bits and sizes prove nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from coterie.recipe.spec import canonical_json
+from coterie.store.artifact import sha256
+
+Signature = tuple[tuple[Any, ...], ...]
+
+
+class DamageError(Exception):
+    """What lies in the store is not what was published. ``inode``: of the very thing that was looked at."""
+
+    def __init__(self, path: Path, inode: int, reason: str) -> None:
+        self.path, self.inode, self.reason = path, inode, reason
+        super().__init__(f"{path}: {reason}")
+
+
+def walk(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
+    """(path inside, stat) of every file and directory below ``folder``, children before their directory, by name.
+
+    Raises:
+        ValueError: something else lies there: a link, a pipe, a device.
+    """
+    with os.scandir(folder) as entries:
+        children = sorted(entries, key=lambda entry: entry.name)
+    for entry in children:
+        info = os.lstat(entry.path)  # not entry.stat(): that may have no inode
+        if stat.S_ISDIR(info.st_mode):
+            for name, inner in walk(Path(entry.path)):
+                yield f"{entry.name}/{name}", inner
+        elif not stat.S_ISREG(info.st_mode):
+            raise ValueError(f"{entry.name} is neither a plain file nor a directory")
+        yield entry.name, info
+
+
+def fingerprint(info: os.stat_result) -> tuple[int, ...]:
+    """Changes whenever a file is written: nobody can set the last of these."""
+    return (info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns)
+
+
+def stats(path: Path) -> Iterator[os.stat_result]:
+    """Of every file at or below ``path``, of whatever sort; what vanishes meanwhile is left out."""
+    names = [os.path.join(folder, name) for folder, _, files in os.walk(path) for name in files] or [str(path)]
+    for name in names:
+        with contextlib.suppress(OSError):
+            yield os.lstat(name)
+
+
+def signature(folder: Path) -> Signature:
+    """Fingerprints of all files of an object; equal means that nothing was touched."""
+    return tuple((name, *fingerprint(info)) for name, info in walk(folder) if stat.S_ISREG(info.st_mode))
+
+
+def read_object(folder: Path, known: Signature | None = None) -> tuple[dict[str, Any], Signature]:
+    """The manifest of an object that verifies. Bytes are not hashed again if the signature is ``known``.
+
+    Raises:
+        FileNotFoundError: there is none.
+        DamageError: there is one and it does not verify.
+        OSError: it cannot be read (permissions, too many open files); that is no damage.
+    """
+    inode = os.lstat(folder).st_ino
+    try:
+        data = (folder / "manifest.json").read_bytes()
+        if hashlib.sha256(data).hexdigest() != folder.name:
+            raise ValueError("manifest.json is not the one it was published with")
+        manifest = json.loads(data)
+        now = signature(folder)
+        sizes = {name: size for name, _, _, size, *_ in now if name != "manifest.json"}
+        for name, entry in manifest["files"].items():
+            if name not in sizes:
+                raise ValueError(f"{name} is missing")
+            if sizes.pop(name) != entry["size"]:
+                raise ValueError(f"{name} has not {entry['size']} bytes")
+            if now != known and sha256(folder / name) != entry["sha256"]:
+                raise ValueError(f"{name} does not match its sha256")
+        if sizes:
+            raise ValueError(f"{min(sizes)} does not belong to it")
+    except (ValueError, FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        raise DamageError(folder, inode, str(error)) from error
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        raise DamageError(folder, inode, str(error)) from error
+    return manifest, now
+
+
+def seal(value: Mapping[str, Any]) -> bytes:
+    """JSON with a hash of itself, for small files that are not named by their hash."""
+    return canonical_json({**value, "sha256": hashlib.sha256(canonical_json(value).encode()).hexdigest()}).encode()
+
+
+def unseal(path: Path) -> dict[str, Any]:
+    """Raises FileNotFoundError if there is none, DamageError if it is not as it was written."""
+    inode = os.lstat(path).st_ino
+    data = path.read_bytes()
+    try:
+        value = json.loads(data)
+        value.pop("sha256")
+        if seal(value) != data:
+            raise ValueError("it is not as it was written")
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        raise DamageError(path, inode, str(error) or repr(error)) from error
+    return value

@@ -1,0 +1,179 @@
+"""A Hugging Face model directory, or a hub id, as an artifact: hashed where it lies, checked before anything rests on it.
+
+Only safetensors and JSON are read. Pickled weights, code beside the weights, kernels from a hub, missing shards and
+numbers that are not finite are refused here, before a plan is made, because each of them loads without a word elsewhere.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from coterie.errors import RequestError
+from coterie.recipe import digest
+from coterie.store import Artifact, sha256
+
+TOKENIZER_FILES = frozenset(
+    {
+        "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt",
+        "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "chat_template.jinja", "chat_template.json",
+    }
+)  # fmt: skip
+"""Files of a tokenizer that may stand beside the weights."""
+
+MODEL_FILES = frozenset({"config.json", "generation_config.json", "adapter_config.json", "model.safetensors.index.json"})
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+def contents(artifact: Artifact) -> str:
+    """Digest of what decides a model's or a tokenizer's function: configuration, weights and tokenizer. Figures and logs
+    beside them are left out, so that a retrained but equal model serves the same."""
+    if artifact.planned:
+        return artifact.content("model")
+    return digest({name: hash for name, hash in artifact.files.items() if _decides(name)})
+
+
+def _decides(name: str) -> bool:
+    return name in TOKENIZER_FILES or name in MODEL_FILES or name.endswith(".safetensors")
+
+
+def checkpoint(path_or_id: str | Path, revision: str | None = None) -> Artifact:
+    """The model in a local directory, or downloaded from the hub, as an artifact outside the store.
+
+    Args:
+        path_or_id: directory with ``config.json``, safetensors and tokenizer files, or a hub id.
+        revision: commit or tag, for hub ids.
+
+    Raises:
+        RequestError: what is there is no whole, finite, safe model.
+    """
+    folder = Path(path_or_id).expanduser()
+    if not folder.is_dir():
+        folder = _download(str(path_or_id), revision)
+    elif revision is not None:
+        raise RequestError("a local directory has no revision", where=str(folder), found=revision, do="remove base.revision")
+    config = _json(folder / "config.json")
+    _refuse_code(folder, config)
+    shards = _shards(folder)
+    _check_finite(shards)
+    _check_complete(folder)
+    files = {p.name: sha256(p) for p in sorted(folder.iterdir()) if p.is_file() and (p in shards or _kept(p.name))}
+    return Artifact("weights", digest(files), folder.absolute(), files)
+
+
+def _kept(name: str) -> bool:
+    return name in TOKENIZER_FILES or name in MODEL_FILES
+
+
+def _download(name: str, revision: str | None) -> Path:
+    if not _HUB_ID.fullmatch(name):
+        raise RequestError(
+            "no such directory", where=name, expected="a Hugging Face model directory or a hub id", do="correct base.path"
+        )
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(
+            snapshot_download(
+                name, revision=revision, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+            )
+        )
+    except Exception as error:
+        raise RequestError(
+            "the model is neither a directory here nor could it be fetched from the hub",
+            where=name, found=str(error).splitlines()[0] if str(error) else type(error).__name__,
+            do="set base.path to a local directory, or check the id and the network",
+        ) from None  # fmt: skip
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RequestError(
+            "not a Hugging Face model directory", where=str(path.parent), expected=path.name, found="no such file"
+        ) from None
+    except (ValueError, OSError) as error:
+        raise RequestError("cannot be read as JSON", where=str(path), found=str(error)) from None
+    if not isinstance(value, dict):
+        raise RequestError("cannot be read", where=str(path), expected="a JSON object", found=type(value).__name__)
+    return value
+
+
+def _refuse_code(folder: Path, config: dict[str, Any]) -> None:
+    """No code that comes with the weights is run, nor kernels that its configuration names."""
+    for file in (folder / "config.json", folder / "tokenizer_config.json"):
+        value = _json(file) if file.exists() else {}
+        for key, setting in _walk(value):
+            named_kernel = key.endswith("_implementation") and isinstance(setting, str) and "/" in setting
+            if key == "auto_map" or named_kernel:
+                raise RequestError(
+                    "the model asks for code from elsewhere to be run, which is refused",
+                    where=f"{file} ({key})", found=str(setting),
+                    do="convert it to an architecture of transformers",
+                )  # fmt: skip
+    if "model_type" not in config:
+        raise RequestError(
+            "the configuration names no architecture", where=str(folder / "config.json"), expected="model_type"
+        )
+
+
+def _walk(value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for key, child in value.items():
+            yield key, child
+            yield from _walk(child)
+    elif isinstance(value, list):
+        for child in value:
+            yield from _walk(child)
+
+
+def _shards(folder: Path) -> list[Path]:
+    """The weight files: one, or those an index names, which must lie in the directory itself."""
+    index = folder / "model.safetensors.index.json"
+    if (folder / "model.safetensors").is_file():
+        return [folder / "model.safetensors"]
+    if not index.is_file():
+        pickled = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl"))
+        adapter = "a LoRA adapter: name the model it rests on" if (folder / "adapter_config.json").exists() else None
+        raise RequestError(
+            "pickled weights are refused: opening them can run code" if pickled else "no weights",
+            where=str(folder), expected="model.safetensors", found=", ".join(pickled) or adapter or "none",
+            do="convert them once in a sandbox and save with save_pretrained",
+        )  # fmt: skip
+    names = _json(index).get("weight_map", {})
+    shards = []
+    for name in sorted(set(names.values())):
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise RequestError("the index points outside the directory", where=str(index), found=name)
+        if not (folder / name).is_file():
+            raise RequestError("a part of the weights is missing", where=str(folder / name), expected="named in the index")
+        shards.append(folder / name)
+    return shards
+
+
+def _check_finite(shards: list[Path]) -> None:
+    import torch
+    from safetensors import SafetensorError, safe_open
+
+    for shard in shards:
+        try:
+            with safe_open(shard, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118 - no mapping
+                    tensor = file.get_tensor(name)
+                    if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all():
+                        raise RequestError(
+                            "the weights are not finite", where=f"{shard} ({name})", found="NaN or infinity",
+                            do="use another checkpoint",
+                        )  # fmt: skip
+        except SafetensorError as error:
+            raise RequestError("damaged weights", where=str(shard), found=str(error), do="fetch the file again") from None
+
+
+def _check_complete(folder: Path) -> None:
+    from coterie.models.open import load_strictly
+
+    load_strictly(folder, device_map="meta")

@@ -1,0 +1,117 @@
+"""Open a model, or an adapter on its base, so that what was saved is what runs: nothing missing, nothing unexpected."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from coterie.errors import RequestError, WorkError
+from coterie.models.checkpoint import checkpoint, contents
+from coterie.models.quiet import quiet
+from coterie.store import Artifact
+
+Openable = Artifact | Path | str
+
+
+def open_model(
+    what: Openable,
+    *,
+    base: Openable | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+    trainable: bool = False,
+) -> PreTrainedModel:
+    """The model in an artifact or a directory, in evaluation mode, without a key-value cache.
+
+    Args:
+        what: a Hugging Face model directory, or a PEFT adapter directory, which needs ``base``.
+        base: the model an adapter rests on. It must be the one it was trained on, by content.
+        device: the CPU by default.
+        trainable: leave an adapter's weights trainable.
+
+    Raises:
+        RequestError: the weights are not those of the architecture, or the base is not the adapter's.
+    """
+    folder = _folder(what)
+    if not (folder / "adapter_config.json").is_file():
+        model = load_strictly(folder, dtype=dtype)
+    else:
+        if base is None:
+            raise RequestError("an adapter needs the model it rests on", where=str(folder), expected="base")
+        _check_base(folder, base)
+        model = _on_base(folder, load_strictly(_folder(base), dtype=dtype), trainable)
+    model.config.use_cache = False
+    return model.to(device or "cpu").eval()
+
+
+def load_strictly(folder: Path, **options: Any) -> PreTrainedModel:
+    """``from_pretrained`` where a missing, unexpected or misshapen tensor is an error (tied weights are not missing)."""
+    try:
+        with quiet():
+            model, report = _from_pretrained(folder, **options)
+    except RequestError:
+        raise
+    except (ValueError, KeyError, OSError, RuntimeError, TypeError, ImportError) as error:
+        raise RequestError("the model cannot be opened", where=str(folder), found=str(error).splitlines()[0]) from error
+    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if report[problem]:
+            names = sorted(str(n[0] if isinstance(n, tuple) else n) for n in report[problem])
+            raise RequestError(
+                f"the weights are not those of the architecture: {problem.removesuffix('_keys')} tensors",
+                where=str(folder), found=", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else ""),
+                do="use a whole checkpoint of this architecture",
+            )  # fmt: skip
+    return model
+
+
+def _from_pretrained(folder: Path, **options: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
+    options |= {
+        "local_files_only": True,
+        "trust_remote_code": False,
+        "use_safetensors": True,
+        "output_loading_info": True,
+        "ignore_mismatched_sizes": True,  # they are in the report, and the report must be empty
+    }
+    try:
+        return AutoModelForCausalLM.from_pretrained(folder, attn_implementation="sdpa", **options)
+    except ValueError as error:
+        if "scaled_dot_product_attention" not in str(error):
+            raise
+        return AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", **options)
+
+
+def _on_base(folder: Path, model: PreTrainedModel, trainable: bool) -> PreTrainedModel:
+    from peft import PeftModel, get_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    with quiet():
+        adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+    saved = load_file(folder / "adapter_model.safetensors")
+    loaded = get_peft_model_state_dict(adapted)
+    if differing := sorted(saved.keys() ^ loaded.keys()):
+        raise RequestError(
+            "the adapter does not fit the base", where=str(folder), found=f"{differing[0]} and {len(differing) - 1} more"
+        )
+    for name, tensor in saved.items():
+        if not torch.isfinite(tensor).all() or not torch.equal(loaded[name].float(), tensor.float()):
+            raise WorkError("the adapter was not loaded as it was saved", where=f"{folder} ({name})")
+    return adapted  # type: ignore[return-value]
+
+
+def _check_base(folder: Path, base: Openable) -> None:
+    facts = folder / "facts.json"
+    expected = json.loads(facts.read_text()).get("base") if facts.is_file() else None
+    found = contents(base if isinstance(base, Artifact) else checkpoint(base))
+    if expected is not None and expected != found:
+        raise RequestError(
+            "the adapter was trained on another base", where=str(folder), expected=expected[:16], found=found[:16],
+            do="open it on the base that it names",
+        )  # fmt: skip
+
+
+def _folder(what: Openable) -> Path:
+    return what.path if isinstance(what, Artifact) else Path(what)

@@ -1,0 +1,234 @@
+"""What is evaluated was not trained on, by content.
+
+Exact: the same content hash (whitespace and Unicode form do not matter) stands among the documents that anything was trained
+on; such documents are left out of the evaluation. Near: at least half of a document's runs of eight words occur in the
+training documents; these are counted and named, and kept, for a quotation or a licence text can do that too.
+
+The evaluated side is small, so only it is held: of each document the 128 runs with the smallest hashes (all of them if it has
+fewer; the share found is then exact, else within 0.09 of it at 95 %), while the training documents stream past once and
+are looked up. The price of words: text that was only re-wrapped or re-cased is still found, translated or paraphrased text is not.
+
+Letters: D evaluated documents, W words, H hashes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from jaxtyping import Int, UInt64
+
+from coterie.store import Action, Artifact, Store
+
+WORDS = 8
+"""Words in a run."""
+SKETCH = 128
+"""Runs kept of an evaluated document."""
+NEAR = 0.5
+"""Share of the runs that makes a near-duplicate."""
+_NAMED = 100
+"""Near-duplicates that are named; all are counted."""
+_BATCH = 500
+"""Training documents looked up at once."""
+_SLOT_BITS = 22
+_FACTOR = np.uint64(0x9E3779B97F4A7C15)
+
+# a word, or one character of a script that writes without spaces
+_WORD = re.compile(r"[\u0e00-\u0eff\u2e80-\u9fff\uac00-\ud7af]|[^\W\u0e00-\u0eff\u2e80-\u9fff\uac00-\ud7af]+")
+
+
+@dataclass(frozen=True)
+class Text:
+    """One document, evaluated or trained on."""
+
+    id: str
+    content: str
+    """Its content hash."""
+    text: str
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the check found."""
+
+    exact: list[Text]
+    near: list[tuple[Text, float, Text]]
+    """(evaluated document, share of its runs in the training documents, the training document with most of them)."""
+
+
+class _WordHashes(dict[str, int]):
+    """64 bits for each word; the same on every machine, unlike `hash`."""
+
+    def __missing__(self, word: str) -> int:
+        value = int.from_bytes(hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+        if len(self) < 2_000_000:
+            self[word] = value
+        return value
+
+
+def runs(text: str, hashes: _WordHashes | None = None) -> UInt64[np.ndarray, " H"]:
+    """A hash for each run of eight words, lower-cased and without punctuation; one for all of a shorter text."""
+    hashes = _WordHashes() if hashes is None else hashes
+    words_W = np.fromiter(map(hashes.__getitem__, _WORD.findall(text.lower())), np.uint64)
+    if not len(words_W):
+        return words_W
+    size = min(WORDS, len(words_W))
+    runs_H = np.zeros(len(words_W) - size + 1, np.uint64)
+    for k in range(size):  # a polynomial in an odd factor, modulo 2^64
+        runs_H = runs_H * _FACTOR + words_W[k : len(words_W) - size + 1 + k]
+    return runs_H * _FACTOR ^ np.uint64(size)
+
+
+class _Sketches:
+    """Of each evaluated document a few runs, sorted by hash so that the training documents' runs can be looked up."""
+
+    def __init__(self, evaluated: Sequence[Text], hashes: _WordHashes) -> None:
+        kept = [np.unique(runs(d.text, hashes))[:SKETCH] for d in evaluated]
+        self.size_D = np.array([len(k) for k in kept], dtype=np.int64)
+        hash_, owner = np.concatenate([np.empty(0, np.uint64), *kept]), np.repeat(np.arange(len(kept)), self.size_D)
+        order = np.argsort(hash_, kind="stable")
+        self.hash_H, self.owner_H = hash_[order], owner[order]
+        self.seen_H = np.zeros(len(order), bool)
+        self.most_D = np.zeros(len(kept), int)
+        """Most runs found in one training document, and which one that is."""
+        self.source_D = np.full(len(kept), -1)
+        self._slots = np.zeros(1 << _SLOT_BITS, bool)
+        self._slots[self._slot(self.hash_H)] = True
+
+    @staticmethod
+    def _slot(hash_: UInt64[np.ndarray, " H"]) -> Int[np.ndarray, " H"]:
+        return (hash_ >> np.uint64(64 - _SLOT_BITS)).astype(np.int64)
+
+    def look_up(self, hash_: UInt64[np.ndarray, " H"], source: Int[np.ndarray, " H"]) -> None:
+        """Mark the runs of some training documents, given each run's document."""
+        maybe = self._slots[self._slot(hash_)]  # most runs are dismissed here, for a fraction of the search's cost
+        hash_, source = hash_[maybe], source[maybe]
+        first, last = np.searchsorted(self.hash_H, hash_, "left"), np.searchsorted(self.hash_H, hash_, "right")
+        copies = last - first
+        starts = np.cumsum(copies) - copies
+        place = np.arange(copies.sum()) - np.repeat(starts, copies) + np.repeat(first, copies)
+        self.seen_H[place] = True
+        found = np.unique(np.stack([np.repeat(source, copies), place]), axis=1)  # each run of a document once
+        (source, owner), count = np.unique(np.stack([found[0], self.owner_H[found[1]]]), axis=1, return_counts=True)
+        for s, d, n in zip(source, owner, count, strict=True):
+            if n > self.most_D[d]:
+                self.most_D[d], self.source_D[d] = n, s
+
+    def share_D(self) -> np.ndarray:
+        return np.bincount(self.owner_H, self.seen_H, len(self.size_D)) / np.maximum(self.size_D, 1)
+
+
+def find_leaks(evaluated: Sequence[Text], trained: Iterable[Text]) -> Found:
+    """Documents that were trained on, and those of which at least half was.
+
+    Args:
+        evaluated: documents to evaluate; held in memory.
+        trained: documents that anything evaluated was trained on; read once, in order.
+    """
+    hashes = _WordHashes()
+    sketches = _Sketches(evaluated, hashes)
+    contents: set[str] = set()
+    known: list[Text] = []
+    """Training documents without their text, for naming."""
+    batch: list[np.ndarray] = []
+
+    def flush() -> None:
+        source = np.repeat(np.arange(len(known) - len(batch), len(known)), [len(b) for b in batch])
+        sketches.look_up(np.concatenate(batch), source)
+        batch.clear()
+
+    for document in trained:
+        if document.content in contents:
+            continue
+        contents.add(document.content)
+        known.append(Text(document.id, document.content, ""))
+        batch.append(runs(document.text, hashes))
+        if len(batch) == _BATCH:
+            flush()
+    if batch:
+        flush()
+    share_D = sketches.share_D()
+    exact = [d for d in evaluated if d.content in contents]
+    near = [
+        (d, float(share_D[i]), known[sketches.source_D[i]])
+        for i, d in enumerate(evaluated)
+        if share_D[i] >= NEAR and sketches.size_D[i] and d.content not in contents
+    ]
+    return Found(exact, sorted(near, key=lambda n: (-n[1], n[0].content)))
+
+
+def check_leaks(
+    store: Store,
+    *,
+    evaluated: Sequence[tuple[Artifact, Artifact]],
+    trained: Sequence[tuple[Artifact, Artifact]],
+    label: str = "check that nothing evaluated was trained on",
+) -> Artifact:
+    """Compare evaluated documents with all that anything was trained on.
+
+    Args:
+        evaluated, trained: (blocks, the documents they were cut from); trained: of base, experts and single.
+
+    Returns:
+        artifact `evaluations`, whose facts are ``evaluated``, ``trained`` (distinct documents), ``exact``, ``near`` and
+        ``named``: ``{"exact": [{id, content}], "near": [{id, content, share, like}]}``.
+    """
+    pairs = {"evaluated": evaluated, "trained": trained}
+    action = Action(
+        "evaluations",
+        spec={"evaluation": "leaks", "words": WORDS, "sketch": SKETCH, "near": NEAR},
+        inputs={
+            f"{side}.{i}.{role}": artifact.content("documents.parquet")
+            for side, sources in pairs.items()
+            for i, source in enumerate(sources)
+            for role, artifact in zip(("blocks", "documents"), source, strict=True)
+        },
+        libraries=("numpy",),
+    )
+
+    def build(folder: Path) -> None:
+        held = list({d.content: d for d in _texts(evaluated)}.values())
+        contents = {c for blocks, _ in trained for c in _contents(blocks)}
+        found = find_leaks(held, _texts(trained))
+        exact = [{"id": d.id, "content": d.content} for d in found.exact]
+        near = [{"id": d.id, "content": d.content, "share": round(s, 3), "like": t.id} for d, s, t in found.near]
+        facts = {
+            "evaluation": "leaks",
+            "evaluated": len(held),
+            "trained": len(contents),
+            "exact": len(exact),
+            "near": len(near),
+            "named": {"exact": exact, "near": near[:_NAMED]},
+        }
+        text = json.dumps(facts, indent=1, sort_keys=True)
+        (folder / "evaluation.json").write_text(text)
+        (folder / "facts.json").write_text(text)
+
+    return store.make(action, build, label=label)
+
+
+def leaked(check: Artifact) -> frozenset[str]:
+    """Content hashes of the evaluated documents that were trained on."""
+    return frozenset(d["content"] for d in check.facts["named"]["exact"])
+
+
+def _contents(blocks: Artifact) -> list[str]:
+    return pl.read_parquet(blocks.file("documents.parquet"), columns=["content"])["content"].to_list()
+
+
+def _texts(sources: Sequence[tuple[Artifact, Artifact]]) -> Iterator[Text]:
+    """The documents that stand in the blocks, with their text; each source is read once."""
+    wanted: dict[str, tuple[Artifact, set[str]]] = {}
+    for blocks, documents in sources:
+        wanted.setdefault(documents.digest, (documents, set()))[1].update(_contents(blocks))
+    for documents, contents in wanted.values():
+        table = pl.scan_parquet(documents.file("documents.parquet")).select("id", "content", "prompt", "text")
+        for part in table.filter(pl.col("content").is_in(list(contents))).collect().iter_slices(10_000):
+            for id_, content, prompt, text in part.iter_rows():
+                yield Text(id_, content, f"{prompt}\n{text}" if prompt else text)

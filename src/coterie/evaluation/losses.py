@@ -1,0 +1,282 @@
+"""Losses by group, from cached scores: no model runs here.
+
+Tokens are summed up to documents; `compare` does the rest. The artifact speaks of models and corpora by position, and
+`tables` puts the names in.
+
+Letters: M models, D documents, G groups, N blocks, T positions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from jaxtyping import Bool, Float, Int
+from safetensors.numpy import load_file, save_file
+
+from coterie.errors import RequestError, WorkError
+from coterie.evaluation.compare import Figure, compare
+from coterie.evaluation.leaks import leaked
+from coterie.evaluation.table import write
+from coterie.recipe import Losses
+from coterie.store import Action, Artifact, Store
+
+Nll = tuple[np.ndarray, np.ndarray | None]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One model's losses on the blocks of one corpus; read only if the evaluation has to be made."""
+
+    model: str
+    """Digest of the expert or mixture: the source that the figures name."""
+    digest: str
+    """Digest of what the losses are read or computed from."""
+    load: Callable[[], Nll]
+    """Gives nll_NT (nats, ``[N, T-1]``, entry t for token t+1) and, if the model cannot answer everywhere, a mask of the
+    same shape that is true where it can."""
+
+    @classmethod
+    def of(cls, expert: Artifact, scores: Artifact) -> Scored:
+        """An expert's losses, from its `scores` artifact."""
+        return cls(
+            expert.digest,
+            scores.content("scores.safetensors"),
+            lambda: (-load_file(scores.file("scores.safetensors"))["logp"], None),
+        )
+
+
+@dataclass(frozen=True)
+class _Documents:
+    """What is evaluated: the documents of all corpora in a row, and where their tokens stand."""
+
+    tokens_D: Int[np.ndarray, " D"]
+    group_D: Int[np.ndarray, " D"]
+    groups: list[str] | None
+    """Values of the column grouped by; None if the groups are the corpora."""
+    counted: list[tuple[Bool[np.ndarray, "N T"], Int[np.ndarray, " tokens"]]]
+    """For each corpus, which of nll_NT are counted, and the document of each of those."""
+    removed: list[str]
+    """Ids of documents left out because they were trained on."""
+
+    @property
+    def count(self) -> int:
+        """Number of groups."""
+        return len(self.counted) if self.groups is None else len(self.groups)
+
+
+def evaluate_losses(
+    store: Store,
+    *,
+    spec: Losses,
+    corpora: Mapping[str, Artifact],
+    models: Mapping[str, Mapping[str, Scored]],
+    experts: Sequence[str],
+    against: Sequence[str] = (),
+    leaks: Artifact | None = None,
+    seed: int,
+    label: str,
+) -> Artifact:
+    """Nats a token of every model in every group, with references, differences and intervals.
+
+    Args:
+        corpora: blocks of each corpus, by name; these are the groups unless ``spec.by`` names a column.
+        models: for each model, its losses on each of the corpora.
+        experts: the models among which the references `best_expert` and `oracle` choose.
+        against: models that every other one is compared with, such as `single`; `best_expert` always is.
+        leaks: from `check_leaks`; documents that were trained on are left out.
+        seed: of the resampling.
+
+    Returns:
+        artifact `evaluations`; read it with `tables`.
+
+    Raises:
+        RequestError: ``spec.by`` is no column, or nothing is left to evaluate.
+        WorkError: a loss is not finite.
+    """
+    names, places = list(models), list(corpora)
+    action = Action(
+        "evaluations",
+        spec={
+            "evaluation": "losses",
+            "by": spec.by,
+            "bootstrap": spec.bootstrap,
+            "seed": seed,
+            "experts": [names.index(e) for e in experts],
+            "against": [names.index(a) for a in against],
+        },
+        inputs={
+            **{f"blocks.{c}": corpora[p].content("blocks.safetensors", "documents.parquet") for c, p in enumerate(places)},
+            **{f"model.{m}.{c}": models[n][p].model for m, n in enumerate(names) for c, p in enumerate(places)},
+            **{f"scores.{m}.{c}": models[n][p].digest for m, n in enumerate(names) for c, p in enumerate(places)},
+            **({"leaks": leaks.content("evaluation.json")} if leaks is not None else {}),
+        },
+        libraries=("numpy",),
+    )
+
+    def build(folder: Path) -> None:
+        documents = _read(spec, corpora, leaked(leaks) if leaks is not None else frozenset())
+        rows = [_sums(documents, name, [models[name][p] for p in places]) for name in names]
+        sums_MD = np.stack([r[0] for r in rows])
+        answered_MD = np.stack([r[1] for r in rows])
+        comparison = compare(
+            sums_MD,
+            documents.tokens_D,
+            answered_MD,
+            documents.group_D,
+            documents.count,
+            experts=action.spec["experts"],
+            against=action.spec["against"],
+            lowest=True,
+            resamples=spec.bootstrap,
+            seed=seed,
+        )
+        about = {
+            "evaluation": "losses",
+            "seed": seed,
+            "bootstrap": spec.bootstrap,
+            "tokens": int(documents.tokens_D.sum()),
+            "documents": int((documents.tokens_D > 0).sum()),
+            "removed": documents.removed,
+            "data": [corpora[p].digest for p in places],
+            "groups": documents.groups,
+            "sources": [models[n][places[0]].model for n in names],
+        }
+        write(folder, about, comparison, _entry)
+        save_file(
+            {
+                "sums": sums_MD,
+                "answered": answered_MD.astype(np.uint8),
+                "tokens": documents.tokens_D,
+                "group": documents.group_D,
+            },
+            folder / "documents.safetensors",
+        )
+
+    return store.make(action, build, label=label)
+
+
+def _read(spec: Losses, corpora: Mapping[str, Artifact], trained_on: frozenset[str]) -> _Documents:
+    tokens, group, values, counted, removed = [], [], [], [], []
+    offset = 0
+    for c, (name, blocks) in enumerate(corpora.items()):
+        arrays = load_file(blocks.file("blocks.safetensors"))
+        table = pl.read_parquet(blocks.file("documents.parquet"))
+        size = len(table)
+        kept_D = ~table["content"].is_in(list(trained_on)).to_numpy()
+        removed += table["id"].filter(~pl.Series(kept_D)).to_list()
+        document_NT = arrays["document"][:, 1:]
+        mask_NT = (arrays["target"][:, 1:] != 0) & kept_D[document_NT]
+        owner = document_NT[mask_NT]
+        counted.append((mask_NT, owner + offset))
+        tokens.append(np.bincount(owner, minlength=size))
+        if not len(owner):
+            cause = "all of them were trained on" if len(removed) else "its documents have no token that is predicted"
+            raise RequestError(
+                "nothing is left to evaluate",
+                where=f"evaluation.{spec.name}, corpus {name}",
+                found=f"{size} documents; {cause}",
+                do="evaluate another split, or leave this corpus out",
+            )
+        group.append(np.full(size, c))
+        if spec.by is not None:
+            values += _column(table, spec, name)
+        offset += size
+    group_D = np.concatenate(group)
+    tokens_D = np.concatenate(tokens)
+    groups = None
+    if spec.by is not None:
+        groups = sorted({v for v, n in zip(values, tokens_D, strict=True) if n})
+        place = {v: g for g, v in enumerate(groups)}
+        group_D = np.array([place.get(v, 0) for v in values])
+    return _Documents(tokens_D, group_D, groups, counted, removed)
+
+
+def _column(table: pl.DataFrame, spec: Losses, corpus: str) -> list[str]:
+    """The value of each document in the column grouped by. `year` is that of the time unless there is such a column."""
+    assert spec.by is not None
+    if spec.by in table.columns:
+        column = table[spec.by].cast(pl.String)
+    elif spec.by == "year" and table["time"].null_count() < len(table):
+        column = table["time"].cast(pl.Date).dt.year().cast(pl.String)
+    else:
+        own = [c for c in table.columns if c not in ("row", "content", "tokens")]
+        raise RequestError(
+            f"there is no column {spec.by!r} to group by" + (", and no document has a time" if spec.by == "year" else ""),
+            where=f"evaluation.{spec.name}.by, corpus {corpus}",
+            expected=", ".join(own),
+            do=f"name one of these, or keep the column: corpora.{corpus}.columns: [{spec.by}]",
+        )
+    return [f"{spec.by}=all" if v == "all" else v for v in column.fill_null("none").to_list()]
+
+
+def _sums(
+    documents: _Documents, name: str, sources: Sequence[Scored]
+) -> tuple[Float[np.ndarray, " D"], Bool[np.ndarray, " D"]]:
+    """Nats of each document, 0 where the model cannot answer, and where it can."""
+    size = len(documents.tokens_D)
+    sums_D, gaps_D = np.zeros(size), np.zeros(size)
+    for (mask_NT, owner), source in zip(documents.counted, sources, strict=True):
+        nll_NT, answered_NT = source.load()
+        assert nll_NT.shape == mask_NT.shape, (nll_NT.shape, mask_NT.shape)
+        nll = nll_NT[mask_NT].astype(np.float64)
+        if answered_NT is not None:
+            gap = ~answered_NT[mask_NT]
+            gaps_D += np.bincount(owner, weights=gap, minlength=size)
+            nll[gap] = 0
+        if not np.isfinite(nll).all():
+            raise WorkError(
+                "a loss is not finite",
+                where=f"model {name}",
+                found=f"{int((~np.isfinite(nll)).sum())} of {len(nll)} tokens",
+                kept="everything that was finished before",
+                do="check this model's weights; nothing was published",
+            )
+        sums_D += np.bincount(owner, weights=nll, minlength=size)
+    answered_D = gaps_D == 0
+    return sums_D * answered_D, answered_D
+
+
+def _entry(figure: Figure) -> dict[str, Any]:
+    nll = figure["value"]
+    return {
+        "tokens": figure["weight"],
+        "nll": nll,
+        "perplexity": math.exp(nll) if nll is not None and nll < 700 else None,
+        "ci95": figure["ci95"],
+        "documents": figure["documents"],
+        "skipped": figure["skipped"],
+    }
+
+
+def paired(
+    evaluation: Artifact, a: int, b: int, *, group: int | None = None, resamples: int = 1000, seed: int = 0
+) -> Figure:
+    """Model ``a`` minus model ``b`` in nats a token, over the documents that both answer, with a paired interval.
+
+    Args:
+        evaluation: from `evaluate_losses`, with models and groups in the order given there; a group of None means all.
+    """
+    rows = load_file(evaluation.file("documents.safetensors"))
+    tokens_D, part = rows["tokens"], slice(None)
+    if group is not None:
+        part = rows["group"] == group
+    compared = compare(
+        rows["sums"][[a, b]][:, part],
+        tokens_D[part],
+        rows["answered"][[a, b]][:, part].astype(bool),
+        np.zeros(len(tokens_D[part]), dtype=int),
+        1,
+        experts=(),
+        against=[1],
+        lowest=True,
+        resamples=resamples,
+        seed=seed,
+    )
+    difference = compared.differences[0][2][-1]
+    return {"nll": difference["value"], "ci95": difference["ci95"], "documents": difference["documents"]}

@@ -6,7 +6,6 @@ are one mechanism: with a `DryStore` the same calls only find out what is missin
 
 from __future__ import annotations
 
-import os
 from datetime import date, timedelta
 from functools import cached_property
 from pathlib import Path
@@ -18,13 +17,6 @@ from coterie.store import Artifact, Store
 
 STAGES = ("experts", "mixtures", "evaluation")
 """How far to go: `coterie train`, `coterie mix`, `coterie evaluate` stop after one of these."""
-
-
-def default_store() -> Path:
-    """`$COTERIE_STORE`, else the user's cache folder."""
-    given = os.environ.get("COTERIE_STORE")
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(given) if given else Path(cache) / "coterie"
 
 
 class Conductor:
@@ -266,3 +258,83 @@ class Conductor:
 def _add(spent: dict[str, tuple[Artifact, float]], blocks: Artifact, tokens: float) -> None:
     before = spent.get(blocks.digest, (blocks, 0.0))[1]
     spent[blocks.digest] = (blocks, before + tokens)
+
+
+class Measured:
+    """The evaluations of one recipe: what each expert, mixture and reference is worth, by group."""
+
+    def __init__(self, conductor: Conductor) -> None:
+        self.c = conductor
+        self.notes: list[str] = []
+        """What was left out, and why; for people."""
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.c.recipe
+
+    def tested(self, spec: Losses) -> dict[str, Artifact]:
+        """The blocks that an evaluation scores, by corpus."""
+        return {name: self.c.blocks(name, spec.split, tokens=spec.tokens) for name in spec.corpora}
+
+    def mixture_scores(self, mixture: Mixture, blocks: Artifact) -> Artifact:
+        """A mixture's log-probabilities from its experts' cached ones: no expert runs."""
+        members = self.c.members(mixture)
+        return mixtures.routed(
+            self.c.store,
+            self.c.mixtures[mixture.name],
+            blocks,
+            [self.c.scores(m.name, blocks) for m in members],
+            label=f"scores of {mixture.name}",
+        )
+
+    def usable(self, mixture: Mixture, corpora: Iterable[str]) -> bool:
+        """Whether a mixture can be evaluated on documents of these corpora: dates are needed by its rule."""
+        if mixture.eligible == "all" or mixture.default_time is not None:
+            return True
+        undated = [name for name in corpora if self.recipe.corpora[name].time is None]
+        if undated:
+            note = f"{mixture.name} needs a date, and documents of {', '.join(undated)} have none: not evaluated there"
+            if note not in self.notes:
+                self.notes.append(note)
+                say(f"  {note}")
+        return not undated
+
+    @cached_property
+    def trained_on(self) -> list[Artifact]:
+        """The training blocks behind every expert, the base and `single`."""
+        pretrain = self.recipe.base.pretrain
+        used = [self.c.blocks(name, "train") for name in pretrain.corpora] if pretrain else []
+        used += [self.c.blocks(e.corpus, "train", e.window, e.where) for e in self.recipe.experts]
+        return list({b.digest: b for b in used}.values())
+
+    def losses(self, spec: Losses) -> tuple[Artifact, list[str]]:
+        """The evaluation, and the names of its models in order."""
+        tested = self.tested(spec)
+        scored: dict[str, dict[str, evaluation.Scored]] = {}
+        for name, artifact in self.c.experts.items():
+            scored[name] = {k: evaluation.Scored.of(artifact, self.c.scores(name, b)) for k, b in tested.items()}
+        for mixture in self.recipe.mixtures:
+            if self.usable(mixture, spec.corpora):
+                artifact = self.c.mixtures[mixture.name]
+                scored[mixture.name] = {
+                    k: evaluation.Scored.of(artifact, self.mixture_scores(mixture, b)) for k, b in tested.items()
+                }
+        if self.c.single is not None:
+            scored["single"] = {
+                k: evaluation.Scored.of(self.c.single, self.c.scores("single", b)) for k, b in tested.items()
+            }
+        leaks = evaluation.check_leaks(
+            self.c.store, list(tested.values()), self.trained_on, label=f"leak check of {spec.name}"
+        )
+        artifact = evaluation.evaluate_losses(
+            self.c.store,
+            spec=spec,
+            corpora=tested,
+            models=scored,
+            experts=list(self.c.experts),
+            against=["single"] if self.c.single is not None else [],
+            leaks=leaks,
+            seed=self.recipe.seed,
+            label=f"evaluation {spec.name}",
+        )
+        return artifact, list(scored)

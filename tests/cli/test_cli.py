@@ -1,0 +1,106 @@
+"""The command line: quick, frozen, and clear when something is wrong."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests.recipe.test_read import DESIGN
+
+
+def coterie(*arguments: str, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", "import sys; from coterie.cli import main; sys.argv[0] = 'coterie'; main()", *arguments],
+        capture_output=True, text=True, cwd=cwd, env={**os.environ, "OMP_NUM_THREADS": "1", **env}, check=False,
+    )  # fmt: skip
+
+
+def test_help_loads_neither_torch_nor_the_rooms_that_need_it() -> None:
+    code = (
+        "import sys; sys.argv = ['coterie', '--help']\n"
+        "from coterie.cli import main\n"
+        "try:\n    main()\nexcept SystemExit as stop:\n    assert stop.code == 0\n"
+        "heavy = {'torch', 'transformers', 'datasets', 'polars', 'numpy', 'pydantic'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "quickstart" in done.stdout
+
+
+VERBS = {
+    "quickstart": {"--out", "--store", "--set", "--dry-run", "--help"},
+    "run": {"--store", "--out", "--set", "--dry-run", "--help"},
+    "train": {"--store", "--out", "--set", "--dry-run", "--help"},
+    "mix": {"--store", "--out", "--set", "--dry-run", "--help"},
+    "evaluate": {"--store", "--out", "--set", "--dry-run", "--help"},
+    "generate": {"--time", "--max-new-tokens", "--temperature", "--top-k", "--top-p", "--seed", "--help"},
+    "report": {"--format", "--help"},
+    "recipe": {"--help"},
+    "store": {"--help"},
+}
+"""Every verb and option. Settings belong into recipes, and `--set` is the only override: a new flag changes this on purpose."""
+
+
+def test_no_verb_or_flag_appears_unnoticed() -> None:
+    import typer.main
+
+    from coterie.cli import app
+
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    found = {name: {o for p in c.params for o in p.opts if o.startswith("-")} | {"--help"} for name, c in commands.items()}
+    assert found == VERBS
+
+
+@pytest.mark.parametrize("verb", [*VERBS])
+def test_every_verb_explains_itself(verb: str) -> None:
+    done = coterie(verb, "--help")
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout) > 150
+
+
+def test_a_wrong_recipe_ends_with_2_and_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(
+        DESIGN.replace("tokens: 2_000_000}}\n  - {name: code", "tokenz: 5}}\n  - {name: code", 1)
+    )
+    done = coterie("run", "r.yaml", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: unknown key\n  where:    r.yaml:")
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    done = coterie("--debug", "run", "none.yaml", cwd=tmp_path)
+    assert done.returncode != 0
+    assert "Traceback" in done.stderr
+
+
+def test_an_unknown_option_ends_with_2(tmp_path: Path) -> None:
+    assert coterie("run", "r.yaml", "--epochs", "3", cwd=tmp_path).returncode == 2
+
+
+def test_recipe_prints_one_part() -> None:
+    done = coterie("recipe", "train")
+    assert done.stdout.startswith("## Train\n")
+    assert "`learning_rate`" in done.stdout
+    assert "## Corpus" not in done.stdout
+    wrong = coterie("recipe", "nothing")
+    assert wrong.returncode == 2
+    assert "EarlyStopping" in wrong.stderr
+
+
+def test_the_reference_page_is_current() -> None:
+    from coterie.recipe.reference import markdown
+
+    page = Path(__file__).parents[2] / "docs/reference/recipe.md"
+    assert page.read_text() == markdown(), "run `make docs`"
+
+
+def test_report_of_a_folder_that_is_no_run(tmp_path: Path) -> None:
+    done = coterie("report", str(tmp_path))
+    assert done.returncode == 2
+    assert "summary.json" in done.stderr

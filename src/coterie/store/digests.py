@@ -19,7 +19,7 @@ from typing import Any
 from coterie.errors import RequestError, WorkError
 from coterie.recipe.spec import canonical_json
 from coterie.store.artifact import sha256
-from coterie.store.lease import HOST
+from coterie.store.owner import HOST
 from coterie.store.verify import fingerprint
 
 _SETTLED_NS = 3_000_000_000

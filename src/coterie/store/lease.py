@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import socket
 import time
 import weakref
 from collections.abc import Iterator
@@ -19,6 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from coterie.progress import say
+from coterie.store.durable import make_directory
+from coterie.store.owner import owner, owner_of
 
 try:
     import fcntl
@@ -28,37 +29,10 @@ except ImportError:  # Windows
 POLL, FIRST_NOTICE, NOTICE = 0.05, 0.3, 30.0
 """Seconds between attempts, before the first word about waiting, and between the words after it."""
 
-HOST = "".join(c if c.isalnum() or c in ".-" else "-" for c in socket.gethostname())[:100] or "unknown"
-
 NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 _held: weakref.WeakSet[Lock] = weakref.WeakSet()
 _told: set[Path] = set()
-
-
-def owner() -> str:
-    """``~<random>.<pid>.<host>``: ends the name of everything temporary, so that it can be told when its maker is gone."""
-    return f"~{os.urandom(4).hex()}.{os.getpid()}.{HOST}"
-
-
-def owner_of(name: str) -> tuple[int, str] | None:
-    """(pid, host) from a name that ends with ``owner()``."""
-    parts = name.rpartition("~")[2].split(".", 2)
-    return (int(parts[1]), parts[2]) if len(parts) == 3 and parts[1].isdigit() else None
-
-
-def dead(name: str) -> bool:
-    """Whether the process that a name ends with has certainly ended. Of other hosts nothing is certain."""
-    made_by = owner_of(name)
-    if made_by is None or made_by[1] != HOST or os.name == "nt":  # on Windows, signal 0 is no question
-        return False
-    try:
-        os.kill(made_by[0], 0)
-    except ProcessLookupError:
-        return True
-    except OSError:
-        return False
-    return False
 
 
 class Lock:
@@ -149,7 +123,7 @@ def lease(path: Path, label: str) -> Iterator[None]:
     """Hold the exclusive lock on ``path``, or go on without one where there are none."""
     lock = Lock(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_directory(path.parent)
         lock.wait(label)
     except OSError as error:
         _go_on_without(path.parent, error)
@@ -166,7 +140,7 @@ class Presence:
         self.pid, self.lock = os.getpid(), Lock(root / "in-use.lock")
         name = root / "users" / owner()
         try:
-            root.mkdir(parents=True, exist_ok=True)
+            make_directory(root)
             self.lock.wait("the store to be pruned", shared=True)
         except OSError as error:
             _go_on_without(root, error)

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from coterie.errors import RequestError
 from coterie.store.artifact import Artifact, sha256
-from coterie.store.lease import dead, owner
-from coterie.store.publish import discard
+from coterie.store.durable import discard
+from coterie.store.owner import dead, owner
 from coterie.store.trouble import explained
 from coterie.store.verify import walk
 

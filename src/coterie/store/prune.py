@@ -12,9 +12,10 @@ from pathlib import Path
 
 from coterie.errors import WorkError
 from coterie.progress import say
+from coterie.store.durable import discard
 from coterie.store.inventory import manifest_of, objects, records
-from coterie.store.lease import HOST, Lock, dead, owner, owner_of
-from coterie.store.publish import discard
+from coterie.store.lease import Lock
+from coterie.store.owner import HOST, dead, owner, owner_of
 from coterie.store.roots import read_roots
 from coterie.store.store import Store
 from coterie.store.trouble import explained
@@ -32,7 +33,7 @@ class Pruned:
     work: list[Path] = field(default_factory=list)
     """Checkpoints of work that no remaining run asked for."""
     leftovers: list[Path] = field(default_factory=list)
-    """Temporary files of dead processes, unused locks and, if asked for, the quarantine."""
+    """Temporary files of dead processes and, if asked for, the quarantine."""
     bytes: int = 0
     """Freed on the disk: a file with a link elsewhere frees nothing."""
     kept: int = 0
@@ -56,10 +57,11 @@ def prune(store: Store, *, dry_run: bool = False, quarantine: bool = False) -> P
         store.leave()
         gate = None if dry_run else _alone(root)
         try:
-            report, roots = _mark(root, quarantine)
+            report, runs = _mark(root, quarantine)
             if not dry_run:
+                idle = [*(root / "locks").glob("*"), *(path for path in (root / "users").glob("*") if dead(path.name))]
                 # Runs and records first: killed half-way, nothing that is left names what is gone.
-                _sweep(root, [*roots, *report.records, *report.objects, *report.work, *report.leftovers])
+                _sweep(root, [*runs, *report.records, *report.objects, *report.work, *report.leftovers, *idle])
         finally:
             if gate is not None:
                 gate.free()
@@ -108,8 +110,6 @@ def _mark(root: Path, quarantine: bool) -> tuple[Pruned, list[Path]]:
     report.work = [path for path in sorted((root / "work").glob("*")) if path.name not in keys]
     users = {made_by[1] for path in (root / "users").glob("*") if (made_by := owner_of(path.name))} - {HOST}
     report.leftovers = [path for path in sorted((root / "temp").glob("*")) if _abandoned(path.name, users)]
-    report.leftovers += [path for path in sorted((root / "users").glob("*")) if dead(path.name)]
-    report.leftovers += sorted((root / "locks").glob("*"))
     if quarantine:
         report.leftovers += sorted((root / "quarantine").glob("*"))
     report.bytes = _freed([*report.objects, *report.work, *report.leftovers])

@@ -6,11 +6,9 @@ loser of a race verifies the winner's object and uses it.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import hashlib
 import os
-import shutil
 import stat
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +18,7 @@ from coterie.errors import WorkError
 from coterie.progress import say
 from coterie.recipe.spec import canonical_json
 from coterie.store.artifact import sha256
-from coterie.store.lease import owner
+from coterie.store.durable import make_directory, sync, write_synced
 from coterie.store.verify import DamageError, read_object, walk
 
 
@@ -41,7 +39,7 @@ def publish(folder: Path, root: Path, statement: Mapping[str, Any]) -> tuple[str
             assert info.st_nlink <= 1, f"{name} has another link: whoever has that could change it"
             path = folder / name
             path.chmod(0o444)
-            _sync(path)
+            sync(path)
             files[name] = {"size": info.st_size, "sha256": sha256(path)}
     manifest = canonical_json({**statement, "files": files}).encode()
     digest = hashlib.sha256(manifest).hexdigest()
@@ -50,13 +48,13 @@ def publish(folder: Path, root: Path, statement: Mapping[str, Any]) -> tuple[str
     for name, info in tree:
         if stat.S_ISDIR(info.st_mode):
             (folder / name).chmod(0o555)
-            _sync(folder / name)
-    _sync(folder)
+            sync(folder / name)
+    sync(folder)
     home = root / statement["kind"]
     make_directory(home)
     while not _moved(folder, home / digest, root):
         pass  # what lay there was damaged and is set aside now
-    _sync(home)
+    sync(home)
     (home / digest).chmod(0o555)  # only now: a read-only directory cannot be moved
     return digest, {name: entry["sha256"] for name, entry in files.items()}
 
@@ -99,53 +97,3 @@ def set_aside(root: Path, damage: DamageError, label: str = "") -> None:
         ) from None
     what = label or f"{path.parent.name} {path.stem[:12]}"
     say(f"  damaged: {what} ({damage.reason}); set aside as {place}, to be made again")
-
-
-def write_synced(path: Path, data: bytes) -> None:
-    with path.open("wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def replace_synced(path: Path, data: bytes, temp: Path) -> None:
-    """Write a small file so that a reader sees the old or the new one, never a part. ``temp``: a folder for the draft."""
-    make_directory(path.parent)
-    make_directory(temp)
-    draft = temp / f"{path.name[:16]}{owner()}"
-    try:
-        write_synced(draft, data)
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
-    _sync(path.parent)
-
-
-def make_directory(path: Path) -> None:
-    """Make it and its parents, each on the disk."""
-    if not path.is_dir():
-        make_directory(path.parent)
-        path.mkdir(exist_ok=True)
-        _sync(path.parent)
-
-
-def discard(folder: Path) -> None:
-    """Delete a directory or file that may be read-only, as far as that is possible."""
-    if not folder.is_dir() or folder.is_symlink():
-        with contextlib.suppress(OSError):
-            folder.unlink(missing_ok=True)
-        return
-    for path, _, _ in os.walk(folder):
-        with contextlib.suppress(OSError):
-            os.chmod(path, 0o755)
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    if os.name == "nt" and path.is_dir():  # Windows has no handle for that
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

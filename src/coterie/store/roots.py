@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from coterie.errors import WorkError
-from coterie.store.publish import replace_synced
+from coterie.store.durable import replace_synced
 from coterie.store.verify import DamageError, seal, unseal
 
 

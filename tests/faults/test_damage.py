@@ -1,0 +1,193 @@
+"""Bit rot, cuts, lost and added files: noticed before use, set aside, made again with the same digest."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+
+from coterie.store import DryStore, Store, verify
+
+from . import harness as h
+
+
+def _writable(path: Path) -> Path:
+    for it in (path.parent, path):
+        if it.exists():
+            it.chmod(0o755)
+    return path
+
+
+def _flip(path: Path, bit: int) -> None:
+    data = bytearray(_writable(path).read_bytes())
+    data[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(data)
+
+
+def _object(root: Path) -> Path:
+    (folder,) = h.object_directories(root)
+    return folder
+
+
+def _record(root: Path) -> Path:
+    (path,) = root.glob("actions/*/*.json")
+    return path
+
+
+def _again(root: Path, digest: str, *, rebuilt: bool = True) -> None:
+    before, aside = h.builds(root), len(list(root.glob("quarantine/*")))
+    artifact = h.make(root)
+    assert artifact.digest == digest
+    assert h.broken(root) == []
+    assert h.builds(root) == before + rebuilt, "damage was not noticed" if rebuilt else "built without need"
+    assert len(list(root.glob("quarantine/*"))) == aside + 1, "no evidence was kept"
+    assert h.make(root).reused
+
+
+def _flips(root: Path, files: list[str], count: int | None) -> None:
+    """Flip one bit at a time: so many by chance, or each."""
+    digest = h.make(root).digest
+    generator = random.Random(os.urandom(8))
+    for name in files:
+        bits = 8 * (_record(root) if name == "record" else _object(root) / name).stat().st_size
+        for bit in range(bits) if count is None else generator.sample(range(bits), count):
+            _flip(_record(root) if name == "record" else _object(root) / name, bit)
+            _again(root, digest)
+
+
+FILES = ["inner/deep/a.bin", "inner/b.txt", "facts.json", "manifest.json", "record"]
+
+
+def test_flipped_bits(tmp_path):
+    _flips(tmp_path / "store", FILES, 8)
+
+
+@pytest.mark.slow
+def test_every_flipped_bit_of_manifest_and_record(tmp_path):
+    _flips(tmp_path / "store", ["manifest.json", "record"], None)
+
+
+@pytest.mark.slow
+def test_many_flipped_bits(tmp_path):
+    _flips(tmp_path / "store", ["inner/deep/a.bin", "facts.json"], 100)
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("size", [0, 1, -1])
+def test_cut_short(tmp_path, name, size):
+    root = tmp_path / "store"
+    digest = h.make(root).digest
+    path = _writable(_record(root) if name == "record" else _object(root) / name)
+    if path.name == "b.txt" and size:
+        path.write_text("bb")  # it is one byte long: lengthen it instead
+    else:
+        os.truncate(path, size if size >= 0 else path.stat().st_size - 1)
+    _again(root, digest)
+
+
+@pytest.mark.parametrize("name", FILES[:-1])
+def test_lost_file(tmp_path, name):
+    root = tmp_path / "store"
+    digest = h.make(root).digest
+    _writable(_object(root) / name).unlink()
+    _again(root, digest)
+
+
+@pytest.mark.parametrize("what", ["file", "link", "pipe", "swapped", "linked file", "file in place of a directory"])
+def test_added_or_replaced(tmp_path, what):
+    root = tmp_path / "store"
+    digest = h.make(root).digest
+    folder = _writable(_object(root) / "inner")
+    if what == "file":
+        (folder / "more").write_text("")
+    elif what == "link":
+        (folder / "more").symlink_to("/etc")
+    elif what == "pipe":
+        os.mkfifo(folder / "more")
+    elif what == "swapped":
+        (folder / "b.txt").replace(folder / "x")
+        shutil.copy(folder / "deep" / "a.bin", folder / "b.txt")
+        (folder / "x").unlink()
+    elif what == "linked file":
+        (folder / "b.txt").replace(tmp_path / "b.txt")
+        (folder / "b.txt").symlink_to(tmp_path / "b.txt")
+    else:
+        (folder / "deep").chmod(0o755)
+        shutil.rmtree(folder / "deep")
+        (folder / "deep").write_text("")
+    _again(root, digest)
+
+
+def test_record_of_another_action(tmp_path):
+    """Each part is whole, and yet it is the wrong object: noticed, since the manifest says what it is."""
+    root = tmp_path / "store"
+    h.make(root, 1)
+    foreign = _record(root).read_bytes()
+    digest = h.make(root, 0).digest
+    path = root / "actions" / "corpora" / f"{h.action(0).key}.json"
+    assert path.read_bytes() != foreign
+    path.write_bytes(foreign)
+    _again(root, digest)
+
+
+def test_lost_object_or_record_is_made_again(tmp_path):
+    root = tmp_path / "store"
+    digest = h.make(root).digest
+    _record(root).unlink()
+    assert h.make(root).digest == digest
+    shutil.rmtree(_object(root))
+    assert h.make(root).digest == digest
+    assert h.broken(root) == []
+    assert h.builds(root) == 3
+
+
+def test_damaged_object_without_a_record(tmp_path):
+    """The rebuild runs into it when it publishes: the loser of a race must not trust the winner."""
+    root = tmp_path / "store"
+    digest = h.make(root).digest
+    _record(root).unlink()
+    _flip(_object(root) / "facts.json", 3)
+    _again(root, digest)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_verify_names_it(tmp_path, name, capsys):
+    root = tmp_path / "store"
+    digest = h.make(root).digest
+    assert verify(Store(root)).damaged == []
+    _flip(_record(root) if name == "record" else _object(root) / name, 5)
+    report = verify(Store(root))
+    assert (report.objects, report.records) == ((1, 0) if name == "record" else (0, 1))
+    ((place, reason),) = report.damaged
+    assert place.endswith(f"{h.action().key}.json" if name == "record" else digest)
+    assert name == "record" or name in reason
+    assert verify(Store(root)).damaged == []
+    assert h.make(root).digest == digest
+
+
+def test_a_dry_run_tells_and_touches_nothing(tmp_path, capsys):
+    root = tmp_path / "store"
+    h.make(root)
+    _flip(_object(root) / "facts.json", 3)
+    before = sorted(root.rglob("*"))
+    dry = DryStore(root)
+    assert dry.make(h.action(), h.build, label="thing").planned
+    assert dry.plan == [("corpora", "thing", "make", None)]
+    assert "facts.json does not match its sha256" in capsys.readouterr().err
+    assert sorted(root.rglob("*")) == before
+
+
+def test_nothing_is_pickled(tmp_path):
+    """Every file of the store's own is JSON, text, or empty."""
+    root = tmp_path / "store"
+    store = Store(root)
+    store.make(h.action(), h.build, label="thing")
+    store.keep(tmp_path / "out")
+    os.utime(tmp_path / "builds-1" if (tmp_path / "builds-1").exists() else root / "in-use.lock")
+    for path in [it for it in root.rglob("*") if it.is_file() and it.suffix in (".json", ".jsonl")]:
+        for line in path.read_text().splitlines():
+            json.loads(line)

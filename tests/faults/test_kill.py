@@ -1,0 +1,146 @@
+"""kill -9 at every moment: what is visible is whole, the rerun ends with the same digests, leftovers are collected."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from coterie.store import Store, prune
+
+from . import harness as h
+
+
+def _check_after_kill(root: Path, digest: str) -> None:
+    assert h.broken(root) == []
+    assert h.make(root).digest == digest
+    assert h.broken(root) == []
+    assert not (root / "quarantine").exists()
+    store = Store(root)
+    store.make(h.action(), h.build, label="found")
+    out = root.parent / "out"
+    out.mkdir()
+    store.keep(out, finished=True)
+    prune(store)
+    assert list((root / "temp").iterdir()) == []
+    assert [path.name for path in h.object_directories(root)] == [digest]
+
+
+@pytest.fixture
+def digests(tmp_path):
+    root = tmp_path / "reference" / "store"
+    root.parent.mkdir()
+    return [h.make(root, number).digest for number in range(2)]
+
+
+def test_killed_at_every_boundary(tmp_path, digests):
+    roots = h.fresh(tmp_path)
+    first = next(roots)
+    steps = h.steps_of(lambda: h.make(first), tmp_path)
+    assert steps > 30
+    killed = 0
+    for number in range(1, steps + 1):
+        root = next(roots)
+
+        def doomed(root=root, number=number):
+            h.watch(h.nth(number, lambda event, path: h.die()))
+            h.make(root)
+
+        killed += h.in_child(doomed) == -signal.SIGKILL
+        _check_after_kill(root, digests[0])
+    assert killed == steps
+
+
+def test_killed_while_damage_is_repaired(tmp_path, digests):
+    """Quarantine and rebuild are moments like any other."""
+
+    def damaged(root: Path) -> None:
+        h.make(root)
+        file = root / "corpora" / digests[0] / "inner" / "b.txt"
+        file.chmod(0o644)
+        file.write_text("x")
+
+    roots = h.fresh(tmp_path)
+    first = next(roots)
+    damaged(first)
+    steps = h.steps_of(lambda: h.make(first), tmp_path)
+    for number in range(1, steps + 1):
+        root = next(roots)
+        damaged(root)
+
+        def doomed(root=root, number=number):
+            h.watch(h.nth(number, lambda event, path: h.die()))
+            h.make(root)
+
+        assert h.in_child(doomed) == -signal.SIGKILL
+        assert h.make(root).digest == digests[0]
+        assert h.broken(root) == []
+        assert len(list((root / "quarantine").iterdir())) == 1
+
+
+def test_killed_while_pruning(tmp_path, digests):
+    """Half-swept, nothing visible is broken and what runs rest on is there."""
+
+    def prepared(root: Path) -> None:
+        store = Store(root)
+        store.make(h.action(0), h.build, label="kept")
+        (root.parent / "out").mkdir()
+        store.keep(root.parent / "out", finished=True)
+        h.make(root, 1)
+        h.make(root, 2)
+        store.leave()
+
+    roots = h.fresh(tmp_path)
+    first = next(roots)
+    prepared(first)
+    steps = h.steps_of(lambda: prune(Store(first)), tmp_path)
+    assert [path.name for path in h.object_directories(first)] == digests[:1]
+    for number in range(1, steps + 1):
+        root = next(roots)
+        prepared(root)
+
+        def doomed(root=root, number=number):
+            h.watch(h.nth(number, lambda event, path: h.die()))
+            prune(Store(root))
+
+        assert h.in_child(doomed) == -signal.SIGKILL
+        assert h.broken(root) == []
+        assert digests[0] in [path.name for path in h.object_directories(root)]
+        prune(Store(root))
+        assert [path.name for path in h.object_directories(root)] == digests[:1]
+        assert list((root / "temp").iterdir()) == []
+
+
+def _random_kills(tmp_path: Path, kills: int, in_a_row: int) -> None:
+    generator = random.Random(os.urandom(8))
+    roots = h.fresh(tmp_path)
+    root = next(roots)
+    digests = [h.make(root, number, size=400_000).digest for number in range(2)]
+    started = time.monotonic()
+    h.make(next(roots), 0, size=400_000)
+    longest = 2.5 * (time.monotonic() - started)
+    landed = 0
+    for _ in range(kills // in_a_row):
+        root = next(roots)
+        for _ in range(in_a_row):
+            child = h.start(lambda root=root: [h.make(root, number, size=400_000) for number in range(2)])
+            time.sleep(generator.uniform(0, longest))
+            os.kill(child, signal.SIGKILL)
+            landed += h.wait(child) == -signal.SIGKILL
+            assert h.broken(root) == []
+        assert [h.make(root, number, size=400_000).digest for number in range(2)] == digests
+        assert not (root / "quarantine").exists()
+    assert landed > kills / 3
+
+
+def test_killed_at_random(tmp_path):
+    _random_kills(tmp_path, kills=60, in_a_row=2)
+
+
+@pytest.mark.slow
+def test_killed_at_random_often(tmp_path):
+    _random_kills(tmp_path, kills=1000, in_a_row=5)

@@ -1,0 +1,69 @@
+"""The corpus verb: files of rows become documents, each in one split, and every row is accounted for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from coterie.corpora.plan import Plan
+from coterie.corpora.reading import Reading
+from coterie.corpora.rows import rows
+from coterie.corpora.sources import Source, resolve
+from coterie.errors import RequestError
+from coterie.progress import bar
+from coterie.recipe import Corpus, digest
+from coterie.store import Action, Artifact, Store
+
+_NOT_CONTENT = {"path", "hub", "config", "revision", "split_name", "format", "bad_rows", "limit"}
+"""Where the bytes are found, which the digest of the bytes replaces, and what does not change the result."""
+
+
+def documents(store: Store, corpus: Corpus, *, label: str) -> Artifact:
+    """Read a corpus into ``documents.parquet``, ``quarantine.jsonl`` and ``facts.json``.
+
+    Args:
+        label: the corpus's name in the recipe; messages say ``corpora.<label>.<key>``.
+
+    Returns:
+        a ``corpora`` artifact. Neither paths nor the name are part of its identity; the bytes of the files are. A limit in
+        tokens is applied later, by ``blocks``.
+
+    Raises:
+        RequestError: a file is missing, empty, truncated or in another format or encoding; a column does not exist; no row
+            is usable; more rows are bad than `bad_rows` allows.
+    """
+    plan = Plan(corpus, f"corpora.{label}")
+    try:
+        sources = resolve(corpus, label, download=not store.dry)
+        read = digest([_identity(store, source) for source in sources])
+    except RequestError:
+        if not store.dry or corpus.hub is None:
+            raise
+        sources, read = [], digest(["not on this machine", corpus.hub, corpus.config, corpus.revision, corpus.split_name])
+    limit = corpus.limit.model_dump(mode="json") if corpus.limit and corpus.limit.tokens is None else None
+    spec = {**corpus.model_dump(mode="json", exclude=_NOT_CONTENT), "limit": limit}
+
+    def build(folder: Path) -> dict[str, int]:
+        size = sum(source.size for source in sources)
+        reading, before = Reading(plan, folder, size), 0
+        with bar(f"read {label}", size, "bytes") as progress:
+            for number, source in enumerate(sources, 1):
+                for item, position in rows(source, corpus.encoding, frozenset(plan.needed), reading.seen, plan.key):
+                    reading.take(source, number, item)
+                    if reading.read % 256 == 0:
+                        progress.to(before + position())
+                before += source.size
+        reading.finish()
+        return {"bytes": size}
+
+    made = store.make(Action("corpora", spec, {"source": read}), build, label=f"corpus {label}")
+    if made.reused:  # it may have been made when the recipe bore more bad rows
+        evidence = [json.loads(line) for line in made.file("quarantine.jsonl").read_text().splitlines()[:3]]
+        first = [(f"{row['file']}:{row['line']}", row["reason"]) for row in evidence]
+        plan.tolerate(made.facts["read"], made.facts["quarantined"], first)
+    return made
+
+
+def _identity(store: Store, source: Source) -> list[str]:
+    """What a file contributes to the corpus's identity. The names of text files are their documents' ids."""
+    return [source.format, store.digest_file(source.path), source.name if source.format == "text" else ""]

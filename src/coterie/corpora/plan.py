@@ -1,0 +1,117 @@
+"""How a row becomes a document, in the recipe's words: filters, templates, dates, and how many bad rows are borne."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import date
+from typing import Any, NamedTuple
+
+from coterie.corpora.template import Template, day, plain, string, wanted
+from coterie.errors import RequestError
+from coterie.recipe import Corpus
+
+OWN = ("id", "prompt", "text", "time", "split", "content", "order")
+"""Columns that every corpus has; the others are kept from the source, as text."""
+
+
+class Document(NamedTuple):
+    """What a row says."""
+
+    id: str | None
+    prompt: str | None
+    text: str
+    time: date | None
+    group: str | None
+    extra: tuple[str | None, ...]
+
+
+class Plan:
+    """The recipe's words for one corpus, parsed.
+
+    Args:
+        key: the corpus's place in the recipe (``corpora.code``), for messages.
+
+    Raises:
+        RequestError: a template that cannot be parsed, a further column with a document's own name.
+    """
+
+    def __init__(self, corpus: Corpus, key: str) -> None:
+        self.corpus, self.key = corpus, key
+        patterns = {"text": corpus.text or "text"}
+        if corpus.prompt is not None and corpus.response is not None:
+            patterns = {"prompt": corpus.prompt, "response": corpus.response}
+        self.templates: dict[str, Template] = {}
+        for name, pattern in patterns.items():
+            try:
+                self.templates[name] = Template(pattern)
+            except ValueError as error:
+                raise RequestError("a template that cannot be read", where=f"{key}.{name}", found=str(error)) from None
+        for column in corpus.columns:
+            if column in OWN and column not in (corpus.id, corpus.time):
+                raise RequestError(
+                    f"{column!r} is the name of a document's own column",
+                    where=f"{key}.columns",
+                    do="take it out of the list",
+                )
+        self.where = wanted(corpus.where)
+        self.extra = tuple(c for c in corpus.columns if c not in OWN)
+        self.needed = {column: name for name, template in self.templates.items() for column in template.columns}
+        """Every column that the recipe names, and the key that names it."""
+        self.needed |= dict.fromkeys(corpus.columns, "columns") | dict.fromkeys(corpus.where, "where")
+        for name, single in (("id", corpus.id), ("time", corpus.time), ("split.group", corpus.split.group)):
+            if single is not None:
+                self.needed[single] = name
+
+    def document(self, row: Mapping[str, Any]) -> Document | str:
+        """The document of a row, or why the row is filtered.
+
+        Raises:
+            RowError: the row cannot be used.
+        """
+        corpus = self.corpus
+        for column, values in self.where.items():
+            if plain(row.get(column)) not in values:
+                return f"where {column}"
+        parts = {name: template.render(row) for name, template in self.templates.items()}
+        text = parts["text"] if "text" in parts else parts["response"]
+        found = Document(
+            id=string(row, corpus.id, numbers=True) if corpus.id is not None else None,
+            prompt=parts.get("prompt"),
+            text=text,
+            time=day(row, corpus.time) if corpus.time is not None else None,
+            group=plain(row.get(corpus.split.group)) if corpus.split.group is not None else None,
+            extra=tuple(plain(row.get(column)) for column in self.extra),
+        )
+        return found if text.strip() else "empty"
+
+    def check_columns(self, seen: set[str], read: int) -> None:
+        """Every column that the recipe names must be in the data."""
+        for column, name in self.needed.items():
+            if column not in seen:
+                raise RequestError(
+                    f'0 of {read:,} rows have "{column}"',
+                    where=f"{self.key}.{name}",
+                    expected=f"one of the columns there are: {', '.join(sorted(seen)) or 'none'}",
+                    found=column,
+                    do=f"correct {self.key}.{name}",
+                )
+
+    def tolerate(self, read: int, bad: int, first: list[tuple[str, str]]) -> None:
+        """Stop when more rows are bad than the recipe allows; ``first`` are place and reason of the first few."""
+        allowed = self.corpus.bad_rows
+        if bad <= min(allowed.most, allowed.share * read):
+            return
+        lines = [f"{place} {reason}" for place, reason in first]
+        if bad > len(first):
+            lines.append(f"and {bad - len(first):,} more")
+        remedy = f"correct the rows, or bear more: {self.key}.bad_rows: {{share: {bad / read:.2g}, most: {bad}}}"
+        for guess in ("latin-1", "cp1252"):
+            if f"looks like {guess}" in first[0][1]:
+                remedy = f"set {self.key}.encoding: {guess}, or correct the rows"
+        raise RequestError(
+            f"{bad:,} of {read:,} rows cannot be read",
+            where=first[0][0],
+            expected=f"at most {allowed.share * 100:g} % of the rows, and at most {allowed.most:,}",
+            found="\n            ".join(lines),
+            do=remedy,
+        )

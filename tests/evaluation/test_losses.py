@@ -12,23 +12,23 @@ import pytest
 from safetensors.numpy import load_file
 
 from coterie.errors import RequestError, WorkError
-from coterie.evaluation.losses import Scored, evaluate_losses, paired
+from coterie.evaluation.losses import TokenLosses, evaluate_losses, paired
 from coterie.evaluation.table import tables
 from coterie.recipe import Losses
 from coterie.store import Artifact, DryStore, Store
 
 
-def scored(name: str, nll: np.ndarray, answered: np.ndarray | None = None) -> Scored:
-    return Scored(f"digest of {name}", f"scores of {name} {nll.sum()}", lambda: (nll, answered))
+def scored(name: str, nll: np.ndarray, answered: np.ndarray | None = None) -> TokenLosses:
+    return TokenLosses(f"digest of {name}", f"scores of {name} {nll.sum()}", lambda: (nll, answered))
 
 
-def random_models(names: list[str], corpora: dict[str, Artifact], seed: int = 0) -> dict[str, dict[str, Scored]]:
+def random_models(names: list[str], corpora: dict[str, Artifact], seed: int = 0) -> dict[str, dict[str, TokenLosses]]:
     rng = np.random.default_rng(seed)
     shapes = {c: load_file(b.file("blocks.safetensors"))["target"][:, 1:].shape for c, b in corpora.items()}
     return {n: {c: scored(n, rng.gamma(2, 1, s).astype(np.float32)) for c, s in shapes.items()} for n in names}
 
 
-def by_hand(corpora: dict[str, Artifact], sources: dict[str, Scored], group_of) -> dict[str, tuple[float, int, int]]:
+def by_hand(corpora: dict[str, Artifact], sources: dict[str, TokenLosses], group_of) -> dict[str, tuple[float, int, int]]:
     """(nats a token, tokens, documents) by group, one token at a time."""
     nats, tokens, documents = defaultdict(float), defaultdict(int), defaultdict(set)
     for corpus, blocks in corpora.items():
@@ -160,7 +160,13 @@ def test_a_dry_run_reads_nothing(store: Store, make_blocks) -> None:
 
     dry = DryStore(store.root)
     evaluate_losses(
-        dry, spec=SPEC, corpora=corpora, models={"x": {"a": Scored("m", "s", unread)}}, experts=["x"], seed=0, label="losses"
+        dry,
+        spec=SPEC,
+        corpora=corpora,
+        models={"x": {"a": TokenLosses("m", "s", unread)}},
+        experts=["x"],
+        seed=0,
+        label="losses",
     )
     assert [(kind, state) for kind, _, state, _ in dry.plan] == [("evaluations", "make")]
 

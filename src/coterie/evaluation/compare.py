@@ -12,7 +12,7 @@ Letters: M models, X rows (models, references, differences), D documents, G grou
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,8 @@ from jaxtyping import Bool, Float, Int
 from coterie.evaluation.bootstrap import resample
 
 Figure = dict[str, Any]
-"""``value`` (None without a document), ``ci95`` (None with fewer than two), ``weight``, ``documents``, ``skipped``."""
+"""``value`` (None without a document), ``ci95`` (None with fewer than two), ``weight``, ``documents``, ``skipped``, and in
+``also`` further values without interval."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ def compare(
     *,
     experts: Sequence[int],
     against: Sequence[int] = (),
+    also: Mapping[str, Float[np.ndarray, "M D"]] | None = None,
     lowest: bool,
     resamples: int,
     seed: int,
@@ -60,38 +62,43 @@ def compare(
         weight_D: what it is divided by, such as tokens; documents of weight 0 count nowhere.
         experts: models the references are chosen among: those of them that answer every document.
         against: models that all others are compared with; the best expert always is.
+        also: further values over the same weights, which decide nothing.
         lowest: whether small is good.
     """
     answered_MD = answered_MD & (weight_D > 0)
-    rows = [(np.where(a, v, 0.0), a) for v, a in zip(value_MD, answered_MD, strict=True)]
-    models = len(rows)
+    models = len(answered_MD)
     whole = [e for e in experts if answered_MD[e].sum() == (weight_D > 0).sum()]
-    best, oracle = None, []
+    best, oracle, chosen_D = None, [], np.zeros(len(weight_D), int)
     if whole:
-        cost_EG = np.stack([np.bincount(group_D, rows[e][0], groups) for e in whole]) * (1 if lowest else -1)
+        cost_EG = np.stack([np.bincount(group_D, np.where(answered_MD[e], value_MD[e], 0), groups) for e in whole])
+        cost_EG *= 1 if lowest else -1
         best = whole[int(cost_EG.sum(1).argmin())]
         oracle = [whole[int(i)] for i in cost_EG.argmin(0)]
         chosen_D = np.array(oracle)[group_D]
-        rows += [rows[best], (value_MD[chosen_D, np.arange(len(chosen_D))], answered_MD[best])]
     others = dict.fromkeys([*([] if best is None else [best]), *against])
     pairs = [(m, o) for m in range(models) for o in others if m != o]
-    for m, o in pairs:
-        both_D = answered_MD[m] & answered_MD[o]
-        rows.append((np.where(both_D, value_MD[m] - value_MD[o], 0.0), both_D))
 
-    figures = _figures(rows, weight_D, group_D, groups, resamples=resamples, seed=seed)
+    def rows(of_MD: np.ndarray) -> np.ndarray:
+        references = [] if best is None else [of_MD[best], of_MD[chosen_D, np.arange(len(chosen_D))]]
+        return np.stack([*of_MD, *references, *(of_MD[m] - of_MD[o] for m, o in pairs)])
+
+    references = [] if best is None else [answered_MD[best]] * 2
+    answered_XD = np.stack([*answered_MD, *references, *(answered_MD[m] & answered_MD[o] for m, o in pairs)])
+    values = {name: np.where(answered_XD, rows(of_MD), 0.0) for name, of_MD in {"": value_MD, **(also or {})}.items()}
+    figures = _figures(values, answered_XD, weight_D, group_D, groups, resamples=resamples, seed=seed)
     return Comparison(
         models=figures[:models],
         best=best,
         best_expert=figures[models] if whole else [],
         oracle=oracle,
         oracle_expert=figures[models + 1] if whole else [],
-        differences=[(m, o, f) for (m, o), f in zip(pairs, figures[len(rows) - len(pairs) :], strict=True)],
+        differences=[(m, o, f) for (m, o), f in zip(pairs, figures[len(figures) - len(pairs) :], strict=True)],
     )
 
 
 def _figures(
-    rows: Sequence[tuple[np.ndarray, np.ndarray]],
+    values: Mapping[str, Float[np.ndarray, "X D"]],
+    answered_XD: Bool[np.ndarray, "X D"],
     weight_D: np.ndarray,
     group_D: np.ndarray,
     groups: int,
@@ -99,28 +106,27 @@ def _figures(
     resamples: int,
     seed: int,
 ) -> list[list[Figure]]:
-    above_XD = np.stack([value for value, _ in rows])
-    answered_XD = np.stack([answered for _, answered in rows])
     below_XD = answered_XD * weight_D.astype(np.float64)
-    drawn = resample(above_XD, below_XD, group_D, groups, resamples=resamples, seed=seed)
-    present_G = np.bincount(group_D, weight_D > 0, groups).astype(int)
+    drawn = resample(values[""], below_XD, group_D, groups, resamples=resamples, seed=seed)
 
     def by_group(row_D: np.ndarray) -> np.ndarray:
         sums_G = np.bincount(group_D, row_D, groups)
         return np.append(sums_G, sums_G.sum())
 
+    present = by_group(weight_D > 0).astype(int)
     out = []
-    for x in range(len(rows)):
-        above, below, answered = by_group(above_XD[x]), by_group(below_XD[x]), by_group(answered_XD[x]).astype(int)
-        present = np.append(present_G, present_G.sum())
+    for x in range(len(answered_XD)):
+        below, answered = by_group(below_XD[x]), by_group(answered_XD[x]).astype(int)
+        above = {name: by_group(value_XD[x]) for name, value_XD in values.items()}
         out.append(
             [
                 {
-                    "value": float(above[g] / below[g]) if below[g] else None,
+                    "value": float(above[""][g] / below[g]) if below[g] else None,
                     "ci95": drawn.interval(x, g if g < groups else None) if answered[g] > 1 else None,
                     "weight": int(below[g]),
                     "documents": int(answered[g]),
                     "skipped": int(present[g] - answered[g]),
+                    "also": {name: float(v[g] / below[g]) if below[g] else None for name, v in above.items() if name},
                 }
                 for g in range(groups + 1)
             ]

@@ -4,9 +4,9 @@ Exact: the same content hash (whitespace and Unicode form do not matter) stands 
 on; such documents are left out of the evaluation. Near: at least half of a document's runs of eight words occur in the
 training documents; these are counted and named, and kept, for a quotation or a licence text can do that too.
 
-The evaluated side is small, so only it is held: of each document the 128 runs with the smallest hashes (all of them if it has
-fewer; the share found is then exact, else within 0.09 of it at 95 %), while the training documents stream past once and
-are looked up. The price of words: text that was only re-wrapped or re-cased is still found, translated or paraphrased text is not.
+The evaluated side is small, so only it is held: of each document the 128 runs with the smallest hashes (all of them if it
+has fewer; the share found is then exact, else within 0.09 of it at 95 %), while the training documents stream past once and
+are looked up. The price of words: text that was only re-wrapped or re-cased is found, what was paraphrased is not.
 
 Letters: D evaluated documents, W words, H hashes.
 """

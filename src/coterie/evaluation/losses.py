@@ -30,7 +30,7 @@ Nll = tuple[np.ndarray, np.ndarray | None]
 
 
 @dataclass(frozen=True)
-class Scored:
+class TokenLosses:
     """One model's losses on the blocks of one corpus; read only if the evaluation has to be made."""
 
     model: str
@@ -42,13 +42,15 @@ class Scored:
     same shape that is true where it can."""
 
     @classmethod
-    def of(cls, expert: Artifact, scores: Artifact) -> Scored:
-        """An expert's losses, from its `scores` artifact."""
-        return cls(
-            expert.digest,
-            scores.content("scores.safetensors"),
-            lambda: (-load_file(scores.file("scores.safetensors"))["logp"], None),
-        )
+    def of(cls, model: Artifact, scores: Artifact) -> TokenLosses:
+        """The losses of an expert or a mixture, from its `scores` artifact (``logp`` and, of a mixture, ``answered``)."""
+
+        def load() -> Nll:
+            arrays = load_file(scores.file("scores.safetensors"))
+            answered = arrays.get("answered")
+            return -arrays["logp"], None if answered is None else answered.astype(bool)
+
+        return cls(model.digest, scores.content("scores.safetensors"), load)
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ def evaluate_losses(
     *,
     spec: Losses,
     corpora: Mapping[str, Artifact],
-    models: Mapping[str, Mapping[str, Scored]],
+    models: Mapping[str, Mapping[str, TokenLosses]],
     experts: Sequence[str],
     against: Sequence[str] = (),
     leaks: Artifact | None = None,
@@ -216,7 +218,7 @@ def _column(table: pl.DataFrame, spec: Losses, corpus: str) -> list[str]:
 
 
 def _sums(
-    documents: _Documents, name: str, sources: Sequence[Scored]
+    documents: _Documents, name: str, sources: Sequence[TokenLosses]
 ) -> tuple[Float[np.ndarray, " D"], Bool[np.ndarray, " D"]]:
     """Nats of each document, 0 where the model cannot answer, and where it can."""
     size = len(documents.tokens_D)

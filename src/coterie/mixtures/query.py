@@ -1,0 +1,87 @@
+"""What a mixture is asked, made uniform: tokens, positions, padding, and who may answer each row.
+
+Shapes: B rows, T positions, U distinct experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from coterie.errors import RequestError
+from coterie.routing import Eligibility, ordinal
+from coterie.routing.eligibility import Time
+
+Times = Time | Sequence[Time | None] | Int[Tensor, " B"] | None
+"""A date for all rows, or one for each; as a tensor, ordinals."""
+
+
+@dataclass(frozen=True)
+class Query:
+    ids_BT: Int[Tensor, "B T"]
+    position_BT: Int[Tensor, "B T"]
+    mask_BT: Int[Tensor, "B past_and_T"] | None
+    """1 where a token is none of padding, over all positions so far; None if nothing is padding."""
+    attend_BT: Int[Tensor, "B past_and_T"] | None
+    """The mask that experts need: None too if padding is on the right, where causal models do not see it."""
+    eligible_BU: Bool[Tensor, "B U"]
+
+    @classmethod
+    def of(
+        cls,
+        ids_BT: Tensor,
+        mask: Tensor | None,
+        position: Tensor | None,
+        past: int,
+        time: Times,
+        eligibility: Eligibility,
+    ) -> Query:
+        """Fill in what was left out: positions count the tokens that are not padding, after ``past`` earlier ones."""
+        B, T = ids_BT.shape
+        eligible_BU = eligibility.mask(ordinals(time, B)).to(ids_BT.device)
+        if position is not None:
+            position = position.expand(B, T)
+        if mask is None or bool(mask.all()):
+            position = torch.arange(past, past + T, device=ids_BT.device).expand(B, T) if position is None else position
+            return cls(ids_BT, position, None, None, eligible_BU)
+        counted_BT = mask.long().cumsum(-1) - 1
+        position = (counted_BT[:, -T:] if position is None else position).masked_fill(mask[:, -T:] == 0, 0)
+        if past == 0 and bool((mask.diff(dim=1) <= 0).all()):
+            return cls(ids_BT, position, mask, None, eligible_BU)
+        if past == 0 and bool(((position != counted_BT) & (mask != 0)).any()):
+            raise RequestError(
+                "documents packed into one row cannot be padded on the left",
+                where="attention_mask",
+                do="pad on the right, or give one document a row",
+            )
+        return cls(ids_BT, position, mask, mask, eligible_BU)
+
+    @property
+    def running(self) -> list[int]:
+        """Experts that some row may use."""
+        return self.eligible_BU.any(0).nonzero().flatten().tolist()
+
+    @property
+    def counted_BT(self) -> Bool[Tensor, "B T"]:
+        """Tokens that something predicts: neither padding nor the first of a document."""
+        counted_BT = self.position_BT > 0
+        return counted_BT if self.mask_BT is None else counted_BT & self.mask_BT[:, -counted_BT.shape[1] :].bool()
+
+
+def ordinals(time: Times, rows: int) -> list[int | None]:
+    """The date of each row as an ordinal.
+
+    Raises:
+        RequestError: not a date, or not as many as rows.
+    """
+    if isinstance(time, Tensor):
+        time = time.reshape(-1).tolist()
+    if time is None or isinstance(time, str) or not isinstance(time, Sequence):
+        return [None if time is None else ordinal(time)] * rows
+    if len(time) != rows:
+        raise RequestError("give one date, or one for each row", where="time", expected=f"{rows}", found=f"{len(time)}")
+    return [None if t is None else ordinal(t) for t in time]

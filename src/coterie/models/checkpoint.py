@@ -18,8 +18,9 @@ from coterie.store import Artifact, sha256
 
 TOKENIZER_FILES = frozenset(
     {
-        "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt",
-        "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "chat_template.jinja", "chat_template.json",
+        "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+        "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "chat_template.jinja",
+        "chat_template.json",
     }
 )  # fmt: skip
 """Files of a tokenizer that may stand beside the weights."""

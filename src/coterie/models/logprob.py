@@ -8,6 +8,7 @@ B rows, T positions (T-1 of them are predicted), D width, V vocabulary, C tokens
 
 from __future__ import annotations
 
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -44,7 +45,7 @@ def target_logp(
         logp_BT = _gather(model(**given).logits[:, :-1].flatten(0, 1), target_BT.flatten()).view_as(target_BT)
     else:
         hidden_ND = _decoder(model)(**given)[0][:, :-1].flatten(0, 1)
-        size = max(CHUNK // model.config.get_text_config().vocab_size, 16)
+        size = max(CHUNK // _plain(model).config.get_text_config().vocab_size, 16)
         pairs = zip(hidden_ND.split(size), target_BT.flatten().split(size), strict=True)
         logp_BT = torch.cat([_gather(_head(model, hidden_CD), target_C) for hidden_CD, target_C in pairs]).view_as(target_BT)
     return logp_BT if position_BT is None else logp_BT.masked_fill(position_BT[:, 1:] == 0, 0.0)
@@ -64,17 +65,17 @@ def _gather(logits_CV: Tensor, target_C: Tensor) -> Tensor:
     return logits_CV.gather(-1, target_C[:, None])[:, 0] - logits_CV.logsumexp(-1)
 
 
-def _plain(model: nn.Module) -> nn.Module:
+def _plain(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def _decoder(model: nn.Module) -> nn.Module:
+def _decoder(model: nn.Module) -> Any:
     return getattr(_plain(model), _plain(model).base_model_prefix)
 
 
 def _head(model: nn.Module, hidden_CD: Tensor) -> Tensor:
     """Logits as the model's own forward makes them: head, then Cohere's and Granite's scales and Gemma's soft cap."""
-    config = model.config.get_text_config()
+    config = _plain(model).config.get_text_config()
     logits_CV = _plain(model).get_output_embeddings()(hidden_CD)
     if getattr(config, "logit_scale", None) is not None:
         logits_CV = logits_CV * config.logit_scale
@@ -94,7 +95,7 @@ def _needs_whole_logits(model: nn.Module) -> bool:
 @torch.no_grad()
 def _head_is_known(model: nn.Module) -> bool:
     device = next(model.parameters()).device
-    ids_BT = torch.arange(4, device=device)[None] % model.config.get_text_config().vocab_size
+    ids_BT = torch.arange(4, device=device)[None] % _plain(model).config.get_text_config().vocab_size
     training = model.training
     model.eval()
     try:

@@ -45,7 +45,7 @@ def open_model(
         _check_base(folder, base)
         model = _on_base(folder, load_strictly(_folder(base), dtype=dtype), trainable)
     model.config.use_cache = False
-    return model.to(device or "cpu").eval()
+    return model.to(torch.device(device or "cpu")).eval()  # type: ignore[arg-type]
 
 
 def load_strictly(folder: Path, **options: Any) -> PreTrainedModel:
@@ -68,7 +68,7 @@ def load_strictly(folder: Path, **options: Any) -> PreTrainedModel:
     return model
 
 
-def _from_pretrained(folder: Path, **options: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
+def _from_pretrained(folder: Path, **options: Any) -> Any:
     options |= {
         "local_files_only": True,
         "trust_remote_code": False,

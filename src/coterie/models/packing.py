@@ -10,6 +10,7 @@ B rows, T positions.
 
 from __future__ import annotations
 
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -51,10 +52,10 @@ def needs_mask(model: nn.Module) -> bool:
 
 @torch.no_grad()
 def _measure(model: nn.Module) -> bool:
-    training, device = model.training, next(model.parameters()).device
+    training, device, config = model.training, next(model.parameters()).device, cast(Any, model.config)
     model.eval()
     try:
-        ids_BT = torch.arange(9, device=device)[None] % model.config.vocab_size
+        ids_BT = torch.arange(9, device=device)[None] % config.get_text_config().vocab_size
         position_BT = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 0, 1]], device=device)
         alone = torch.cat([model(input_ids=part, use_cache=False).logits for part in ids_BT.split([4, 3, 2], dim=1)], 1)
         close = alone.abs().max().clamp(min=1e-6) * (1e-3 if alone.dtype == torch.float32 else 5e-2)

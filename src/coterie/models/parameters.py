@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from typing import Any
 
 import torch
 from torch import nn
@@ -29,8 +30,7 @@ def train_only_feed_forward(model: nn.Module) -> None:
 def add_adapter(model: nn.Module, lora: Lora) -> nn.Module:
     """Kind ``lora``: a fresh adapter (B is zero: at first it changes nothing) on the frozen model.
 
-    The adapter's name is fixed: PEFT loses the weights of adapters named by digits when it saves them. The base is named
-    by the digest beside the adapter, not by a path of this machine.
+    The adapter's name is fixed: PEFT loses the weights of adapters named by digits when it saves them.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -39,15 +39,18 @@ def add_adapter(model: nn.Module, lora: Lora) -> nn.Module:
         adapted = get_peft_model(
             model,
             LoraConfig(
-                task_type="CAUSAL_LM", r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets
+                task_type="CAUSAL_LM",
+                r=lora.r,
+                lora_alpha=lora.alpha,  # type: ignore[arg-type]
+                lora_dropout=lora.dropout,
+                target_modules=targets,
             ),
         )
     except ValueError as error:
         raise RequestError(
-            "the adapter finds none of its layers", where="lora.targets", found=str(lora.targets), expected="names of linear layers",
-            do="use all-linear, or names such as q_proj",
+            "the adapter finds none of its layers", where="lora.targets", found=str(lora.targets),
+            expected="names of linear layers", do="use all-linear, or names such as q_proj",
         ) from error  # fmt: skip
-    adapted.peft_config["default"].base_model_name_or_path = None
     return adapted
 
 
@@ -57,8 +60,8 @@ def fingerprints(model: nn.Module) -> dict[str, str]:
 
 
 def _fingerprint(parameter: torch.Tensor) -> str:
-    raw = parameter.detach().cpu().contiguous().flatten().view(torch.uint8)
-    return hashlib.blake2b(raw.numpy(), digest_size=16).hexdigest()
+    raw: Any = parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+    return hashlib.blake2b(raw, digest_size=16).hexdigest()
 
 
 def count(model: nn.Module, *, trained: bool = False) -> int:

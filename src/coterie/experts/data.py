@@ -1,0 +1,65 @@
+"""The rows of a training run: block i of a fixed order, as the Trainer wants them.
+
+Sized and indexed (map-style): where training stands in the data is a function of the step alone, so resuming needs no
+state of a sampler, and unsized data, which resumes at the wrong place, cannot get in here.
+
+B rows, T positions, N rows of the whole run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from coterie.corpora import Blocks, Order
+from coterie.models.packing import block_mask
+
+Batch = dict[str, Tensor]
+
+
+class Rows(Dataset[Batch]):
+    """Row i is block ``order.block[i]`` of ``sources[order.source[i]]``."""
+
+    def __init__(self, sources: Sequence[Blocks], order: Order, *, mask: bool) -> None:
+        self.sources, self.order, self.mask = sources, order, mask
+        self.tokens_N = np.zeros(len(order), dtype=np.int64)
+        for number, source in enumerate(sources):
+            here = order.source == number
+            self.tokens_N[here] = source.tokens_per_block[order.block[here]]
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, i: int) -> Batch:
+        return {name: tensor[0] for name, tensor in self.__getitems__([i]).items()}
+
+    def __getitems__(self, rows: Sequence[int]) -> Batch:
+        """A whole batch at once: one read a tensor instead of one a row."""
+        places = [(int(self.order.source[i]), int(self.order.block[i])) for i in rows]
+        return batch(
+            np.stack([self.sources[s].ids[b] for s, b in places]),
+            np.stack([self.sources[s].position[b] for s, b in places]),
+            np.stack([self.sources[s].target[b] for s, b in places]),
+            mask=self.mask,
+        )
+
+    def tokens_after(self, rows_per_step: int) -> np.ndarray:
+        """Tokens seen after each step (padding not counted), cumulative."""
+        return np.add.reduceat(self.tokens_N, np.arange(0, len(self), rows_per_step)).cumsum()
+
+
+def batch(ids_BT: np.ndarray, position_BT: np.ndarray, target_BT: np.ndarray, *, mask: bool) -> Batch:
+    """Ids, positions that restart with each document, and labels: -100 wherever nothing is learned."""
+    ids, position = torch.from_numpy(ids_BT).long(), torch.from_numpy(position_BT).long()
+    labels = ids.masked_fill(torch.from_numpy(target_BT) == 0, -100)
+    together = {"input_ids": ids, "position_ids": position, "labels": labels}
+    return together | {"attention_mask": block_mask(position)} if mask else together
+
+
+def as_is(batch: Batch) -> Batch:
+    """The collator's part: ``Rows`` gives whole batches."""
+    return batch

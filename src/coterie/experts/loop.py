@@ -1,0 +1,217 @@
+"""The Trainer with our checkpoints, and the callbacks that stand around its loop.
+
+The loop itself is transformers'. What is overridden are the hooks that read and write checkpoints (ours are atomic, hashed
+and hold no pickle) and two that cost or drop something: the count of floating point operations, which walks all parameters
+at every step, and the gradient's norm, which is kept for the watch below. What depends on history besides weights and
+moments is the sum of losses since the last log line, and early stopping's memory; both go into the checkpoint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+
+from coterie.errors import WorkError
+from coterie.experts import resume
+from coterie.progress import Bar
+from coterie.recipe import EarlyStopping
+
+
+@dataclass
+class Best:
+    """Early stopping's memory."""
+
+    loss: float = float("inf")
+    step: int = 0
+    stale: int = 0
+    """Evaluations since then."""
+
+
+class Loop(Trainer):
+    """One training run; see `coterie.experts.train` for its settings.
+
+    Args:
+        home: where checkpoints go.
+    """
+
+    model: Any
+    optimizer: Any
+    lr_scheduler: Any
+
+    def __init__(self, *, home: Path, **options: Any) -> None:
+        super().__init__(**options)
+        self.remove_callback(PrinterCallback)
+        self.home = home
+        self.best = Best()
+        self.best_weights: dict[str, Tensor] = {}
+        self.snapshots: list[dict[str, Any]] = []
+        self.grad_norm: Tensor | float = 0.0
+
+    @property
+    def moving(self) -> dict[str, nn.Parameter]:
+        """What is trained, by name."""
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        require_finite(self.moving, self.state.global_step)
+        names = {parameter: name for name, parameter in self.moving.items()}
+        files: dict[str, Mapping[str, Tensor]] = {
+            "trainable": self.moving,
+            "optimizer": resume.optimizer_tensors(self.optimizer, names),
+        }
+        if self.best_weights:
+            files["best"] = self.best_weights
+        history = {
+            "best": asdict(self.best),
+            "rates": [group["lr"] for group in self.optimizer.param_groups],
+            "schedule": self.lr_scheduler.state_dict(),
+            "loss_sum": self._tr_loss.item(),
+            "last_logged": self._globalstep_last_logged,
+            "snapshots": self.snapshots,
+        }
+        texts = {"state.json": json.dumps(history), "trainer_state.json": json.dumps(asdict(self.state))}
+        resume.save(self.home, self.state.global_step, files, texts)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        saved, moving = resume.tensors(Path(resume_from_checkpoint), "trainable"), self.moving
+        assert saved.keys() == moving.keys(), "a checkpoint of another model"
+        for name, parameter in moving.items():
+            parameter.data.copy_(saved[name])
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        folder = Path(checkpoint)
+        names = {parameter: name for name, parameter in self.moving.items()}
+        resume.load_optimizer(self.optimizer, names, resume.tensors(folder, "optimizer"))
+        history = resume.state(folder)
+        for group, rate in zip(self.optimizer.param_groups, history["rates"], strict=True):
+            group["lr"] = rate
+        self.lr_scheduler.load_state_dict(history["schedule"])
+        self.best, self.best_weights = Best(**history["best"]), resume.tensors(folder, "best")
+        self.snapshots = history["snapshots"]
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Randomness follows from (seed, step): there is no state to load."""
+
+    def continue_log(self, checkpoint: Path) -> None:
+        """Take up the sum of losses where the last log line left it, so that the log is the one of a straight run."""
+        history = resume.state(checkpoint)
+        self._tr_loss += history["loss_sum"]
+        self._globalstep_last_logged = history["last_logged"]
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        return 0
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        self.grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        return self.grad_norm
+
+    @property
+    def loss_sum(self) -> Tensor:
+        """Sum of the steps' losses since the last log line, on the device."""
+        return self._tr_loss
+
+
+def require_finite(parameters: dict[str, nn.Parameter], step: int) -> None:
+    """WorkError if a weight is NaN or infinite."""
+    for name, parameter in parameters.items():
+        if not torch.isfinite(parameter).all():
+            raise diverged(step, f"a weight ({name})")
+
+
+def diverged(step: int, what: str) -> WorkError:
+    return WorkError(
+        f"training diverged: {what} is not finite",
+        where=f"step {step}",
+        kept="nothing of this run is published; everything finished before it is",
+        do="lower train.learning_rate, lengthen train.warmup or set train.clip, and run again",
+    )
+
+
+class Seeds(TrainerCallback):
+    """All randomness of a step follows from (seed, step), so a resumed run draws what a straight one draws."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        word = hashlib.sha256(f"{self.seed}/{state.global_step}".encode()).digest()
+        torch.manual_seed(int.from_bytes(word[:8], "little"))
+
+
+class Watch(TrainerCallback):
+    """Stops at the first step whose loss or gradient is not finite.
+
+    On a GPU the step is noted there and read every ``every`` steps, so that watching costs no synchronisation.
+    """
+
+    def __init__(self, loop: Loop, every: int) -> None:
+        self.loop, self.every = loop, every
+        self.first_bad = torch.zeros((), dtype=torch.long, device=loop.args.device)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        bad = ~torch.isfinite(self.loop.loss_sum + self.loop.grad_norm) & (self.first_bad == 0)
+        self.first_bad += bad * state.global_step
+        if state.global_step % self.every == 0 or control.should_save or state.global_step >= state.max_steps:
+            self.check()
+
+    def check(self) -> None:
+        if step := int(self.first_bad):
+            raise diverged(step, "the gradient" if torch.isfinite(self.loop.loss_sum) else "the loss")
+
+
+class Calendar(TrainerCallback):
+    """Says when to log, to save and to publish a snapshot, in tokens seen, and moves the progress bar."""
+
+    def __init__(
+        self, tokens: np.ndarray, bar: Bar, *, save_every: int, snapshots: int | None, snapshot: Callable[[int], None]
+    ) -> None:
+        self.tokens, self.bar, self.snapshot = tokens, bar, snapshot
+        self.saves = marks(tokens, save_every)
+        self.snapshots = marks(tokens, snapshots) - {len(tokens)} if snapshots else set()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        step = state.global_step
+        self.bar.to(int(self.tokens[step - 1]))
+        control.should_log |= step == state.max_steps
+        control.should_save |= step in self.saves
+        if step in self.snapshots:
+            self.snapshot(step)
+
+
+def marks(tokens: np.ndarray, every: int) -> set[int]:
+    """Steps (from 1) at which the tokens seen first reach each multiple of ``every``."""
+    return {int(s) + 1 for s in np.searchsorted(tokens, np.arange(every, int(tokens[-1]) + 1, every))}
+
+
+class StopEarly(TrainerCallback):
+    """Evaluates on held-out blocks; keeps the best weights in memory and stops when they have not been beaten."""
+
+    def __init__(self, loop: Loop, rule: EarlyStopping, tokens: np.ndarray, held_out: Callable[[], float]) -> None:
+        self.loop, self.rule, self.held_out = loop, rule, held_out
+        self.steps = marks(tokens, rule.every) | {len(tokens)}
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if state.global_step not in self.steps:
+            return
+        loss, best = self.held_out(), self.loop.best
+        self.loop.log({"eval_loss": loss})
+        if loss < best.loss - (self.rule.least if self.loop.best_weights else 0.0):
+            self.loop.best = Best(loss, state.global_step)
+            self.loop.best_weights = {n: p.detach().to("cpu", copy=True) for n, p in self.loop.moving.items()}
+        else:
+            best.stale += 1
+        if self.loop.best.stale >= self.rule.patience:
+            control.should_training_stop = control.should_log = True
+            control.should_save = False  # what comes next is the end, and a resumed run would train past it

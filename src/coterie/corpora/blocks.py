@@ -1,17 +1,13 @@
 """The blocks verb: documents become sequences of one length, packed, isolated from each other, with targets marked.
 
-A document is [bos] ids [eos]. What is longer than a sequence is cut into pieces that overlap by one token, so that every
-token but the first is a target exactly once. Positions restart at 0 with each piece, which keeps packed pieces apart in
-attention. A prompt is no target; it is cut from its left until prompt and response fit, or to a quarter of the sequence
-where the response alone does not fit.
+Positions restart at 0 with each piece of a document, which keeps packed pieces apart in attention.
 
-`N` blocks, `T` positions, `P` pieces, `D` documents.
+`N` blocks, `T` positions, `P` pieces.
 """
 
 from __future__ import annotations
 
 import json
-from array import array
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,6 +23,7 @@ from jaxtyping import Int32, Int64, UInt8
 
 from coterie.corpora import arrays
 from coterie.corpora.packing import pack
+from coterie.corpora.pieces import Encoder, Pieces
 from coterie.corpora.template import plain, wanted
 from coterie.errors import RequestError
 from coterie.progress import bar
@@ -36,7 +33,10 @@ from coterie.store import Action, Artifact, Store
 if TYPE_CHECKING:
     import polars as pl
 
-_OWN = ("prompt", "text", "split", "order")
+_TEXT = ("prompt", "text", "split", "order")
+"""Columns of a corpus that its blocks do not repeat."""
+_AT_ONCE = 1024
+"""Blocks that are put together in memory."""
 
 
 def blocks(
@@ -83,16 +83,19 @@ def blocks(
 
     def build(folder: Path) -> None:
         chosen = _Choice(documents, split, window, where or {}, label)
+        pieces, encode = Pieces(folder / "ids.temp", length, limit_tokens), Encoder(tokenizer)
         with bar(f"tokenize {label}", limit_tokens, "tokens") as progress:
-            pieces = _Pieces(folder / "ids.temp", length, limit_tokens)
-            for batch in chosen.batches():
-                pieces.add(batch, tokenizer)
+            for table in chosen.tables():
+                pieces.add(table, encode)
                 progress.to(pieces.tokens)
                 if pieces.full:
                     break
-        if not pieces.length:
+        if not pieces.tokens:
             raise chosen.nothing()
-        _write(folder, pieces, chosen)
+        facts = _write_blocks(folder / "blocks.safetensors", pieces)
+        pieces.path.unlink()
+        facts |= _write_documents(folder / "documents.parquet", pieces, chosen.kept)
+        (folder / "facts.json").write_text(json.dumps(facts, indent=1, sort_keys=True))
 
     return store.make(action, build, label=f"blocks {label}", tokens=limit_tokens)
 
@@ -105,7 +108,7 @@ class _Choice:
         self.where = wanted(where)
         self.file = pq.ParquetFile(documents.file("documents.parquet"))
         names = self.file.schema_arrow.names
-        self.kept = [name for name in names if name not in _OWN]
+        self.kept = [name for name in names if name not in _TEXT]
         for column in self.where:
             if column not in self.kept:
                 raise RequestError(
@@ -115,7 +118,7 @@ class _Choice:
                     do=f"add {column!r} to the corpus's columns",
                 )
 
-    def batches(self) -> Iterator[pa.Table]:
+    def tables(self) -> Iterator[pa.Table]:
         for batch in self.file.iter_batches(1024):
             table = pa.table(batch)
             table = table.filter(pc.equal(table["split"], self.split))
@@ -153,152 +156,51 @@ class _Choice:
         )
 
 
-class _Pieces:
-    """Token ids on disk, and the pieces to be packed."""
-
-    def __init__(self, path: Path, capacity: int, limit: int | None) -> None:
-        self.path, self.capacity = path, capacity
-        self.left = limit if limit is not None else 1 << 62
-        self.full = False
-        self.tokens, self.stored = 0, 0
-        self.start, self.length, self.first_target, self.document = array("q"), array("q"), array("q"), array("q")
-        self.tables: list[pa.Table] = []
-        self.targets = array("q")
-        self.cut_prompt_tokens = self.cut_documents = 0
-        self._open: tuple[Any, int, int] | None = None
-
-    def add(self, table: pa.Table, tokenizer: Artifact) -> None:
-        """Tokenize documents and cut them."""
-        encode, bos, eos = self._tokenizer(tokenizer)
-        prompts = table["prompt"].to_pylist()
-        prompt_ids = encode([p or "" for p in prompts]) if any(prompts) else [[]] * len(prompts)
-        ids = array("i")
-        taken = 0
-        for prompt, text in zip(prompt_ids, encode(table["text"].to_pylist()), strict=True):
-            room = self.capacity - 2 - len(text)
-            room = room if room >= 0 else self.capacity // 4
-            if len(prompt) > room:
-                self.cut_prompt_tokens += len(prompt) - room
-                prompt = prompt[len(prompt) - room :]
-            begin = len(ids)
-            ids.append(bos)
-            ids.extend(prompt)
-            ids.extend(text)
-            ids.append(eos)
-            if not self._cut(self.stored + begin, len(ids) - begin, 1 + len(prompt)):
-                break
-            taken += 1
-            if self.full:
-                break
-        with self.path.open("ab") as file:
-            ids.tofile(file)
-        self.stored += len(ids)
-        self.tables.append(table.slice(0, taken))
-
-    def _cut(self, begin: int, size: int, given: int) -> bool:
-        """One document of ``size`` tokens, the first ``given`` of which are no targets. Whether any of it was taken."""
-        targets, number = 0, len(self.targets)
-        for offset in range(0, size - 1, self.capacity - 1):
-            length = min(self.capacity, size - offset, self.left)
-            first = max(1, given - offset)
-            if length <= first:
-                self.full = True
-                break
-            self.start.append(begin + offset)
-            self.length.append(length)
-            self.first_target.append(first)
-            self.document.append(number)
-            targets += length - first
-            self.tokens += length
-            self.left -= length
-        self.full = self.full or self.left < 2
-        if targets:
-            self.targets.append(targets)
-            self.cut_documents += size > self.capacity
-        return bool(targets)
-
-    def _tokenizer(self, artifact: Artifact) -> tuple[Any, int, int]:
-        if self._open is None:
-            from tokenizers import Tokenizer
-
-            loaded = Tokenizer.from_file(str(artifact.file("tokenizer.json")))
-            loaded.no_truncation()
-            loaded.no_padding()
-            loaded.encode_special_tokens = True  # "<|endoftext|>" written in a document is text, not the end of one
-
-            def encode(texts: list[str]) -> list[list[int]]:
-                return [e.ids for e in loaded.encode_batch_fast(texts, add_special_tokens=False)]
-
-            self._open = encode, artifact.facts["bos_id"], artifact.facts["eos_id"]
-        return self._open
-
-
-def _write(folder: Path, pieces: _Pieces, chosen: _Choice) -> None:
-    T = pieces.capacity
-    start_P, length_P, first_P, document_P = (
-        np.frombuffer(a, dtype=np.int64) for a in (pieces.start, pieces.length, pieces.first_target, pieces.document)
-    )
+def _write_blocks(path: Path, pieces: Pieces) -> dict[str, Any]:
+    """Pack and write, some blocks at a time."""
+    T, length_P = pieces.capacity, pieces.length_P
     block_P = pack(length_P, T)
     N = int(block_P.max()) + 1
-    flat = np.memmap(pieces.path, np.int32, "r")
-    made = arrays.create(
-        folder / "blocks.safetensors",
-        {
-            **{name: (np.dtype("<i4"), (N, T)) for name in ("ids", "position", "document")},
-            "target": (np.dtype("u1"), (N, T)),
-        },
-    )
-    by_block = np.argsort(block_P, kind="stable")
-    bounds = np.searchsorted(block_P[by_block], np.arange(0, N + 1024, 1024))
-    for low, (begin, end) in zip(range(0, N, 1024), pairwise(bounds), strict=True):
-        p = by_block[begin:end]
-        rows = min(1024, N - low)
-        size = length_P[p]
-        inner = np.arange(size.sum()) - np.repeat(np.cumsum(size) - size, size)
-        # a piece stands right behind the pieces before it in its block
-        used = np.cumsum(size) - size
-        head = np.searchsorted(block_P[p], block_P[p])
-        place = np.repeat((block_P[p] - low) * T + used - used[head], size) + inner
-        out = {name: np.zeros(rows * T, dtype=array.dtype) for name, array in made.items()}
-        out["document"][:] = -1
-        out["ids"][:] = 0
-        out["ids"][place] = flat[np.repeat(start_P[p], size) + inner]
-        out["position"][place] = inner
-        out["document"][place] = np.repeat(document_P[p], size)
-        out["target"][place] = inner >= np.repeat(first_P[p], size)
-        for name, array_NT in made.items():
-            array_NT[low : low + rows] = out[name].reshape(rows, T)
-    for array_NT in made.values():
-        array_NT.flush()
-    del flat
-    pieces.path.unlink()
-    _write_documents(folder, pieces, chosen)
-    tokens = int(length_P.sum())
-    dates = [e for e in pc.min_max(_column(pieces, "time")).as_py().values() if e is not None]
-    facts = {
+    wide, narrow = (np.dtype("<i4"), (N, T)), (np.dtype("u1"), (N, T))
+    shapes = {"ids": wide, "position": wide, "document": wide, "target": narrow}
+    ids, by_block = pieces.ids, np.argsort(block_P, kind="stable")
+    lows = range(0, N, _AT_ONCE)
+    bounds = np.searchsorted(block_P[by_block], [*lows, N])
+    with arrays.Writer(path, shapes) as writer:
+        for low, (begin, end) in zip(lows, pairwise(bounds), strict=True):
+            p = by_block[begin:end]
+            block, size = block_P[p] - low, length_P[p]
+            before = np.cumsum(size) - size
+            within = np.arange(size.sum()) - np.repeat(before, size)
+            offset = before - before[np.searchsorted(block, block)]  # tokens of the pieces before it in its block
+            place = np.repeat(block * T + offset, size) + within
+            rows = {name: np.zeros(min(_AT_ONCE, N - low) * T, dtype) for name, (dtype, _) in shapes.items()}
+            rows["document"][:] = -1
+            rows["ids"][place] = ids[np.repeat(pieces.start_P[p], size) + within]
+            rows["position"][place] = within
+            rows["document"][place] = np.repeat(pieces.document_P[p], size)
+            rows["target"][place] = within >= np.repeat(pieces.first_target_P[p], size)
+            for name, values in rows.items():
+                writer.put(name, low, values.reshape(-1, T))
+    return {
         "blocks": N,
         "length": T,
-        "tokens": tokens,
-        "targets": int((length_P - first_P).sum()),
-        "documents": len(pieces.targets),
-        "fill": tokens / (N * T),
+        "tokens": pieces.tokens,
+        "targets": int(pieces.targets_D.sum()),
+        "documents": len(pieces.targets_D),
+        "fill": pieces.tokens / (N * T),
         "cut_prompt_tokens": pieces.cut_prompt_tokens,
         "cut_documents": pieces.cut_documents,
-        "first": min(dates).isoformat() if dates else None,
-        "last": max(dates).isoformat() if dates else None,
     }
-    (folder / "facts.json").write_text(json.dumps(facts, indent=1, sort_keys=True))
 
 
-def _column(pieces: _Pieces, name: str) -> pa.ChunkedArray:
-    return pa.concat_tables(pieces.tables)[name]
-
-
-def _write_documents(folder: Path, pieces: _Pieces, chosen: _Choice) -> None:
-    table = pa.concat_tables(pieces.tables).select(chosen.kept)
+def _write_documents(path: Path, pieces: Pieces, kept: list[str]) -> dict[str, Any]:
+    """Write who the documents are, without their text."""
+    table = pa.concat_tables(pieces.tables).select(kept)
     table = table.add_column(0, "row", pa.array(np.arange(len(table)), pa.int32()))
-    table = table.append_column("tokens", pa.array(np.frombuffer(pieces.targets, dtype=np.int64)))
-    pq.write_table(table, folder / "documents.parquet", compression="zstd")
+    pq.write_table(table.append_column("tokens", pa.array(pieces.targets_D)), path, compression="zstd")
+    dates = pc.min_max(table["time"]).as_py()
+    return {"first": dates["min"] and dates["min"].isoformat(), "last": dates["max"] and dates["max"].isoformat()}
 
 
 @dataclass(frozen=True)

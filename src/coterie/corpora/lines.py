@@ -1,0 +1,171 @@
+"""Readers of JSONL, CSV and text: every row comes with its physical line and byte, or with the reason why it is none.
+
+Own readers, because a library that reads a whole file at once loses the line of the row that it stumbles over, repairs
+silently what is not JSON (NaN, a key given twice, two objects on a line), or drops the rest of a file after one bad byte.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import json
+import sys
+from collections.abc import Iterator
+from typing import Any, BinaryIO, NamedTuple
+
+from coterie.corpora.sources import Source
+from coterie.errors import RequestError
+
+
+class Row(NamedTuple):
+    """One row that could be read."""
+
+    line: int
+    """Physical line where it starts (JSONL, CSV, text), or row number; from 1."""
+    offset: int | None
+    """Byte where it starts, after decompression; none for columnar files."""
+    values: dict[str, Any]
+    raw: bytes | None
+    """Its bytes, for the quarantine; none for columnar files."""
+
+
+class Bad(NamedTuple):
+    """One row that could not be read."""
+
+    line: int
+    offset: int | None
+    reason: str
+    """Without the row's text."""
+    raw: bytes | None
+
+
+Item = Row | Bad
+
+
+def _undecodable(error: UnicodeDecodeError, encoding: str, start: int) -> str:
+    byte = error.object[error.start]
+    guess = ""
+    if codecs.lookup(encoding).name == "utf-8":
+        guess = f" (looks like {'cp1252' if byte < 0xA0 else 'latin-1'})"
+    return f"byte 0x{byte:02X} at offset {start + error.start} is not {encoding.upper()}{guess}"
+
+
+def _no_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) != len(pairs):
+        seen: set[str] = set()
+        twice = next(k for k, _ in pairs if k in seen or seen.add(k))  # type: ignore[func-returns-value]
+        raise ValueError(f"the key {json.dumps(twice)} is given twice")
+    return row
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+_JSON = json.JSONDecoder(object_pairs_hook=_no_twice, parse_constant=_no_constant)
+
+
+def jsonl(stream: BinaryIO, source: Source, encoding: str, seen: set[str]) -> Iterator[Item]:
+    offset, first = 0, True
+    for line, raw in enumerate(stream, 1):
+        start, offset = offset, offset + len(raw)
+        try:
+            text = raw.decode(encoding)
+        except UnicodeDecodeError as error:
+            yield Bad(line, start, _undecodable(error, encoding, start), raw)
+            continue
+        if line == 1:
+            text = text.removeprefix("\ufeff")
+        text = text.strip(" \t\r\n")
+        if not text:
+            continue
+        if first and text in ("[", "{"):
+            raise RequestError(
+                "JSON over many lines",
+                where=f"{source.path}:{line}",
+                expected="one JSON object on each line",
+                found="an array" if text == "[" else "an object",
+                do="convert it, for example with: jq -c '.[]' FILE > FILE.jsonl",
+            )
+        first = False
+        try:
+            row = _JSON.decode(text)
+        except json.JSONDecodeError as error:
+            problem = "more than one JSON value on the line" if error.msg == "Extra data" else f"bad JSON ({error.msg})"
+            yield Bad(line, start, f"{problem} at column {error.colno}", raw)
+            continue
+        except (ValueError, RecursionError) as error:
+            yield Bad(line, start, "nested too deeply" if isinstance(error, RecursionError) else str(error), raw)
+            continue
+        if type(row) is dict:
+            seen.update(row)
+            yield Row(line, start, row, raw)
+        else:
+            kind = "an array" if isinstance(row, list) else "a single value"
+            yield Bad(line, start, f"{kind} (expected an object)", raw)
+
+
+def csv_rows(stream: BinaryIO, source: Source, encoding: str, seen: set[str]) -> Iterator[Item]:
+    csv.field_size_limit(sys.maxsize)
+    held: list[bytes] = []
+
+    def lines() -> Iterator[str]:
+        for number, raw in enumerate(stream, 1):
+            held.append(raw)
+            text = raw.decode(encoding, "surrogateescape")  # bytes that do not decode are found below, row by row
+            yield text.removeprefix("\ufeff") if number == 1 else text
+
+    reader = csv.reader(lines(), strict=True)
+    header: list[str] | None = None
+    line, offset = 1, 0
+    while True:
+        reason = None
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            if "unexpected end of data" in str(error):
+                raise RequestError(
+                    "a quoted field that never ends",
+                    where=f"{source.path}:{line}",
+                    found=f"{len(held)} lines without its closing quote",
+                    do="correct this row",
+                ) from None
+            cells, reason = [""], f"bad CSV ({error})"
+        raw, start, begun = b"".join(held), offset, line
+        held.clear()
+        line, offset = reader.line_num + 1, offset + len(raw)
+        try:
+            raw.decode(encoding)
+        except UnicodeDecodeError as error:
+            reason = _undecodable(error, encoding, start)
+        if not cells:
+            continue
+        if header is None:
+            twice = {name for name in cells if cells.count(name) > 1}
+            if reason or twice:
+                found = reason or f"the column {sorted(twice)[0]!r} twice"
+                raise RequestError("the header cannot be read", where=f"{source.path}:{begun}", found=found, do="correct it")
+            header = cells
+            seen.update(header)
+        elif reason is None and len(cells) != len(header):
+            yield Bad(begun, start, f"{len(cells)} fields (expected {len(header)})", raw)
+        elif reason is not None:
+            yield Bad(begun, start, reason, raw)
+        else:
+            yield Row(begun, start, dict(zip(header, cells, strict=True)), raw)
+
+
+def text(stream: BinaryIO, source: Source, encoding: str, seen: set[str]) -> Iterator[Item]:
+    raw = stream.read()
+    try:
+        text = raw.decode(encoding)
+    except UnicodeDecodeError as error:
+        yield Bad(raw.count(b"\n", 0, error.start) + 1, 0, _undecodable(error, encoding, 0), raw)
+        return
+    folder = source.name.rpartition("/")[0]
+    row = {"text": text.removeprefix("\ufeff"), "path": source.name, "folder": folder}
+    seen.update(row)
+    yield Row(1, 0, row, raw)

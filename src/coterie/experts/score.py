@@ -62,7 +62,7 @@ def score(
         (folder / "facts.json").write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")
         return {"threads": torch.get_num_threads(), "device": str(where)}
 
-    return store.make(action, build, label=label, tokens=None if blocks.planned else blocks.facts["tokens"])
+    return store.make(action, build, label=label, tokens=None if blocks.planned else blocks.facts.get("tokens"))
 
 
 def mean_nll(model: nn.Module, blocks: Blocks) -> float:

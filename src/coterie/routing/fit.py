@@ -87,7 +87,8 @@ def objective(router: Router, data: Scored, log_count_U: Tensor, settings: Setti
     aux = torch.zeros(())
     weight_MU = logw_BTU.exp()[counted]
     if settings.entropy:
-        aux = aux + settings.entropy * torch.special.entr(weight_MU).sum()
+        finite_MU = logw_BTU[counted].masked_fill(weight_MU == 0, 0)  # 0 log 0 is 0, and so is its gradient
+        aux = aux - settings.entropy * (weight_MU * finite_MU).sum()
     if settings.balance:
         mean_U = weight_MU.sum(0) / max(len(weight_MU), 1)
         aux = aux + settings.balance * len(weight_MU) * (len(mean_U) * mean_U.square().sum() - 1)

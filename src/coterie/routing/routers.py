@@ -99,7 +99,7 @@ class Prefix(nn.Module):
         recent = self.decay_logit.sigmoid()
         decay_2W = torch.cat([torch.ones_like(recent).expand(self.width), recent.expand(self.width)])
         sum_BT2W = decayed_sum(F.embedding(ids_BT, self.table_V2W), position_BT, decay_2W, carry_B2W)
-        length_BT1 = (position_BT + 1)[..., None].float()
+        length_BT1 = (position_BT + 1)[..., None].to(sum_BT2W.dtype)
         even_BTW = sum_BT2W[..., : self.width] / length_BT1
         late_BTW = sum_BT2W[..., self.width :] * (1 - recent) / (1 - recent**length_BT1)
         return even_BTW + late_BTW, sum_BT2W[:, -1]

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from . import harness as h
+from tests.faults import harness as h
 
 Tree = dict[int, bytes | dict[str, int]]
 """Inode -> a file's bytes, or a directory's names and their inodes."""

@@ -9,10 +9,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+from tests.faults import harness as h
 
 from coterie.store import DryStore, Store, verify
-
-from . import harness as h
 
 
 def _writable(path: Path) -> Path:
@@ -155,7 +154,7 @@ def test_damaged_object_without_a_record(tmp_path):
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_verify_names_it(tmp_path, name, capsys):
+def test_verify_names_it(tmp_path, name):
     root = tmp_path / "store"
     digest = h.make(root).digest
     assert verify(Store(root)).damaged == []
@@ -169,7 +168,7 @@ def test_verify_names_it(tmp_path, name, capsys):
     assert h.make(root).digest == digest
 
 
-def test_a_dry_run_tells_and_touches_nothing(tmp_path, capsys):
+def test_a_dry_run_tells_and_touches_nothing(tmp_path, heard):
     root = tmp_path / "store"
     h.make(root)
     _flip(_object(root) / "facts.json", 3)
@@ -177,17 +176,23 @@ def test_a_dry_run_tells_and_touches_nothing(tmp_path, capsys):
     dry = DryStore(root)
     assert dry.make(h.action(), h.build, label="thing").planned
     assert dry.plan == [("corpora", "thing", "make", None)]
-    assert "facts.json does not match its sha256" in capsys.readouterr().err
+    assert "facts.json does not match its sha256" in heard.readouterr().err
     assert sorted(root.rglob("*")) == before
 
 
 def test_nothing_is_pickled(tmp_path):
-    """Every file of the store's own is JSON, text, or empty."""
+    """All that the store writes for itself is JSON, or says who holds a lock."""
     root = tmp_path / "store"
     store = Store(root)
     store.make(h.action(), h.build, label="thing")
     store.keep(tmp_path / "out")
-    os.utime(tmp_path / "builds-1" if (tmp_path / "builds-1").exists() else root / "in-use.lock")
-    for path in [it for it in root.rglob("*") if it.is_file() and it.suffix in (".json", ".jsonl")]:
-        for line in path.read_text().splitlines():
-            json.loads(line)
+    old = tmp_path / "old"
+    old.write_text("old")
+    store.digest_file(old)
+    files = [path for path in root.rglob("*") if path.is_file() and "inner" not in path.parts]
+    for path in files:
+        if path.suffix in (".json", ".jsonl"):
+            assert [json.loads(line) for line in path.read_text().splitlines() if line]
+        else:
+            assert path.suffix == ".lock" or path.parent.name == "users"
+            assert path.stat().st_size < 200

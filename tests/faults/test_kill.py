@@ -9,10 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
+from tests.faults import harness as h
 
 from coterie.store import Store, prune
-
-from . import harness as h
 
 
 def _check_after_kill(root: Path, digest: str) -> None:
@@ -138,7 +137,7 @@ def _random_kills(tmp_path: Path, kills: int, in_a_row: int) -> None:
 
 
 def test_killed_at_random(tmp_path):
-    _random_kills(tmp_path, kills=60, in_a_row=2)
+    _random_kills(tmp_path, kills=40, in_a_row=2)
 
 
 @pytest.mark.slow

@@ -7,11 +7,10 @@ import random
 from pathlib import Path
 
 import pytest
+from tests.faults import harness as h
+from tests.faults.power import Disk
 
 from coterie.store import durable, publish
-
-from . import harness as h
-from .power import Disk
 
 
 def _violations(tmp_path: Path, states: int, seed: int) -> list[str]:
@@ -57,7 +56,7 @@ def _report(tmp_path: Path, states: int, weaken=lambda: None) -> list[str]:
 
 
 def test_power_loss(tmp_path):
-    assert _report(tmp_path, 100) == []
+    assert _report(tmp_path, 80) == []
 
 
 @pytest.mark.slow

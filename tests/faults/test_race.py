@@ -10,10 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
+from tests.faults import harness as h
 
 from coterie.store import Store, lease, prune
-
-from . import harness as h
 
 
 def _without_locks():

@@ -19,8 +19,8 @@ from typing import Any
 from coterie.errors import RequestError, WorkError
 from coterie.recipe.spec import canonical_json
 from coterie.store.artifact import sha256
+from coterie.store.check import fingerprint
 from coterie.store.owner import HOST
-from coterie.store.verify import fingerprint
 
 _SETTLED_NS = 3_000_000_000
 """A file changed less than this ago is not noted: a second change could still get the same time stamp."""
@@ -61,7 +61,7 @@ class FileDigests:
             self._notes = {}
             with contextlib.suppress(OSError):
                 for line in self.path.read_bytes().splitlines():
-                    with contextlib.suppress(ValueError):
+                    with contextlib.suppress(ValueError, TypeError):
                         name, *note, check = json.loads(line)
                         if check == _check(name, note):
                             self._notes[name] = tuple(note)

@@ -11,11 +11,11 @@ from typing import Any
 from coterie.progress import bar
 from coterie.recipe.spec import canonical_json
 from coterie.store.address import FORMATS
+from coterie.store.check import DamageError, read_object, stats, unseal
 from coterie.store.publish import set_aside
 from coterie.store.roots import read_roots
 from coterie.store.store import Store
 from coterie.store.trouble import explained
-from coterie.store.verify import DamageError, read_object, stats, unseal
 
 
 @dataclass(frozen=True)

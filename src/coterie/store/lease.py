@@ -120,13 +120,13 @@ if hasattr(os, "register_at_fork"):
 
 @contextmanager
 def lease(path: Path, label: str) -> Iterator[None]:
-    """Hold the exclusive lock on ``path``, or go on without one where there are none."""
+    """Hold the exclusive lock on ``ROOT/locks/NAME``, or go on without one where there are none."""
     lock = Lock(path)
     try:
         make_directory(path.parent)
         lock.wait(label)
     except OSError as error:
-        _go_on_without(path.parent, error)
+        _go_on_without(path.parent.parent, error)
     try:
         yield
     finally:

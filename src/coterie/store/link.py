@@ -7,41 +7,59 @@ when it is read next. A copy is made where links are not possible, such as on an
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from coterie.errors import RequestError
+from coterie.recipe import canonical_json
 from coterie.store.artifact import Artifact, sha256
+from coterie.store.check import walk
 from coterie.store.durable import discard
 from coterie.store.owner import dead, owner
 from coterie.store.trouble import explained
-from coterie.store.verify import walk
+
+Files = Mapping[str, tuple[Path, str]]
+"""Name below the target -> where the file lies now, and its sha256."""
+
+_Placed = Mapping[str, tuple[Path, str]]
+"""What is put where: name below the target -> the file it comes from, and its sha256."""
 
 
-def link_tree(artifact: Artifact, target: Path) -> Path:
-    """Make ``target`` a directory with the artifact's files and its manifest; an older one that we made is replaced.
+def link_tree(artifact: Artifact, target: Path, parts: Mapping[str, Artifact] | None = None) -> Path:
+    """Make ``target`` a directory with the artifact's files and a manifest; an older one that we made is replaced.
+
+    Args:
+        parts: further artifacts, by the directory below ``target`` in which each is put. The manifest then names them all.
 
     Raises:
         RequestError: something else is there already. It is left alone.
         WorkError: it cannot be written.
     """
+    files = {
+        (Path(place) / name).as_posix(): (part.file(name), digest)
+        for place, part in {"": artifact, **(parts or {})}.items()
+        for name, digest in part.files.items()
+    }
     with explained(target.parent, f"{target}"):
+        manifest = _manifest(artifact, parts or {}, files)
         target.parent.mkdir(parents=True, exist_ok=True)
         for left in target.parent.glob(f".{target.name}~*"):
             if dead(left.name):
                 discard(left)
         if target.is_symlink() or target.exists():
             _refuse_foreign(target)
-            if _is_current(artifact, target):
+            if _is_current(target, manifest, files):
                 return target
         new, old = (target.with_name(f".{target.name}{owner()}") for _ in range(2))
         try:
-            for name in [*artifact.files, "manifest.json"]:
+            for name, (origin, _) in files.items():
                 (new / name).parent.mkdir(parents=True, exist_ok=True)
-                _link(artifact.path / name, new / name)
+                _link(origin, new / name)
+            (new / "manifest.json").write_bytes(manifest)
+            (new / "manifest.json").chmod(0o444)
             with contextlib.suppress(FileNotFoundError):
                 os.rename(target, old)
             os.rename(new, target)
@@ -51,12 +69,19 @@ def link_tree(artifact: Artifact, target: Path) -> Path:
     return target
 
 
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
-        target.chmod(0o444)
+def _manifest(whole: Mapping[str, Artifact], placed: _Placed) -> bytes:
+    files = {name: {"size": origin.stat().st_size, "sha256": digest} for name, (origin, digest) in placed.items()}
+    return canonical_json({"parts": {place: part.digest for place, part in whole.items()}, "files": files}).encode()
+
+
+def _link(origin: Path, target: Path) -> None:
+    """A link if nobody is meant to write the file, such as the store's; never a second name for a person's own file."""
+    if not origin.stat().st_mode & 0o222:
+        with contextlib.suppress(OSError):
+            os.link(origin, target)
+            return
+    shutil.copyfile(origin, target)
+    target.chmod(0o444)
 
 
 def _refuse_foreign(target: Path) -> None:
@@ -77,11 +102,12 @@ def _refuse_foreign(target: Path) -> None:
         )
 
 
-def _is_current(artifact: Artifact, target: Path) -> bool:
-    manifest = target / "manifest.json"
-    if not manifest.is_file() or hashlib.sha256(manifest.read_bytes()).hexdigest() != artifact.digest:
-        return False
+def _is_current(target: Path, manifest: bytes | None, placed: _Placed) -> bool:
+    if manifest is not None:
+        here = target / "manifest.json"
+        if not here.is_file() or here.read_bytes() != manifest:
+            return False
     return all(
-        (target / name).is_file() and ((target / name).samefile(artifact.file(name)) or sha256(target / name) == digest)
-        for name, digest in artifact.files.items()
+        (target / name).is_file() and ((target / name).samefile(origin) or sha256(target / name) == digest)
+        for name, (origin, digest) in placed.items()
     )

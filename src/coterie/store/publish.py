@@ -18,8 +18,8 @@ from coterie.errors import WorkError
 from coterie.progress import say
 from coterie.recipe.spec import canonical_json
 from coterie.store.artifact import sha256
+from coterie.store.check import DamageError, read_object, walk
 from coterie.store.durable import make_directory, sync, write_synced
-from coterie.store.verify import DamageError, read_object, walk
 
 
 def publish(folder: Path, root: Path, statement: Mapping[str, Any]) -> tuple[str, dict[str, str]]:

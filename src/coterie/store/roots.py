@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from coterie.errors import WorkError
+from coterie.store.check import DamageError, seal, unseal
 from coterie.store.durable import replace_synced
-from coterie.store.verify import DamageError, seal, unseal
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from coterie.progress import say
 from coterie.recipe.spec import digest
 from coterie.store.address import Action
 from coterie.store.artifact import Artifact, Planned
+from coterie.store.check import DamageError, Signature, read_object, seal, signature, unseal
 from coterie.store.digests import FileDigests
 from coterie.store.durable import discard, make_directory, replace_synced
 from coterie.store.lease import Presence, lease
@@ -32,7 +33,6 @@ from coterie.store.owner import owner
 from coterie.store.publish import publish, set_aside
 from coterie.store.roots import read_root, write_root
 from coterie.store.trouble import explained
-from coterie.store.verify import DamageError, Signature, read_object, seal, signature, unseal
 
 Build = Callable[[Path], Mapping[str, Any] | None]
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from coterie.errors import WorkError
 from coterie.progress import say
+from coterie.store.check import DamageError, stats, unseal
 from coterie.store.durable import discard
 from coterie.store.inventory import manifest_of, objects, records
 from coterie.store.lease import Lock
@@ -19,7 +20,6 @@ from coterie.store.owner import HOST, dead, owner, owner_of
 from coterie.store.roots import read_roots
 from coterie.store.store import Store
 from coterie.store.trouble import explained
-from coterie.store.verify import DamageError, stats, unseal
 
 
 @dataclass

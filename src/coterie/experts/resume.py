@@ -18,7 +18,6 @@ import json
 import os
 import re
 import shutil
-import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,8 @@ from torch import Tensor, nn
 
 from coterie.progress import say
 from coterie.store import sha256
+from coterie.store.durable import make_directory, sync
+from coterie.store.owner import dead, owner
 
 KEEP = 2
 
@@ -40,9 +41,8 @@ def save(home: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], tex
         tensors: for each safetensors file its tensors by name.
         texts: for each other file its text.
     """
-    target, temp = home / f"checkpoint-{step}", home / f".saving-{socket.gethostname()}-{os.getpid()}"
-    shutil.rmtree(temp, ignore_errors=True)
-    temp.mkdir(parents=True)
+    target, temp = home / f"checkpoint-{step}", home / f"saving{owner()}"
+    make_directory(temp)
     for name, group in tensors.items():
         save_file({key: tensor.detach().contiguous() for key, tensor in group.items()}, temp / f"{name}.safetensors")
     for name, text in texts.items():
@@ -50,10 +50,10 @@ def save(home: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], tex
     files = {p.name: {"size": p.stat().st_size, "sha256": sha256(p)} for p in sorted(temp.iterdir())}
     (temp / "manifest.json").write_text(json.dumps({"step": step, "files": files}, sort_keys=True), encoding="utf-8")
     for path in [*temp.iterdir(), temp]:
-        _sync(path)
+        sync(path)
     shutil.rmtree(target, ignore_errors=True)  # there only if it did not verify
     os.rename(temp, target)
-    _sync(home)
+    sync(home)
     for old in _checkpoints(home)[KEEP:]:
         shutil.rmtree(old, ignore_errors=True)
     return target
@@ -121,15 +121,6 @@ def _problem(folder: Path) -> str | None:
 
 def _collect(home: Path) -> None:
     """Remove what processes that are gone left half-written."""
-    for temp in home.glob(f".saving-{socket.gethostname()}-*"):
-        pid = temp.name.rsplit("-", 1)[1]
-        if int(pid) == os.getpid() or not Path(f"/proc/{pid}").exists():
+    for temp in home.glob("saving~*"):
+        if dead(temp.name):
             shutil.rmtree(temp, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -6,6 +6,7 @@ transformers' Trainer. The Trainer's defaults that would change a result without
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 from collections.abc import Sequence
@@ -111,9 +112,11 @@ class _Run:
             if self.train.threads:
                 torch.set_num_threads(self.train.threads)
             used = torch.get_num_threads()
+            gc.freeze()  # the Trainer collects garbage on starting: half a second if all imported modules are looked through
             with seeded(self.seed), quiet():
                 self._run(folder, sources, shares, valid)
         finally:
+            gc.unfreeze()
             torch.set_num_threads(threads)
         return {"threads": used, "device": str(self.where)}
 

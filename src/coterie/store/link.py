@@ -21,11 +21,8 @@ from coterie.store.durable import discard
 from coterie.store.owner import dead, owner
 from coterie.store.trouble import explained
 
-Files = Mapping[str, tuple[Path, str]]
+_Files = Mapping[str, tuple[Path, str]]
 """Name below the target -> where the file lies now, and its sha256."""
-
-_Placed = Mapping[str, tuple[Path, str]]
-"""What is put where: name below the target -> the file it comes from, and its sha256."""
 
 
 def link_tree(artifact: Artifact, target: Path, parts: Mapping[str, Artifact] | None = None) -> Path:
@@ -69,9 +66,13 @@ def link_tree(artifact: Artifact, target: Path, parts: Mapping[str, Artifact] | 
     return target
 
 
-def _manifest(whole: Mapping[str, Artifact], placed: _Placed) -> bytes:
-    files = {name: {"size": origin.stat().st_size, "sha256": digest} for name, (origin, digest) in placed.items()}
-    return canonical_json({"parts": {place: part.digest for place, part in whole.items()}, "files": files}).encode()
+def _manifest(artifact: Artifact, parts: Mapping[str, Artifact], files: Files) -> bytes:
+    """The artifact's own manifest; of several together (or of a checkpoint, which has none) one that names them all."""
+    if not parts and artifact.file("manifest.json").is_file():
+        return artifact.file("manifest.json").read_bytes()
+    entries = {name: {"size": origin.stat().st_size, "sha256": digest} for name, (origin, digest) in files.items()}
+    whole = {".": artifact, **parts}
+    return canonical_json({"parts": {place: part.digest for place, part in whole.items()}, "files": entries}).encode()
 
 
 def _link(origin: Path, target: Path) -> None:
@@ -102,12 +103,11 @@ def _refuse_foreign(target: Path) -> None:
         )
 
 
-def _is_current(target: Path, manifest: bytes | None, placed: _Placed) -> bool:
-    if manifest is not None:
-        here = target / "manifest.json"
-        if not here.is_file() or here.read_bytes() != manifest:
-            return False
+def _is_current(target: Path, manifest: bytes, files: Files) -> bool:
+    here = target / "manifest.json"
+    if not here.is_file() or here.read_bytes() != manifest:
+        return False
     return all(
         (target / name).is_file() and ((target / name).samefile(origin) or sha256(target / name) == digest)
-        for name, (origin, digest) in placed.items()
+        for name, (origin, digest) in files.items()
     )

@@ -66,7 +66,7 @@ def link_tree(artifact: Artifact, target: Path, parts: Mapping[str, Artifact] | 
     return target
 
 
-def _manifest(artifact: Artifact, parts: Mapping[str, Artifact], files: Files) -> bytes:
+def _manifest(artifact: Artifact, parts: Mapping[str, Artifact], files: _Files) -> bytes:
     """The artifact's own manifest; of several together (or of a checkpoint, which has none) one that names them all."""
     if not parts and artifact.file("manifest.json").is_file():
         return artifact.file("manifest.json").read_bytes()
@@ -103,7 +103,7 @@ def _refuse_foreign(target: Path) -> None:
         )
 
 
-def _is_current(target: Path, manifest: bytes, files: Files) -> bool:
+def _is_current(target: Path, manifest: bytes, files: _Files) -> bool:
     here = target / "manifest.json"
     if not here.is_file() or here.read_bytes() != manifest:
         return False

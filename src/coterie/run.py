@@ -6,17 +6,27 @@ are one mechanism: with a `DryStore` the same calls only find out what is missin
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterable, Mapping
 from datetime import date, timedelta
 from functools import cached_property
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
-from coterie import corpora, experts, mixtures, models
-from coterie.recipe import CheckpointBase, Expert, FreshBase, Mixture, Recipe, Window, lineage
+import polars as pl
+
+from coterie import corpora, experts, mixtures, models, outcome
+from coterie.measure import Measured, summarise
+from coterie.outcome import Run
+from coterie.progress import say
+from coterie.recipe import CheckpointBase, Expert, FreshBase, Mixture, Recipe, Window, lineage, read
 from coterie.recipe.mixture import Uniform
-from coterie.store import Artifact, Store
+from coterie.store import Artifact, DryStore, Store
+from coterie.store.place import default_root
 
-STAGES = ("experts", "mixtures", "evaluation")
-"""How far to go: `coterie train`, `coterie mix`, `coterie evaluate` stop after one of these."""
+STAGES = ("experts", "mixtures", "evaluation", "report")
+"""How far to go: `coterie train`, `mix` and `evaluate` stop after one of these; `run` does everything."""
 
 
 class Conductor:
@@ -29,13 +39,20 @@ class Conductor:
     # corpora ------------------------------------------------------------------------------------------------------------
 
     def documents(self, corpus: str) -> Artifact:
-        return corpora.documents(self.store, self.recipe.corpora[corpus], label=f"corpus {corpus}")
+        return corpora.documents(self.store, self.recipe.corpora[corpus], label=corpus)
 
     @cached_property
     def trained_corpora(self) -> list[str]:
         """Every corpus that something is trained on."""
         pretrain = self.recipe.base.pretrain
         return list(dict.fromkeys([*(pretrain.corpora if pretrain else ()), *(e.corpus for e in self.recipe.experts)]))
+
+    @cached_property
+    def used_corpora(self) -> list[str]:
+        """Every corpus that is read."""
+        tested = [name for e in self.recipe.evaluation for name in getattr(e, "corpora", ())]
+        learned = getattr(getattr(self.recipe.base, "tokenizer", None), "corpora", None) or ()
+        return list(dict.fromkeys([*self.trained_corpora, *learned, *tested]))
 
     @cached_property
     def tokenizer(self) -> Artifact:
@@ -54,7 +71,7 @@ class Conductor:
         where: dict | None = None,
         tokens: int | None = None,
     ) -> Artifact:
-        limit = self.recipe.corpora[corpus].limit
+        limits = [n for n in (corpora.split_tokens(self.recipe.corpora[corpus], split), tokens) if n is not None]
         return corpora.blocks(
             self.store,
             self.documents(corpus),
@@ -63,8 +80,7 @@ class Conductor:
             length=self.recipe.sequence_length,
             window=window,
             where=where or None,
-            limit_tokens=limit.tokens if limit else None,
-            most_tokens=tokens,
+            limit_tokens=min(limits, default=None),
             label=f"{split} tokens of {corpus}" + (f" [{window.start}, {window.end})" if window else ""),
         )
 
@@ -179,6 +195,17 @@ class Conductor:
             names.setdefault(artifact.digest, name)
         return names
 
+    def reuse(self) -> dict[str, int]:
+        """Experts requested, distinct, trained and reused."""
+        trained = sum(not self.experts[name].reused for name in self.distinct.values())
+        requested = max(len(self.recipe.experts), *(len(m.slots) for m in self.recipe.mixtures), 0)
+        return {
+            "requested": requested,
+            "distinct": len(self.distinct),
+            "trained": trained,
+            "reused": len(self.distinct) - trained,
+        }
+
     def knowledge(self, name: str) -> date | None:
         """The first day after all text behind an expert; None if unknown."""
         behind = lineage(self.recipe, self.recipe.experts, name)
@@ -187,9 +214,11 @@ class Conductor:
         dates = list(behind.dates)
         for corpus in behind.corpora:
             documents = self.documents(corpus)
-            if documents.planned or documents.facts["latest"] is None:
+            if documents.planned:
                 return None
-            dates.append(date.fromisoformat(documents.facts["latest"]) + timedelta(days=1))
+            latest = pl.read_parquet(documents.file("documents.parquet"), columns=["time"])["time"].max()
+            assert isinstance(latest, date)
+            dates.append(latest + timedelta(days=1))
         return max(dates, default=date.min)
 
     # mixtures -----------------------------------------------------------------------------------------------------------
@@ -260,81 +289,69 @@ def _add(spent: dict[str, tuple[Artifact, float]], blocks: Artifact, tokens: flo
     spent[blocks.digest] = (blocks, before + tokens)
 
 
-class Measured:
-    """The evaluations of one recipe: what each expert, mixture and reference is worth, by group."""
+def run(
+    recipe: str | Path | Mapping[str, Any],
+    *,
+    store: str | Path | None = None,
+    out: str | Path | None = None,
+    settings: Iterable[str] = (),
+    dry_run: bool = False,
+    until: str = "report",
+) -> Run:
+    """Everything a recipe asks for.
 
-    def __init__(self, conductor: Conductor) -> None:
-        self.c = conductor
-        self.notes: list[str] = []
-        """What was left out, and why; for people."""
+    Args:
+        recipe: a YAML or JSON file, or the same as a mapping.
+        store: folder of finished work; default `$COTERIE_STORE`, else the user's cache folder.
+        out: folder for the results; default ``runs/NAME``.
+        settings: overrides such as ``"seed=1"``.
+        dry_run: only find out what is cached and what would be made.
+        until: stop after ``experts``, ``mixtures`` or ``evaluation``; ``report`` does everything.
 
-    @property
-    def recipe(self) -> Recipe:
-        return self.c.recipe
+    Returns:
+        the run: `.summary`, `.experts`, `.mixtures`, `.out`; of a dry run `.plan`.
 
-    def tested(self, spec: Losses) -> dict[str, Artifact]:
-        """The blocks that an evaluation scores, by corpus."""
-        return {name: self.c.blocks(name, spec.split, tokens=spec.tokens) for name in spec.corpora}
+    Raises:
+        RequestError: the request is wrong; the message says what, where, expected, found, and the remedy.
+        WorkError: it failed while working; what was finished is kept, and the same call continues.
+    """
+    stage = STAGES.index(until)
+    asked = read(recipe, settings)
+    root = Path(store) if store is not None else default_root()
+    out = Path(out) if out is not None else Path("runs") / asked.name
+    c = Conductor(asked, DryStore(root) if dry_run else Store(root))
+    say(f"{asked.name}: recipe {asked.hash[:12]}, store {root}")
+    c.store.keep(out)
+    measured = Measured(c, out)
+    places = outcome.Places(out, c)
+    _ = c.experts
+    if not dry_run:
+        say("  experts: {requested} requested, {distinct} distinct, {trained} trained, {reused} reused".format(**c.reuse()))
+        places.experts()
+    if stage >= 1:
+        _ = c.mixtures
+        if not dry_run:
+            places.mixtures()
+    if stage >= 2:
+        _ = c.single
+        if not dry_run:
+            places.single()
+        measured.all()
+    if isinstance(c.store, DryStore):
+        outcome.show_plan(asked, c.store.plan)
+        return Run(asked, out, plan=c.store.plan)
+    summary = summarise(c, measured, stage)
+    places.write(summary, report_too=stage >= 3)
+    c.store.keep(out, finished=True)
+    outcome.show(summary, out)
+    return Run(asked, out, summary, experts=places.opened("experts"), mixtures=places.opened("mixtures"))
 
-    def mixture_scores(self, mixture: Mixture, blocks: Artifact) -> Artifact:
-        """A mixture's log-probabilities from its experts' cached ones: no expert runs."""
-        members = self.c.members(mixture)
-        return mixtures.routed(
-            self.c.store,
-            self.c.mixtures[mixture.name],
-            blocks,
-            [self.c.scores(m.name, blocks) for m in members],
-            label=f"scores of {mixture.name}",
-        )
 
-    def usable(self, mixture: Mixture, corpora: Iterable[str]) -> bool:
-        """Whether a mixture can be evaluated on documents of these corpora: dates are needed by its rule."""
-        if mixture.eligible == "all" or mixture.default_time is not None:
-            return True
-        undated = [name for name in corpora if self.recipe.corpora[name].time is None]
-        if undated:
-            note = f"{mixture.name} needs a date, and documents of {', '.join(undated)} have none: not evaluated there"
-            if note not in self.notes:
-                self.notes.append(note)
-                say(f"  {note}")
-        return not undated
+class _Callable(ModuleType):
+    """`coterie.run` is this module as soon as anything imports it, and the function of that name in the contract."""
 
-    @cached_property
-    def trained_on(self) -> list[Artifact]:
-        """The training blocks behind every expert, the base and `single`."""
-        pretrain = self.recipe.base.pretrain
-        used = [self.c.blocks(name, "train") for name in pretrain.corpora] if pretrain else []
-        used += [self.c.blocks(e.corpus, "train", e.window, e.where) for e in self.recipe.experts]
-        return list({b.digest: b for b in used}.values())
+    def __call__(self, *args: Any, **kwargs: Any) -> Run:
+        return run(*args, **kwargs)
 
-    def losses(self, spec: Losses) -> tuple[Artifact, list[str]]:
-        """The evaluation, and the names of its models in order."""
-        tested = self.tested(spec)
-        scored: dict[str, dict[str, evaluation.Scored]] = {}
-        for name, artifact in self.c.experts.items():
-            scored[name] = {k: evaluation.Scored.of(artifact, self.c.scores(name, b)) for k, b in tested.items()}
-        for mixture in self.recipe.mixtures:
-            if self.usable(mixture, spec.corpora):
-                artifact = self.c.mixtures[mixture.name]
-                scored[mixture.name] = {
-                    k: evaluation.Scored.of(artifact, self.mixture_scores(mixture, b)) for k, b in tested.items()
-                }
-        if self.c.single is not None:
-            scored["single"] = {
-                k: evaluation.Scored.of(self.c.single, self.c.scores("single", b)) for k, b in tested.items()
-            }
-        leaks = evaluation.check_leaks(
-            self.c.store, list(tested.values()), self.trained_on, label=f"leak check of {spec.name}"
-        )
-        artifact = evaluation.evaluate_losses(
-            self.c.store,
-            spec=spec,
-            corpora=tested,
-            models=scored,
-            experts=list(self.c.experts),
-            against=["single"] if self.c.single is not None else [],
-            leaks=leaks,
-            seed=self.recipe.seed,
-            label=f"evaluation {spec.name}",
-        )
-        return artifact, list(scored)
+
+sys.modules[__name__].__class__ = _Callable

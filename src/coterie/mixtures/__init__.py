@@ -6,9 +6,10 @@ from coterie.mixtures.fitting import fit_router
 from coterie.mixtures.load import combine, load
 from coterie.mixtures.members import Member
 from coterie.mixtures.outputs import OutputsMixture
+from coterie.mixtures.routed import routed
 from coterie.mixtures.scored import Routed, routed_nll
 
 __all__ = [
     "Member", "OutputsConfig", "OutputsMixture", "Routed", "assemble", "combine", "fit_router", "load", "materialise",
-    "routed_nll",
+    "routed", "routed_nll",
 ]  # fmt: skip

@@ -12,13 +12,10 @@ The store's artifact holds all of it but ``experts/``, and names experts by dige
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import load_file, save_file
@@ -31,7 +28,7 @@ from coterie.mixtures.members import Member, eligibility, rule, slot_order
 from coterie.mixtures.tokenizers import require_same_tokenizer, require_same_vocabulary
 from coterie.models import open_model
 from coterie.models.checkpoint import TOKENIZER_FILES
-from coterie.recipe import Mixture, canonical_json
+from coterie.recipe import Mixture
 from coterie.routing import Router, build
 from coterie.store import Action, Artifact, Store, link_tree
 
@@ -120,38 +117,10 @@ def _context(member: Member) -> int:
 
 def materialise(mixture: Artifact, members: Sequence[Member], target: Path) -> Path:
     """A mixture directory at ``target`` that opens by itself: its files and every expert's, linked from the store."""
-    parts = {".": mixture}
-    for entry, member in zip(OutputsConfig.from_pretrained(mixture.path).experts, members, strict=True):
-        parts[entry["dir"]] = member.artifact
-        if member.base is not None:
-            parts[entry["base"]] = member.base
-    origins = {(Path(place) / name).as_posix(): part.file(name) for place, part in parts.items() for name in part.files}
-    files = {(Path(place) / name).as_posix(): digest for place, part in parts.items() for name, digest in part.files.items()}
-    sizes = {name: origin.stat().st_size for name, origin in origins.items()}
-    manifest = canonical_json(
-        {
-            "parts": {place: part.digest for place, part in parts.items()},
-            "files": {name: {"size": sizes[name], "sha256": digest} for name, digest in files.items()},
-        }
-    ).encode()
-    here = target / "manifest.json"
-    if here.is_file() and here.read_bytes() == manifest and all(_size(target / n) == size for n, size in sizes.items()):
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as temp:
-        whole = Path(temp)
-        for name, origin in origins.items():
-            (whole / name).parent.mkdir(parents=True, exist_ok=True)
-            try:
-                os.link(origin, whole / name)
-            except OSError:  # another disk
-                shutil.copyfile(origin, whole / name)
-        (whole / "manifest.json").write_bytes(manifest)
-        return link_tree(Artifact("mixtures", hashlib.sha256(manifest).hexdigest(), whole, files), target)
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.is_file() else -1
+    entries = OutputsConfig.from_pretrained(mixture.path).experts
+    parts = {entry["dir"]: member.artifact for entry, member in zip(entries, members, strict=True)}
+    parts |= {e["base"]: m.base for e, m in zip(entries, members, strict=True) if m.base is not None}
+    return link_tree(mixture, target, parts)
 
 
 def read_router(folder: Path, config: OutputsConfig) -> Router:

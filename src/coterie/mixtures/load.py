@@ -38,8 +38,9 @@ def load(
         raise RequestError("no such directory", where=str(folder), expected="a mixture or an expert")
     adapter, config = folder / "adapter_config.json", folder / "config.json"
     if adapter.is_file():
-        named = json.loads(adapter.read_text()).get("base_model_name_or_path") or ""
-        base = base or next((p for p in (folder / named, Path(named)) if named and (p / "config.json").is_file()), None)
+        named = json.loads(adapter.read_text()).get("base_model_name_or_path")
+        places = [folder / "base", *([folder / named, Path(named)] if named else [])]
+        base = base or next((p for p in places if (p / "config.json").is_file()), None)
     elif not config.is_file():
         raise RequestError("no model is here", where=str(folder), expected="config.json or adapter_config.json")
     elif json.loads(config.read_text()).get("model_type") == OutputsConfig.model_type:

@@ -1,0 +1,230 @@
+"""What a recipe's experts and mixtures are worth: its evaluations, who is used where, and the summary of all figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from coterie import evaluation, mixtures, outcome
+from coterie.evaluation import Asked, TokenLosses
+from coterie.progress import say
+from coterie.recipe import Choices, Losses, Mixture
+from coterie.store import Artifact
+
+if TYPE_CHECKING:
+    from coterie.run import Conductor
+
+
+class Measured:
+    """The evaluations of one recipe."""
+
+    def __init__(self, conductor: Conductor, out: Path) -> None:
+        self.c, self.recipe, self.out = conductor, conductor.recipe, out
+        self.notes: list[str] = []
+        """What was left out, and why; for people."""
+        self.tables: dict[str, dict[str, Any]] = {}
+        """By evaluation: ``evaluation``, ``differences``, ``sources``."""
+        self.leaks: dict[str, Any] = {}
+
+    def all(self) -> None:
+        """Make every evaluation of the recipe."""
+        for spec in self.recipe.evaluation:
+            artifact, models = self.losses(spec) if isinstance(spec, Losses) else self.choices(spec)
+            if not artifact.planned:
+                corpora = spec.corpora if isinstance(spec, Losses) else ()
+                self.tables[spec.name] = evaluation.tables(artifact, models, corpora)
+
+    # losses -------------------------------------------------------------------------------------------------------------
+
+    def tested(self, spec: Losses) -> dict[str, Artifact]:
+        """The blocks that an evaluation scores, by corpus."""
+        return {name: self.c.blocks(name, spec.split, tokens=spec.tokens) for name in spec.corpora}
+
+    def mixture_scores(self, mixture: Mixture, blocks: Artifact) -> Artifact:
+        """A mixture's log-probabilities from its experts' cached ones: no expert runs."""
+        scores = [self.c.scores(m.name, blocks) for m in self.c.members(mixture)]
+        return mixtures.routed(
+            self.c.store, self.c.mixtures[mixture.name], blocks, scores, label=f"scores of {mixture.name}"
+        )
+
+    def usable(self, mixture: Mixture, undated: Iterable[str], what: str) -> bool:
+        """Whether a mixture can be evaluated here: by its rule it may need dates."""
+        missing = [] if mixture.eligible == "all" or mixture.default_time else sorted(undated)
+        if missing:
+            note = f"{mixture.name} needs a date, and {what} {', '.join(missing)} has none: not evaluated there"
+            if note not in self.notes:
+                self.notes.append(note)
+                say(f"  {note}")
+        return not missing
+
+    @cached_property
+    def trained_on(self) -> list[tuple[Artifact, Artifact]]:
+        """The training blocks behind every expert, the base and `single`, and the documents they were cut from."""
+        pretrain = self.recipe.base.pretrain
+        used = [(self.c.blocks(name, "train"), name) for name in (pretrain.corpora if pretrain else ())]
+        used += [(self.c.blocks(e.corpus, "train", e.window, e.where), e.corpus) for e in self.recipe.experts]
+        return list({b.digest: (b, self.c.documents(name)) for b, name in used}.values())
+
+    def losses(self, spec: Losses) -> tuple[Artifact, list[str]]:
+        """The evaluation, and the names of its models in order."""
+        tested = self.tested(spec)
+        scored = {
+            name: {k: TokenLosses.of(artifact, self.c.scores(name, b)) for k, b in tested.items()}
+            for name, artifact in self.c.experts.items()
+        }
+        undated = [name for name in spec.corpora if self.recipe.corpora[name].time is None]
+        for mixture in self.recipe.mixtures:
+            if self.usable(mixture, undated, "corpus"):
+                artifact = self.c.mixtures[mixture.name]
+                scored[mixture.name] = {
+                    k: TokenLosses.of(artifact, self.mixture_scores(mixture, b)) for k, b in tested.items()
+                }
+        if self.c.single is not None:
+            scored["single"] = {k: TokenLosses.of(self.c.single, self.c.scores("single", b)) for k, b in tested.items()}
+        leaks = evaluation.check_leaks(
+            self.c.store,
+            evaluated=[(b, self.c.documents(name)) for name, b in tested.items()],
+            trained=self.trained_on,
+            label=f"leak check of {spec.name}",
+        )
+        if not leaks.planned:
+            self.leaks[spec.name] = leaks.facts
+        artifact = evaluation.evaluate_losses(
+            self.c.store,
+            spec=spec,
+            corpora=tested,
+            models=scored,
+            experts=list(self.c.experts),
+            against=["single"] if self.c.single is not None else [],
+            leaks=leaks,
+            seed=self.recipe.seed,
+            label=f"evaluation {spec.name}",
+        )
+        return artifact, list(scored)
+
+    # choices ------------------------------------------------------------------------------------------------------------
+
+    def choices(self, spec: Choices) -> tuple[Artifact, list[str]]:
+        """The evaluation, and the names of its models in order. Models are opened from OUT, where they were just put."""
+        models = {name: self._asked(artifact, self.out / "experts" / name) for name, artifact in self.c.experts.items()}
+        for mixture in self.recipe.mixtures:
+            if self.usable(mixture, [] if spec.time else [spec.name], "evaluation"):
+                artifact = self.c.mixtures[mixture.name]
+                models[mixture.name] = self._asked(artifact, self.out / "mixtures" / mixture.name)
+        if self.c.single is not None:
+            models["single"] = self._asked(self.c.single, self.out / "single")
+        artifact = evaluation.evaluate_choices(
+            self.c.store,
+            spec=spec,
+            questions=evaluation.read_questions(spec),
+            models=models,
+            experts=list(self.c.experts),
+            against=["single"] if self.c.single is not None else [],
+            seed=self.recipe.seed,
+            label=f"evaluation {spec.name}",
+        )
+        return artifact, list(models)
+
+    def _asked(self, artifact: Artifact, folder: Path) -> Asked:
+        def opened() -> tuple[Any, Any]:
+            model = mixtures.load(folder)
+            return model, model.tokenizer
+
+        return Asked(artifact.digest, opened)
+
+    # routing ------------------------------------------------------------------------------------------------------------
+
+    def routing(self) -> dict[str, dict[str, Any]]:
+        """Who is used where, for each mixture, over the documents of the first evaluation of losses."""
+        spec = next((e for e in self.recipe.evaluation if isinstance(e, Losses)), None)
+        if spec is None:
+            return {}
+        found = {}
+        undated = [name for name in spec.corpora if self.recipe.corpora[name].time is None]
+        for mixture in self.recipe.mixtures:
+            if mixture.eligible != "all" and not mixture.default_time and undated:
+                continue
+            facts = {name: self.mixture_scores(mixture, b).facts for name, b in self.tested(spec).items()}
+            answered = {name: f for name, f in facts.items() if f["tokens"]}
+            if answered:
+                found[mixture.name] = {"experts": [m.name for m in self.c.members(mixture)], **usage(answered)}
+        return found
+
+
+def usage(facts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Figures of routing over several domains, from those of each.
+
+    Returns:
+        ``utilization`` (mean weight of each distinct expert), its ``gini``, mean ``entropy`` (nats) and ``confidence`` (mean
+        largest weight), ``by_group``, ``by_position``, ``mutual_information`` of domain and expert (nats).
+    """
+    tokens_G = np.array([f["tokens"] for f in facts.values()], dtype=float)
+    share_G = tokens_G / tokens_G.sum()
+    use_GU = np.array([f["utilization"] for f in facts.values()])
+    use_U = share_G @ use_GU
+    joint_GU = share_G[:, None] * use_GU
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio_GU = np.where(joint_GU > 0, np.log(joint_GU / (share_G[:, None] * use_U)), 0.0)
+    rank_U = np.arange(1, len(use_U) + 1)
+    longest = max(len(f["by_position"]) for f in facts.values())
+    sums_TU, weights_T = np.zeros((longest, len(use_U))), np.zeros(longest)
+    for f in facts.values():
+        weight_TU, seen_T = np.array(f["by_position"]), np.array(f["positions"])
+        sums_TU[: len(weight_TU)] += weight_TU * seen_T[:, None]
+        weights_T[: len(weight_TU)] += seen_T
+    return {
+        "utilization": use_U.tolist(),
+        "gini": float(((2 * rank_U - len(use_U) - 1) * np.sort(use_U)).sum() / (len(use_U) * use_U.sum())),
+        "entropy": float(share_G @ [f["entropy"] for f in facts.values()]),
+        "confidence": float(share_G @ [f["confidence"] for f in facts.values()]),
+        "mutual_information": float(max((joint_GU * ratio_GU).sum(), 0.0)),
+        "by_group": {name: f["utilization"] for name, f in facts.items()},
+        "by_position": (sums_TU / np.maximum(weights_T, 1)[:, None]).tolist(),
+    }
+
+
+def summarise(c: Conductor, measured: Measured, stage: int) -> dict[str, Any]:
+    """``summary.json``: every figure with its source."""
+    experts: dict[str, Any] = {}
+    for name, artifact in c.experts.items():
+        if artifact.digest in experts:
+            experts[artifact.digest].setdefault("also", []).append(name)
+        else:
+            expert = c.by_name[name]
+            experts[artifact.digest] = outcome.expert_entry(name, expert, artifact, expert.corpus)
+    pretrain = c.recipe.base.pretrain
+    tables = measured.tables
+    summary: dict[str, Any] = {
+        "schema": 1,
+        "name": c.recipe.name,
+        "seed": c.recipe.seed,
+        "recipe_hash": c.recipe.hash,
+        "slots": {
+            m.name: [{"slot": i, "name": s, "expert": c.experts[s].digest} for i, s in enumerate(m.slots)]
+            for m in c.recipe.mixtures
+        },
+        "reuse": c.reuse(),
+        "experts": experts,
+        "evaluation": {name: t["evaluation"] for name, t in tables.items()},
+        "differences": {name: t["differences"] for name, t in tables.items()},
+        "sources": {name: t["sources"] for name, t in tables.items()},
+        "routing": measured.routing() if stage >= 2 else {},
+        "leaks": measured.leaks,
+        "corpora": {name: c.documents(name).facts for name in c.used_corpora},
+        "notes": measured.notes,
+        "versions": {name: version(name) for name in ("coterie", "torch", "transformers", "tokenizers")},
+    }
+    if pretrain:
+        corpora = " + ".join(pretrain.corpora)
+        summary["base"] = {"hash": c.base.digest, **outcome.expert_entry("base", None, c.base, corpora)}
+    if stage >= 2 and c.single is not None:
+        corpora = " + ".join(c.trained_corpora)
+        summary["single"] = {"hash": c.single.digest, **outcome.expert_entry("single", None, c.single, corpora)}
+    if stage >= 1:
+        summary["mixtures"] = {name: artifact.digest for name, artifact in c.mixtures.items()}
+    return summary

@@ -10,7 +10,7 @@ from types import TracebackType
 
 import numpy as np
 
-_TYPES = {"I32": np.dtype("<i4"), "U8": np.dtype("u1"), "F32": np.dtype("<f4"), "I64": np.dtype("<i8")}
+_TYPES: dict[str, np.dtype] = {"I32": np.dtype("<i4"), "U8": np.dtype("u1"), "F32": np.dtype("<f4"), "I64": np.dtype("<i8")}
 _NAMES = {dtype: name for name, dtype in _TYPES.items()}
 
 
@@ -18,14 +18,16 @@ class Writer:
     """A new file. Plain writes, not a memory map: on a full disk a write is an error, and a map kills the process.
 
     Args:
-        shapes: type and shape of each tensor. Give wide types first, so that every tensor starts at a multiple of its width.
+        types: type of each tensor. Give wide ones first, so that every tensor starts at a multiple of its width.
+        shape: of all of them.
     """
 
-    def __init__(self, path: Path, shapes: Mapping[str, tuple[np.dtype, tuple[int, int]]]) -> None:
-        header, end = {}, 0
-        for name, (dtype, (rows, width)) in shapes.items():
-            begin, end = end, end + dtype.itemsize * rows * width
-            header[name] = {"dtype": _NAMES[dtype], "shape": [rows, width], "data_offsets": [begin, end]}
+    def __init__(self, path: Path, types: Mapping[str, np.dtype], shape: tuple[int, int]) -> None:
+        header: dict[str, dict] = {}
+        end = 0
+        for name, dtype in types.items():
+            begin, end = end, end + dtype.itemsize * shape[0] * shape[1]
+            header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
         self._begin = {name: 8 + len(text) + entry["data_offsets"][0] for name, entry in header.items()}

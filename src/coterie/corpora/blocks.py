@@ -161,12 +161,14 @@ def _write_blocks(path: Path, pieces: Pieces) -> dict[str, Any]:
     T, length_P = pieces.capacity, pieces.length_P
     block_P = pack(length_P, T)
     N = int(block_P.max()) + 1
-    wide, narrow = (np.dtype("<i4"), (N, T)), (np.dtype("u1"), (N, T))
-    shapes = {"ids": wide, "position": wide, "document": wide, "target": narrow}
+    types: dict[str, np.dtype] = {
+        **dict.fromkeys(("ids", "position", "document"), np.dtype("<i4")),
+        "target": np.dtype("u1"),
+    }
     ids, by_block = pieces.ids, np.argsort(block_P, kind="stable")
     lows = range(0, N, _AT_ONCE)
     bounds = np.searchsorted(block_P[by_block], [*lows, N])
-    with arrays.Writer(path, shapes) as writer:
+    with arrays.Writer(path, types, (N, T)) as writer:
         for low, (begin, end) in zip(lows, pairwise(bounds), strict=True):
             p = by_block[begin:end]
             block, size = block_P[p] - low, length_P[p]
@@ -174,7 +176,7 @@ def _write_blocks(path: Path, pieces: Pieces) -> dict[str, Any]:
             within = np.arange(size.sum()) - np.repeat(before, size)
             offset = before - before[np.searchsorted(block, block)]  # tokens of the pieces before it in its block
             place = np.repeat(block * T + offset, size) + within
-            rows = {name: np.zeros(min(_AT_ONCE, N - low) * T, dtype) for name, (dtype, _) in shapes.items()}
+            rows = {name: np.zeros(min(_AT_ONCE, N - low) * T, dtype) for name, dtype in types.items()}
             rows["document"][:] = -1
             rows["ids"][place] = ids[np.repeat(pieces.start_P[p], size) + within]
             rows["position"][place] = within

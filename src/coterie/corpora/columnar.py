@@ -19,7 +19,7 @@ def parquet(file: BinaryIO, source: Source, columns: frozenset[str], seen: set[s
         names = table.schema_arrow.names
         seen.update(names)
         yield from _batches(table.iter_batches(4096, columns=[n for n in names if n in columns]))
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, MemoryError) as error:
         raise _broken(source, "Parquet", error) from None
 
 
@@ -38,7 +38,7 @@ def arrow(file: BinaryIO, source: Source, columns: frozenset[str], seen: set[str
         wanted = [n for n in names if n in columns]
         pieces = (batch.select(wanted).slice(i, 4096) for batch in batches for i in range(0, len(batch), 4096))
         yield from _batches(pieces)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, MemoryError) as error:
         raise _broken(source, "Arrow", error) from None
 
 
@@ -48,22 +48,22 @@ def _broken(source: Source, form: str, error: Exception) -> RequestError:
 
 
 def _batches(batches: Iterator[Any]) -> Iterator[Item]:
+    """Damaged offsets point outside the memory, and text need not be UTF-8: both are looked for before values are made."""
     number = 0
     for batch in batches:
-        try:
-            values: list[Any] = batch.to_pylist()
-        except UnicodeDecodeError:
-            values = [_one(batch, i) for i in range(len(batch))]
-        for value in values:
-            number += 1
-            if value is None:
-                yield Bad(number, None, "text that is not UTF-8", None)
+        for part in [batch] if _sound(batch) else (batch.slice(i, 1) for i in range(len(batch))):
+            if part is batch or _sound(part):
+                for values in part.to_pylist():
+                    number += 1
+                    yield Row(number, None, values, None)
             else:
-                yield Row(number, None, value, None)
+                number += 1
+                yield Bad(number, None, "damaged values, or text that is not UTF-8", None)
 
 
-def _one(batch: Any, index: int) -> dict[str, Any] | None:
+def _sound(batch: Any) -> bool:
     try:
-        return batch.slice(index, 1).to_pylist()[0]
-    except UnicodeDecodeError:
-        return None
+        batch.validate(full=True)
+    except pa.ArrowInvalid:
+        return False
+    return True

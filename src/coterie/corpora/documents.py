@@ -57,7 +57,7 @@ def documents(store: Store, corpus: Corpus, *, label: str) -> Artifact:
         return {"bytes": size}
 
     made = store.make(Action("corpora", spec, {"source": read}), build, label=f"corpus {label}")
-    if made.reused:  # it may have been made when the recipe bore more bad rows
+    if not made.planned:  # it may have been made when the recipe bore more bad rows
         evidence = [json.loads(line) for line in made.file("quarantine.jsonl").read_text().splitlines()[:3]]
         first = [(f"{row['file']}:{row['line']}", row["reason"]) for row in evidence]
         plan.tolerate(made.facts["read"], made.facts["quarantined"], first)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import codecs
 import gzip
 import io
+from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from coterie.errors import RequestError
+
+_CHUNK = 1 << 18
 
 
 def opened(file: BinaryIO, encoding: str, key: str) -> tuple[BinaryIO, str]:
@@ -22,9 +25,9 @@ def opened(file: BinaryIO, encoding: str, key: str) -> tuple[BinaryIO, str]:
     file.seek(0)
     stream: Any = file
     if head.startswith(b"\x1f\x8b"):
-        stream = io.BufferedReader(gzip.GzipFile(fileobj=file, mode="rb"), 1 << 18)
+        stream = io.BufferedReader(gzip.GzipFile(fileobj=file, mode="rb"), _CHUNK)
     elif head.startswith(b"\x28\xb5\x2f\xfd"):
-        stream = io.BufferedReader(_Zstd(file), 1 << 18)
+        stream = io.BufferedReader(_Chunks(_unzstd(file)), _CHUNK)
     elif head.startswith(b"version https://git-lfs"):
         raise RequestError("a Git LFS pointer, not the data", where=str(file.name), do="run: git lfs pull")
     elif head.startswith((b"\xff\xfe", b"\xfe\xff")) and not wide:
@@ -35,37 +38,51 @@ def opened(file: BinaryIO, encoding: str, key: str) -> tuple[BinaryIO, str]:
             found="UTF-16, by its first bytes",
             do=f"set {key}.encoding: utf-16",
         )
-    return (codecs.EncodedFile(stream, "utf-8", encoding), "utf-8") if wide else (stream, encoding)
+    if wide:
+        return io.BufferedReader(_Chunks(_recoded(stream, encoding)), _CHUNK), "utf-8"
+    return stream, encoding
 
 
-class _Zstd(io.RawIOBase):
-    """A zstd stream of any number of frames that notices when the last one is cut off; the library's reader does not."""
+class _Chunks(io.RawIOBase):
+    """A stream of the chunks that an iterator gives."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        import zstandard
-
-        self.library, self.file = zstandard, file
-        self.frame = zstandard.ZstdDecompressor().decompressobj()
-        self.ready, self.fresh = memoryview(b""), True
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._chunks, self._ready = chunks, memoryview(b"")
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        while not self.ready:
-            data = self.frame.unused_data if self.frame.eof else b""
-            if self.frame.eof:
-                self.frame, self.fresh = self.library.ZstdDecompressor().decompressobj(), True
-            data = data or self.file.read(1 << 17)
-            if not data:
-                if self.fresh:
-                    return 0
-                raise EOFError("the last zstd frame has no end")
-            self.fresh = False
-            try:
-                self.ready = memoryview(self.frame.decompress(data))
-            except self.library.ZstdError as error:
-                raise EOFError(str(error)) from None
-        size = min(len(buffer), len(self.ready))
-        buffer[:size], self.ready = self.ready[:size], self.ready[size:]
+        while not self._ready:
+            chunk = next(self._chunks, None)
+            if chunk is None:
+                return 0
+            self._ready = memoryview(chunk)
+        size = min(len(buffer), len(self._ready))
+        buffer[:size], self._ready = self._ready[:size], self._ready[size:]
         return size
+
+
+def _unzstd(file: BinaryIO) -> Iterator[bytes]:
+    """Any number of zstd frames. The library's own reader does not notice when the last one is cut off."""
+    import zstandard
+
+    frame, data = zstandard.ZstdDecompressor().decompressobj(), file.read(_CHUNK)
+    while data:
+        try:
+            yield frame.decompress(data)
+        except zstandard.ZstdError as error:
+            raise EOFError(str(error)) from None
+        data = (frame.unused_data if frame.eof else b"") or file.read(_CHUNK)
+        if frame.eof and data:
+            frame = zstandard.ZstdDecompressor().decompressobj()
+    if not frame.eof:
+        raise EOFError("the last zstd frame has no end")
+
+
+def _recoded(stream: BinaryIO, encoding: str) -> Iterator[bytes]:
+    """UTF-8 from an encoding in which a line does not end with the byte 10."""
+    decoder = codecs.getincrementaldecoder(encoding)()
+    while data := stream.read(_CHUNK):
+        yield decoder.decode(data).encode()
+    yield decoder.decode(b"", final=True).encode()

@@ -69,7 +69,7 @@ def test_gradients_are_finite_and_reach_every_eligible_logit(policy: Policy) -> 
     assert logits_BTU.grad is not None
     assert logits_BTU.grad.isfinite().all()
     assert (logits_BTU.grad[~eligible_B1U.expand(2, 3, 4)] == 0).all()
-    if policy.top_k != 1:
+    if policy.top_k != 1 and policy.top_p is None:  # these two may keep one expert, whose weight is 1 whatever its logit
         assert (logits_BTU.grad[0][..., [0, 1, 3]].abs().sum(0) > 0).sum() >= 2
 
 

@@ -85,9 +85,8 @@ def test_linear_is_linear_in_token_frequencies() -> None:
     for t in range(9):
         one_hot = F.one_hot(ids[0, : t + 1], V).float()
         age = recent ** torch.arange(t, -1, -1)
-        expected = (
-            one_hot.mean(0) @ table[:, :3] + (age[:, None] * one_hot).sum(0) / age.sum() @ table[:, 3:] + router.bias_U
-        )
+        even, late = one_hot.mean(0), (age[:, None] * one_hot).sum(0) / age.sum()
+        expected = even @ table[:, :3] + late @ table[:, 3:] + router.bias_U
         assert torch.allclose(logits[0, t], expected, atol=1e-4)
 
 

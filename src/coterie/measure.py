@@ -29,7 +29,6 @@ class Measured:
         """What was left out, and why; for people."""
         self.tables: dict[str, dict[str, Any]] = {}
         """By evaluation: ``evaluation``, ``differences``, ``sources``."""
-        self.leaks: dict[str, Any] = {}
 
     def all(self) -> None:
         """Make every evaluation of the recipe."""
@@ -70,6 +69,19 @@ class Measured:
         used += [(self.c.blocks(e.corpus, "train", e.window, e.where), e.corpus) for e in self.recipe.experts]
         return list({b.digest: (b, self.c.documents(name)) for b, name in used}.values())
 
+    @cached_property
+    def leaks(self) -> Artifact | None:
+        """Everything that is scored against everything that was trained on."""
+        tested = {
+            b.digest: (b, self.c.documents(name))
+            for spec in self.recipe.evaluation
+            if isinstance(spec, Losses)
+            for name, b in self.tested(spec).items()
+        }
+        if not tested:
+            return None
+        return evaluation.check_leaks(self.c.store, evaluated=list(tested.values()), trained=self.trained_on)
+
     def losses(self, spec: Losses) -> tuple[Artifact, list[str]]:
         """The evaluation, and the names of its models in order."""
         tested = self.tested(spec)
@@ -86,14 +98,6 @@ class Measured:
                 }
         if self.c.single is not None:
             scored["single"] = {k: TokenLosses.of(self.c.single, self.c.scores("single", b)) for k, b in tested.items()}
-        leaks = evaluation.check_leaks(
-            self.c.store,
-            evaluated=[(b, self.c.documents(name)) for name, b in tested.items()],
-            trained=self.trained_on,
-            label=f"leak check of {spec.name}",
-        )
-        if not leaks.planned:
-            self.leaks[spec.name] = leaks.facts
         artifact = evaluation.evaluate_losses(
             self.c.store,
             spec=spec,
@@ -101,7 +105,7 @@ class Measured:
             models=scored,
             experts=list(self.c.experts),
             against=["single"] if self.c.single is not None else [],
-            leaks=leaks,
+            leaks=self.leaks,
             seed=self.recipe.seed,
             label=f"evaluation {spec.name}",
         )
@@ -214,17 +218,17 @@ def summarise(c: Conductor, measured: Measured, stage: int) -> dict[str, Any]:
         "differences": {name: t["differences"] for name, t in tables.items()},
         "sources": {name: t["sources"] for name, t in tables.items()},
         "routing": measured.routing() if stage >= 2 else {},
-        "leaks": measured.leaks,
+        **({"leaks": measured.leaks.facts} if stage >= 2 and measured.leaks else {}),
         "corpora": {name: c.documents(name).facts for name in c.used_corpora},
         "notes": measured.notes,
         "versions": {name: version(name) for name in ("coterie", "torch", "transformers", "tokenizers")},
     }
     if pretrain:
         corpora = " + ".join(pretrain.corpora)
-        summary["base"] = {"hash": c.base.digest, **outcome.expert_entry("base", None, c.base, corpora)}
+        summary["base"] = {"digest": c.base.digest, **outcome.expert_entry("base", None, c.base, corpora)}
     if stage >= 2 and c.single is not None:
         corpora = " + ".join(c.trained_corpora)
-        summary["single"] = {"hash": c.single.digest, **outcome.expert_entry("single", None, c.single, corpora)}
+        summary["single"] = {"digest": c.single.digest, **outcome.expert_entry("single", None, c.single, corpora)}
     if stage >= 1:
         summary["mixtures"] = {name: artifact.digest for name, artifact in c.mixtures.items()}
     return summary

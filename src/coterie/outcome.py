@@ -116,16 +116,12 @@ class Places:
     def write(self, summary: Mapping[str, Any], *, report_too: bool) -> None:
         """`recipe.json`, `metrics.jsonl`, `summary.json` and the report; each appears whole."""
         c = self.c
-        trained = dict(c.experts)
+        trained = {artifact.digest: artifact for artifact in c.experts.values()}
         if c.recipe.base.pretrain:
             trained["base"] = c.base
         if "single" in summary and c.single is not None:
             trained["single"] = c.single
-        lines = [
-            json.dumps({"expert": name, "artifact": artifact.digest, **row})
-            for name, artifact in trained.items()
-            for row in metrics_of(artifact)
-        ]
+        lines = [json.dumps({"expert": key, **row}) for key, artifact in trained.items() for row in metrics_of(artifact)]
         self._file("metrics.jsonl", "".join(line + "\n" for line in lines))
         self._file("recipe.json", c.recipe.model_dump_json(by_alias=True, indent=2) + "\n")
         self._file("summary.json", json.dumps(summary, indent=1, allow_nan=False) + "\n")
@@ -165,11 +161,9 @@ def _estimate(recipe: Recipe, tokens: int) -> str:
 def show(summary: Mapping[str, Any], out: Path) -> None:
     """End with the tables, and where to find the rest."""
     if summary["evaluation"]:
-        print(report.text(summary))
-    for name, leaks in summary["leaks"].items():
-        if leaks["exact"] or leaks["near"]:
-            say(
-                f"  {name}: {leaks['exact']} evaluated documents were trained on and left out, {leaks['near']} are near-duplicates"
-            )
+        print(report.terminal(summary))
+    leaks = summary.get("leaks", {"exact": 0, "near": 0})
+    if leaks["exact"] or leaks["near"]:
+        say(f"  {leaks['exact']} documents to evaluate were trained on and left out; {leaks['near']} are near-duplicates")
     where = out / "report.html"
     print(f"{'report' if where.exists() else 'results'}: {where if where.exists() else out}")

@@ -1,0 +1,313 @@
+"""Whole runs, small: the contract of DESIGN section 5 and invariants 9, 11, 12 and 15."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.run.small import BASE, WORDS, recipe, write_corpora, write_corpus
+
+import coterie
+from coterie.errors import RequestError
+from coterie.models import logprob
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def done(home: Path) -> Any:
+    """One finished run that the tests below look at and change."""
+    return coterie.run(recipe(home / "data"), store=home / "store", out=home / "out")
+
+
+def again(home: Path, raw: dict, out: str = "again", **options: Any) -> dict[str, Any]:
+    """Run in the same store; returns the summary."""
+    return coterie.run(raw, store=home / "store", out=home / out, **options).summary
+
+
+def test_the_summary_keeps_the_contract(done: Any) -> None:
+    summary = json.loads((done.out / "summary.json").read_text())
+    assert summary == json.loads(json.dumps(done.summary))
+    assert (summary["schema"], summary["name"]) == (1, "small")
+    assert [(s["slot"], s["name"]) for s in summary["slots"]["average"]] == [(0, "fruit"), (1, "tools"), (2, "tools")]
+    assert summary["slots"]["average"][1]["expert"] == summary["slots"]["average"][2]["expert"]
+    assert len(summary["experts"]) == 2
+    for entry in summary["experts"].values():
+        assert entry["trained"] is True
+        assert entry["tokens"] >= 1500
+        assert math.isfinite(entry["loss"])
+    table = summary["evaluation"]["losses"]
+    assert set(table) == {"fruit", "tools", "average", "posterior", "learned", "best_expert", "oracle", "single"}
+    for model in table.values():
+        for group in ("fruit", "tools", "all"):
+            figure = model[group]
+            assert figure["ci95"][0] <= figure["nll"] <= figure["ci95"][1]
+            assert figure["perplexity"] == pytest.approx(math.exp(figure["nll"]), rel=1e-5)
+            assert figure["tokens"] > 0
+    for mixture, routing in summary["routing"].items():
+        assert sum(routing["utilization"]) == pytest.approx(1, abs=1e-5), mixture
+        assert {"gini", "entropy", "confidence"} <= routing.keys()
+    assert summary["routing"]["average"]["utilization"] == pytest.approx([1 / 3, 2 / 3], abs=1e-5)
+
+
+def test_the_files_of_a_run(done: Any) -> None:
+    for name in ("summary.json", "metrics.jsonl", "recipe.json", "report.html"):
+        assert (done.out / name).stat().st_size > 100, name
+    rows = [json.loads(line) for line in (done.out / "metrics.jsonl").read_text().splitlines()]
+    assert {r["expert"] for r in rows} == {*done.summary["experts"], "base", "single"}
+    assert sorted(p.name for p in (done.out / "mixtures").iterdir()) == ["average", "learned", "posterior"]
+
+
+def test_the_resolved_recipe_runs_to_the_same_artifacts(done: Any, home: Path) -> None:
+    from coterie.recipe import read
+
+    assert read(done.out / "recipe.json").hash == done.summary["recipe_hash"]
+    plan = coterie.run(done.out / "recipe.json", store=home / "store", dry_run=True).plan
+    assert {state for _, _, state, _ in plan} == {"cached"}
+
+
+def test_references_are_what_they_say(done: Any) -> None:
+    table = done.summary["evaluation"]["losses"]
+    for group in ("fruit", "tools"):
+        best = min(table[name][group]["nll"] for name in ("fruit", "tools"))
+        assert table["oracle"][group]["nll"] == pytest.approx(best)
+    assert table["best_expert"]["all"]["nll"] == pytest.approx(min(table[n]["all"]["nll"] for n in ("fruit", "tools")))
+    assert table["posterior"]["all"]["nll"] < table["best_expert"]["all"]["nll"], "two domains this far apart must pay"
+
+
+def test_every_number_has_a_source(done: Any) -> None:
+    sources = done.summary["sources"]["losses"]
+    assert sources["models"]["fruit"] in done.summary["experts"]
+    assert set(sources["data"]) == {"fruit", "tools"}
+    assert sources["seed"] == 0
+    assert done.summary["recipe_hash"]
+
+
+def test_a_second_run_makes_nothing_and_says_so(done: Any, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from coterie.store import Store
+
+    def never(*_: Any) -> None:
+        raise AssertionError("something was made again")
+
+    monkeypatch.setattr(Store, "_make", never)
+    summary = again(home, recipe(home / "data"))
+    assert summary["reuse"] == {"requested": 3, "distinct": 2, "trained": 0, "reused": 2}
+    assert summary["evaluation"] == done.summary["evaluation"]
+
+
+def test_renaming_retrains_nothing(done: Any, home: Path) -> None:
+    raw = recipe(home / "data", name="renamed")
+    raw["corpora"] = {f"c-{k}": v for k, v in raw["corpora"].items()}
+    raw["base"]["pretrain"]["corpora"] = [f"c-{k}" for k in WORDS]
+    raw["experts"] = [{"name": f"x-{k}", "corpus": f"c-{k}"} for k in WORDS]
+    raw["mixtures"] = [{"name": "m", "at": "outputs", "slots": ["x-*"], "router": "posterior"}]
+    raw["evaluation"] = [{"name": "other", "corpora": [f"c-{k}" for k in WORDS], "bootstrap": 50}]
+    summary = again(home, raw)
+    assert summary["reuse"]["trained"] == 0
+    assert set(summary["experts"]) == set(done.summary["experts"])
+    assert summary["evaluation"]["other"]["m"]["all"] == done.summary["evaluation"]["losses"]["posterior"]["all"]
+
+
+def test_moving_the_data_retrains_nothing(done: Any, home: Path) -> None:
+    shutil.copytree(home / "data", home / "moved", dirs_exist_ok=True)
+    raw = recipe(home / "data")
+    for name in WORDS:
+        raw["corpora"][name]["path"] = str(home / "moved" / f"{name}.jsonl")
+    assert again(home, raw)["reuse"]["trained"] == 0
+
+
+def test_one_changed_setting_retrains_exactly_what_depends_on_it(done: Any, home: Path) -> None:
+    raw = recipe(home / "data")
+    raw["experts"][1]["train"] = {"learning_rate": 0.02}
+    summary = again(home, raw)
+    assert [e["trained"] for e in summary["experts"].values()] == [False, True]
+    assert summary["base"]["trained"] is False
+    assert summary["single"]["trained"] is False
+
+
+def test_saving_and_logging_retrain_nothing(done: Any, home: Path) -> None:
+    raw = recipe(home / "data")
+    raw["train"] |= {"save_every": 700, "log_every": 1, "threads": 1}
+    assert again(home, raw)["reuse"]["trained"] == 0
+
+
+def test_one_changed_training_byte_retrains_exactly_what_depends_on_it(done: Any, home: Path) -> None:
+    raw = recipe(home / "data-changed")
+    del raw["base"]["pretrain"], raw["single"]
+    raw["base"]["tokenizer"]["corpora"] = ["fruit"]
+    first = again(home, raw)
+    rows = (home / "data-changed/tools.jsonl").read_text().splitlines()
+    document = _a_training_row(home, raw, "tools", rows)
+    rows[document] = rows[document].replace("hammer", "hummer").replace("steel", "stele").replace("nut", "nub")
+    (home / "data-changed/tools.jsonl").write_text("\n".join(rows) + "\n")
+    second = again(home, raw)
+    names = {e["name"]: (h, e["trained"]) for h, e in second["experts"].items()}
+    assert names["fruit"] == (next(h for h, e in first["experts"].items() if e["name"] == "fruit"), False)
+    assert names["tools"][1] is True
+
+
+def _a_training_row(home: Path, raw: dict, corpus: str, rows: list[str]) -> int:
+    import polars as pl
+
+    from coterie.recipe import read
+    from coterie.run import Conductor
+    from coterie.store import Store
+
+    documents = Conductor(read(raw), Store(home / "store")).documents(corpus)
+    table = pl.read_parquet(documents.file("documents.parquet")).filter(pl.col("split") == "train")
+    wanted = [r["id"] for r in table.iter_rows(named=True) if any(w in r["text"] for w in ("hammer", "steel", "nut"))]
+    return next(i for i, line in enumerate(rows) if json.loads(line)["id"] == wanted[0])
+
+
+def test_equal_experts_under_two_names_are_one(done: Any, home: Path) -> None:
+    raw = recipe(home / "data")
+    raw["experts"] = [*raw["experts"], {"name": "twin", "corpus": "tools"}]
+    raw["mixtures"] = [{"name": "m", "at": "outputs", "slots": ["fruit", "tools", "twin"]}]
+    summary = again(home, raw)
+    assert summary["reuse"] == {"requested": 3, "distinct": 2, "trained": 0, "reused": 2}
+    assert summary["evaluation"]["losses"]["m"] == done.summary["evaluation"]["losses"]["average"]
+
+
+def test_another_router_runs_no_expert(done: Any, home: Path) -> None:
+    before = logprob.RUNS
+    raw = recipe(home / "data")
+    raw["mixtures"][2]["router"] = {"kind": "mlp", "hidden": 4, "epochs": 1, "features": ["tokens", "posterior"]}
+    summary = again(home, raw)
+    assert summary["mixtures"]["learned"] != done.summary["mixtures"]["learned"]
+    assert before == logprob.RUNS
+
+
+def test_figures_from_cached_scores_equal_live_ones(done: Any, home: Path) -> None:
+    """The loss in the summary is what the opened mixture says about the very documents."""
+    import polars as pl
+
+    from coterie.recipe import read
+    from coterie.run import Conductor
+    from coterie.store import Store
+
+    model = done.mixtures["learned"]
+    conductor = Conductor(read(recipe(home / "data")), Store(home / "store"))
+    nats, tokens = 0.0, 0
+    for corpus in WORDS:
+        table = pl.read_parquet(conductor.documents(corpus).file("documents.parquet"))
+        seen = set(table.filter(pl.col("split") == "train")["content"])
+        for row in table.filter(pl.col("split") == "test").iter_rows(named=True):
+            if row["content"] in seen:
+                continue
+            ids = model.tokenizer(row["text"], add_special_tokens=False)["input_ids"]
+            bos, eos = model.config.bos_token_id, model.config.eos_token_id
+            nll = model.nll(torch.tensor([[bos if bos is not None else eos, *ids, eos]]))
+            nats, tokens = nats + nll.sum().item(), tokens + nll.numel()
+    figure = done.summary["evaluation"]["losses"]["learned"]["all"]
+    if all(len(r) <= 32 for r in [ids]):
+        assert tokens == figure["tokens"]
+        assert nats / tokens == pytest.approx(figure["nll"], abs=1e-4)
+
+
+def test_a_dry_run_makes_nothing(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = coterie.run(recipe(home / "data"), store=tmp_path / "empty", out=tmp_path / "o", dry_run=True).plan
+    assert {state for _, _, state, _ in plan} == {"make"}
+    assert not (tmp_path / "o").exists()
+    assert not (tmp_path / "empty").exists()
+    assert "1,500 tokens" in capsys.readouterr().out
+
+
+def test_the_designs_recipe_runs_as_printed(tmp_path: Path) -> None:
+    """Windows, `from: previous`, strict eligibility and dated choices in one recipe; only the sizes are made small."""
+    from tests.recipe.test_read import DESIGN
+
+    data = tmp_path / "data"
+    data.mkdir()
+    write_corpus(data / "dated.jsonl", [*WORDS["fruit"], *WORDS["tools"]], 600, 3, dated=True)
+    rows = [json.loads(line) for line in write_corpora(tmp_path / "plain")["tools"].read_text().splitlines()]
+    (data / "mbpp.jsonl").write_text("".join(json.dumps({**r, "task_id": i}) + "\n" for i, r in enumerate(rows)))
+    (data / "qmsum_compact.jsonl").write_text("".join(json.dumps({**r, "answer": r["text"]}) + "\n" for r in rows))
+    question = {
+        "question": "As of then?",
+        "options": ["apple", "saw", "fig"],
+        "label": 0,
+        "option_kinds": ["correct", "past", "future"],
+    }
+    dates = ["2013-05-01", "2016-05-01", "2024-05-01"]
+    (data / "release_qa.jsonl").write_text("".join(json.dumps({**question, "id": d, "date": d}) + "\n" for d in dates))
+    (tmp_path / "recipe.yaml").write_text(DESIGN)
+    small = [
+        f"base.{k}={json.dumps(v)}" for k, v in BASE.items() if k != "init"
+    ] + ["base.pretrain.tokens=1500", "sequence_length=32"] + [f"experts.{i}.train.tokens=1000" for i in range(3)]  # fmt: skip
+    run = coterie.run(tmp_path / "recipe.yaml", store=tmp_path / "store", out=tmp_path / "out", settings=small)
+    assert len(run.summary["experts"]) == 8
+    table = run.summary["evaluation"]["losses"]
+    assert "average" in table
+    assert "learned" not in table
+    assert any("learned needs a date" in note for note in run.summary["notes"])
+    releases = run.summary["evaluation"]["releases"]
+    assert set(releases["learned"]["all"]) >= {"accuracy", "future", "past", "irrelevant", "n"}
+    assert releases["average"]["all"]["n"] == 3
+    assert releases["learned"]["all"]["n"] == 2, "no expert may answer in 2013"
+    with pytest.raises(RequestError, match="2015-01-01"):
+        run.mixtures["learned"].log_probs(torch.tensor([[5, 6, 7]]), time="2014-12-31")
+
+
+def test_the_flat_form_runs(home: Path) -> None:
+    write_corpora(home / "flat")
+    raw = {
+        "name": "flat",
+        "datasets": ["fruit"] * 4 + ["tools"] * 4,
+        "corpora": {n: {"text": "text"} for n in WORDS},
+        "paths": {n: str(home / "flat" / f"{n}.jsonl") for n in WORDS},
+        "base": BASE,
+        "sequence_length": 32,
+        "train": {"tokens": 600},
+    }
+    summary = again(home, raw, out="flat-out")
+    assert summary["reuse"]["requested"] == 8
+    assert summary["reuse"]["distinct"] == 2
+    assert len(summary["slots"]["mixture"]) == 8
+    experts = [p for p in (home / "flat-out/mixtures/mixture/experts").iterdir()]
+    assert len(experts) == 2, "slots are free on disk"
+
+
+@pytest.mark.parametrize("kind", ["full", "ffn", "lora"])
+def test_experts_of_every_kind_from_a_checkpoint(done: Any, home: Path, kind: str) -> None:
+    raw = recipe(home / "data", base={"path": str(done.out / "base")})
+    raw["experts"] = [
+        {"name": "fruit", "corpus": "fruit", "kind": kind, **({"lora": {"r": 2, "alpha": 4}} if kind == "lora" else {})},
+        {"name": "tools", "corpus": "tools"},
+    ]
+    del raw["single"]
+    run = coterie.run(raw, store=home / "store", out=home / f"from-{kind}")
+    assert run.summary["evaluation"]["losses"]["posterior"]["all"]["nll"] > 0
+    ids = torch.tensor([[5, 6, 7, 8]])
+    assert torch.isfinite(run.experts["fruit"].log_probs(ids)).all()
+    assert torch.isfinite(coterie.load(home / f"from-{kind}/mixtures/posterior").nll(ids)).all()
+
+
+def test_stages_stop_where_they_are_told(done: Any, home: Path, tmp_path: Path) -> None:
+    raw = recipe(home / "data")
+    coterie.run(raw, store=home / "store", out=tmp_path / "t", until="experts")
+    assert (tmp_path / "t/experts/fruit/config.json").exists()
+    assert not (tmp_path / "t/mixtures").exists()
+    coterie.run(raw, store=home / "store", out=tmp_path / "m", until="mixtures")
+    assert (tmp_path / "m/mixtures/learned/config.json").exists()
+    assert json.loads((tmp_path / "m/summary.json").read_text())["evaluation"] == {}
+
+
+def test_the_python_api(done: Any) -> None:
+    model = coterie.load(done.out / "mixtures/learned")
+    ids = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
+    assert model.log_probs(ids).shape == (2, 4, model.config.vocab_size)
+    assert model.weights(ids).shape == (2, 4, 2)
+    assert model.nll(ids).shape == (2, 3)
+    assert isinstance(model.complete("apple", max_new_tokens=4), str)
+    assert [s["name"] for s in model.slots] == ["fruit", "tools"]
+    assert len(model.experts) == 2
+    assert done.mixtures["learned"] is done.mixtures["learned"]
+    assert sorted(done.experts) == ["fruit", "tools"]

@@ -4,7 +4,7 @@ For each share of the tokens spent in the shared base, and for each seed: a base
 from it, one single model from the same start with the same total; then every router. Writes docs/results/outputs.md; the last
 line of stdout is one JSON object.
 
-    python benchmarks/price_of_modularity.py [--tokens 2000000] [--seeds 3] [--data ../shared/data] [--store DIR]
+    python benchmarks/price_of_modularity.py [--tokens 1200000] [--seeds 3] [--data ../shared/data] [--store DIR]
 
 Everything is an artifact: interrupted, the same command goes on.
 """
@@ -53,7 +53,7 @@ def corpora(data: Path) -> dict:
 def recipe(data: Path, share: float, seed: int, tokens: int, test_tokens: int) -> dict:
     domains = corpora(data)
     base: dict = {
-        "init": "llama", "hidden_size": 128, "layers": 4, "heads": 4,
+        "init": "llama", "hidden_size": 96, "layers": 3, "heads": 4,
         "tokenizer": {"train": "bpe", "vocab_size": 2048, "corpora": list(domains)},
     }  # fmt: skip
     if share:
@@ -64,7 +64,7 @@ def recipe(data: Path, share: float, seed: int, tokens: int, test_tokens: int) -
         "seed": seed,
         "base": base,
         "corpora": domains,
-        "train": {"tokens": each, "learning_rate": 2e-3, "save_every": 10**9},
+        "train": {"tokens": each, "learning_rate": 3e-3, "save_every": 10**9},
         "experts": [{"name": name, "corpus": name} for name in domains],
         "single": True,
         "mixtures": [
@@ -79,6 +79,7 @@ def measure(data: Path, share: float, seed: int, args: argparse.Namespace) -> di
     out = Path(args.out) / f"share-{round(100 * share)}-seed-{seed}"
     done = coterie.run(recipe(data, share, seed, args.tokens, args.test_tokens), store=args.store, out=out)
     table = done.summary["evaluation"]["losses"]
+    args.parameters = done.summary["single"]["parameters"]
     nll = {name: table[f"m-{i}"]["all"]["nll"] for i, name in enumerate(ROUTERS)}
     return nll | {name: table[name]["all"]["nll"] for name in ("best_expert", "oracle", "single")}
 
@@ -107,7 +108,8 @@ def page(results: dict[float, list[dict[str, float]]], args: argparse.Namespace)
         f"Made by `python benchmarks/price_of_modularity.py --tokens {args.tokens} --seeds {args.seeds}` on "
         f"{date.today().isoformat()}, {platform.processor() or platform.machine()}, 2 CPU cores, bf16 autocast where the CPU has it.",
         "",
-        f"Four domains (meetings, code, prose, posts of software projects), Llama architecture of 1.1 M parameters, BPE of 2,048 "
+        f"Four domains (meetings, code, prose, posts of software projects), Llama architecture of {args.parameters:,} parameters "
+        f"(the quickstart's), BPE of 2,048 "
         f"tokens, {args.tokens:,} training tokens in total in every column, {args.seeds} seeds, {args.test_tokens:,} test tokens "
         "of each domain. ± is the 95 % interval over seeds (Student's t), paired: each mixture is compared with the single model "
         "of its own seed.",
@@ -147,7 +149,7 @@ def page(results: dict[float, list[dict[str, float]]], args: argparse.Namespace)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", type=int, default=2_000_000)
+    parser.add_argument("--tokens", type=int, default=1_200_000)
     parser.add_argument("--test-tokens", type=int, default=40_000)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))

@@ -14,6 +14,10 @@ def sha(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def curve(rng: random.Random, end: float) -> list[list[float]]:
+    return [[t * 8192, end + 5 * math.exp(-t / 25) + 0.05 * rng.random()] for t in range(1, 245, 2)]
+
+
 def make_summary(
     experts: int = 3, mixtures: tuple[str, ...] = ("average", "learned"), groups: int = 3, seed: int = 0, **changes: Any
 ) -> dict[str, Any]:
@@ -57,20 +61,19 @@ def make_summary(
         for k, m in enumerate(mixtures)
     }
 
-    def curve(end: float) -> list[list[float]]:
-        return [[t * 8192, end + 5 * math.exp(-t / 25) + 0.05 * rng.random()] for t in range(1, 245, 2)]
+    def trained(name: str, loss: float, tokens: int, **more: Any) -> dict[str, Any]:
+        return {"name": name, "tokens": tokens, "seconds": tokens / 5e4, "loss": loss, "curve": curve(rng, loss), **more}
 
     records = {
-        sha(n): {
-            "name": n, "trained": i % 2 == 0, "tokens": 2_000_000, "seconds": 41.5 + i, "loss": 2.4 + 0.1 * i, "kind": "full",
-            "corpus": n, "from": "base", "parameters": 1_120_000, "curve": curve(2.4 + 0.1 * i),
-            "valid_curve": [[t * 8192, 2.45 + 0.1 * i + 5 * math.exp(-t / 25)] for t in range(40, 245, 40)],
-        }
+        sha(n): trained(
+            n, 2.4 + 0.1 * i, 2_000_000, trained=i % 2 == 0, kind="full", corpus=n, parameters=1_120_000,
+            valid_curve=[[t * 8192, 2.45 + 0.1 * i + 5 * math.exp(-t / 25)] for t in range(40, 245, 40)], **{"from": "base"},
+        )
         for i, n in enumerate(names)
     }  # fmt: skip
 
     def weights(favourite: int, strength: float) -> list[float]:
-        row = [1.0 + rng.random() * 0.3 for _ in names]
+        row = [1.0 + rng.random() * 0.3 * (strength > 0) for _ in names]
         row[favourite] += strength * len(names)
         return [w / sum(row) for w in row]
 
@@ -85,10 +88,17 @@ def make_summary(
         }  # fmt: skip
 
     source = {
-        "evaluation": "losses", "artifact": sha("evaluation"), "seed": 0, "bootstrap": 1000, "tokens": 245_760, "documents": 480,
-        "removed": [], "data": {g: sha(f"blocks {g}") for g in group_names},
+        "evaluation": "losses",
+        "artifact": sha("evaluation"),
+        "seed": 0,
+        "bootstrap": 1000,
+        "tokens": 245_760,
+        "documents": 480,
+        "removed": [],
+        "data": {g: sha(f"blocks {g}") for g in group_names},
         "models": {m: sha(m) for m in (*names, *mixtures, "single")},
-    }  # fmt: skip
+    }
+    near = [{"id": "qmsum-17", "share": 0.62, "like": "qmsum-903"}]
     summary: dict[str, Any] = {
         "schema": 1,
         "name": "two-domains",
@@ -96,18 +106,15 @@ def make_summary(
         "recipe_hash": sha("recipe"),
         "versions": {"coterie": "0.1.0", "torch": "2.13.0", "transformers": "5.23.0"},
         "reuse": {"requested": experts, "distinct": experts, "trained": (experts + 1) // 2, "reused": experts // 2},
-        "base": {"digest": sha("base"), "tokens": 2_000_000, "seconds": 60.0, "loss": 3.3, "curve": curve(3.3)},
-        "single": {"digest": sha("single"), "tokens": 8_000_000, "seconds": 300.0, "loss": 2.6, "curve": curve(2.6)},
-        "slots": {m: [{"slot": i, "name": n, "expert": sha(n)} for i, n in enumerate([*names, names[-1]])] for m in mixtures},
+        "base": trained("base", 3.3, 2_000_000, digest=sha("base"), trained=False),
+        "single": trained("single", 2.6, 8_000_000, digest=sha("single"), trained=True),
+        "slots": {m: [{"slot": i, "name": n, "expert": sha(n)} for i, n in enumerate([*names, best])] for m in mixtures},
         "experts": records,
         "evaluation": {"losses": losses, "releases": choices},
-        "differences": {"losses": differences},
+        "differences": {"losses": differences} if mixtures else None,
         "routing": routing,
         "sources": {"losses": source, "releases": {**source, "evaluation": "choices", "data": {"file": sha("questions")}}},
-        "leaks": {
-            "evaluated": 480, "trained": 9_120, "exact": 0, "near": 1,
-            "named": {"exact": [], "near": [{"id": "qmsum-17", "share": 0.62, "like": "qmsum-903"}]},
-        },  # fmt: skip
+        "leaks": {"evaluated": 480, "trained": 9_120, "exact": 0, "near": 1, "named": {"exact": [], "near": near}},
         "notes": ["learned was not evaluated on releases: it needs a date, and the questions have none."],
     }
     summary.update(changes)

@@ -4,5 +4,6 @@ from coterie.report.markdown import markdown
 from coterie.report.page import write_report
 from coterie.report.read import read
 from coterie.report.tables import difference_tables, evaluation_tables
+from coterie.report.terminal import terminal
 
-__all__ = ["difference_tables", "evaluation_tables", "markdown", "read", "write_report"]
+__all__ = ["difference_tables", "evaluation_tables", "markdown", "read", "terminal", "write_report"]

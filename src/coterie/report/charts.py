@@ -12,6 +12,8 @@ COLOURS = 8
 """Colours there are; more lines than this share grey until one is pointed at."""
 _POINTS = 160
 """Points kept of a curve; between them is the mean."""
+_SAME = 1e-3
+"""Weights that differ by less are the same to the eye."""
 
 
 @dataclass(frozen=True)
@@ -81,9 +83,10 @@ class Bands:
 
 
 def bands(names: Sequence[str], weight_TU: Sequence[Sequence[float]]) -> Bands | None:
-    """Stack the weights; with more experts than colours the least used ones are one band."""
+    """Stack the weights; with more experts than colours the least used ones are one band. None if position is nothing to
+    the router."""
     rows = [list(map(float, row)) for row in weight_TU]
-    if len(rows) < 2 or not rows[0]:
+    if max((max(column) - min(column) for column in zip(*rows, strict=True)), default=0) < _SAME:
         return None
     mean = [sum(column) / len(rows) for column in zip(*rows, strict=True)]
     order = sorted(range(len(names)), key=lambda u: -mean[u])

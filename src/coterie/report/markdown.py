@@ -20,8 +20,13 @@ def markdown(out: str | Path) -> str:
     summary = read(Path(out))
     lines = [f"# {_plain(summary.get('name', 'run'))}", ""]
     if reuse := summary.get("reuse"):
-        lines += ["Experts: " + ", ".join(f"{reuse[k]} {k}" for k in ("requested", "distinct", "trained", "reused")) + ".", ""]
-    lines += [line for text in headlines(summary) for line in (_plain(text), "")]
+        lines += [
+            "Experts: " + ", ".join(f"{reuse[k]} {k}" for k in ("requested", "distinct", "trained", "reused")) + ".",
+            "",
+        ]
+    for head in headlines(summary):
+        said = "; ".join(f"{what} ({name}) {value}" for what, value, name in head.figures)
+        lines += [_plain(f"{head.evaluation}, nats a token over all: {said}."), ""]
     units = {"losses": "nats a token, lower is better", "choices": "percent of the questions"}
     for table in evaluation_tables(summary):
         lines += [f"## {_plain(table.name)}", "", f"{units[table.kind]}; 95 % interval in brackets; the best in bold.", ""]
@@ -31,11 +36,9 @@ def markdown(out: str | Path) -> str:
         lines += [*_table(table)]
     trained = trained_models(summary)
     if trained:
-        rows = [
-            [m.get("name", key), *(figures.count(m.get(k)) for k in ("parameters", "tokens")), figures.nats(m.get("loss")), key[:12]]
-            for key, m in trained.items()
-        ]
-        lines += ["## What was trained", "", *_rows(["name", "parameters", "tokens", "loss", "hash"], rows), ""]
+        shown = (("parameters", figures.count), ("tokens", figures.count), ("loss", figures.nats))
+        rows = [[m.get("name", key), *(text(m.get(column)) for column, text in shown)] for key, m in trained.items()]
+        lines += ["## What was trained", "", *_rows(["name", *(column for column, _ in shown)], rows), ""]
     lines += [f"- {_plain(note)}" for note in summary.get("notes", [])]
     return "\n".join(lines).rstrip() + "\n"
 

@@ -13,6 +13,11 @@ import jinja2
 from coterie.report import charts, figures, tables
 from coterie.report.read import Summary, read, trained_models
 
+COLUMNS = ("kind", "corpus", "from", "parameters", "tokens", "seconds", "loss")
+"""Of the table of what was trained."""
+OPTIONAL = ("name", "seed", "recipe_hash", "reuse", "versions", "notes", "leaks", "slots", "experts", "sources")
+"""Parts of a summary that the template asks for."""
+
 
 @dataclass(frozen=True)
 class Routing:
@@ -55,7 +60,7 @@ def render(summary: Summary) -> str:
     environment.filters.update({f.__name__: f for f in (figures.nats, figures.count, figures.seconds)})
     trained = list(trained_models(summary).items())
     return environment.get_template("report.html").render(
-        summary=summary,
+        summary={**dict.fromkeys(OPTIONAL), **summary},
         headlines=headlines(summary),
         evaluations=tables.evaluation_tables(summary),
         differences=tables.difference_tables(summary),
@@ -63,27 +68,34 @@ def render(summary: Summary) -> str:
         box=charts,
         routing=[_routing(summary, name, figures_) for name, figures_ in summary.get("routing", {}).items() if figures_],
         trained=trained,
-        columns=[c for c in ("kind", "corpus", "from", "parameters", "tokens", "seconds", "loss") if any(c in m for _, m in trained)],
+        columns=[
+            c
+            for c in ("kind", "corpus", "from", "parameters", "tokens", "seconds", "loss")
+            if any(c in m for _, m in trained)
+        ],
         css=here.joinpath("report.css").read_text(encoding="utf-8"),
         js=here.joinpath("report.js").read_text(encoding="utf-8"),
     )
 
 
-def headlines(summary: Summary) -> list[str]:
-    """For each evaluation of losses, where the best mixture stands against its references, in one sentence."""
+@dataclass(frozen=True)
+class Headline:
+    """Where the best mixture of one evaluation stands: (what, nats a token over all groups, its name)."""
+
+    evaluation: str
+    figures: list[tuple[str, str, str]]
+
+
+def headlines(summary: Summary) -> list[Headline]:
+    """One for each evaluation of losses with a mixture."""
     out = []
-    kind_of = tables.kinds(summary)
     for table in tables.evaluation_tables(summary):
-        rows = {r.name: r.cells[0] for r in table.rows if r.cells[0].value is not None}
-        best = next((n for n in rows if kind_of.get(n) == "mixture"), None)
-        if table.kind != "losses" or best is None:
-            continue
-        text = f"{table.name}: the best mixture, {best}, loses {rows[best].text} nats a token"
-        if "best_expert" in rows:
-            text += f", the best expert, {rows['best_expert'].note}, {rows['best_expert'].text}"
-        if "single" in rows:
-            text += f", one single model {rows['single'].text}"
-        out.append(text + ".")
+        rows = [r for r in table.rows if r.cells[0].value is not None]
+        wanted = {"best mixture": "mixture", "best expert": "best_expert", "single model": "single", "oracle": "oracle"}
+        found = {what: next((r for r in rows if who in (r.name, r.kind)), None) for what, who in wanted.items()}
+        if table.kind == "losses" and found["best mixture"]:
+            said = [(what, r.cells[0].text, r.name if r.kind == "mixture" else r.detail) for what, r in found.items() if r]
+            out.append(Headline(table.name, said))
     return out
 
 
@@ -94,7 +106,9 @@ def _routing(summary: Summary, name: str, use: dict[str, Any]) -> Routing:
         first = names_by_hash.setdefault(slot["expert"], slot["name"])
         slots[first] = slots.get(first, 0) + 1
     mean = use.get("utilization", [])
-    experts = use.get("experts") or (list(slots) if len(slots) == len(mean) else [f"expert {i + 1}" for i in range(len(mean))])
+    experts = use.get("experts") or list(slots)
+    if len(experts) != len(mean):
+        experts = [f"expert {i + 1}" for i in range(len(mean))]
     heat = [(g, list(w)) for g, w in use.get("by_group", {}).items()]
     said = [
         ("gini", "how unevenly experts are used: 0 all alike, near 1 all on one"),

@@ -10,12 +10,13 @@ there, and leaves out what is not:
 - ``evaluation[EVAL][MODEL][GROUP]`` further: ``documents`` and ``skipped`` (left out because the model cannot answer), and
   for references ``expert``, its name,
 - ``differences[EVAL]``, ``sources[EVAL]``: as `coterie.evaluation.tables` gives them,
-- ``leaks`` ``{"evaluated", "trained", "exact", "near", "named": {"exact": [{"id"}], "near": [{"id", "share", "like"}]}}``,
-- ``routing[MIXTURE]`` further: ``experts`` (names, in the order of ``utilization``), ``by_group`` ``{GROUP: [weight of each]}``,
-  ``by_position`` ``[[weight of each] at each position]``, ``mutual_information``.
+- ``leaks`` ``{"evaluated", "trained", "exact", "near", "named": {"exact": [{"id"}], "near": [{"id", "share", "like"}]}}``
+  (the facts of `check_leaks`),
+- ``routing[MIXTURE]`` further: ``experts`` (names, in the order of ``utilization``), ``by_group`` ``{GROUP: [weights]}``,
+  ``by_position`` (weights at each position), ``mutual_information``.
 
-A line of metrics.jsonl is ``{"expert": HASH | "base" | "single", "tokens", "loss" or "eval_loss", ...}``; it is needed only for
-those without ``curve``.
+A line of metrics.jsonl is ``{"expert": HASH, "base" or "single", "tokens", "loss" or "eval_loss", ...}``; it is needed only
+for those without ``curve``.
 """
 
 from __future__ import annotations
@@ -46,7 +47,9 @@ def read(out: Path) -> Summary:
             do="run the recipe first, or name its output folder",
         ) from None  # fmt: skip
     except ValueError as error:
-        raise RequestError("the summary cannot be read", where=str(path), found=str(error), do="run the recipe again") from None
+        raise RequestError(
+            "the summary cannot be read", where=str(path), found=str(error), do="run the recipe again"
+        ) from None
     if not isinstance(summary, dict) or summary.get("schema") != 1:
         raise RequestError(
             "this is no summary of a run that this version can show", where=str(path), expected='"schema": 1',

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from coterie.report import figures
 from coterie.report.read import Summary
 
-REFERENCES = {"best_expert": "best over all groups", "oracle": "the best in each group"}
+REFERENCES = {"best_expert": "the expert best over all groups", "oracle": "the best expert of each group"}
+SINGLE = "one model on all the data"
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,10 @@ def kinds(summary: Summary) -> dict[str, str]:
     return dict.fromkeys(summary.get("slots", {}), "mixture") | named
 
 
+Models = Mapping[str, Mapping[str, Mapping[str, Any]]]
+KINDS = ("past", "future", "irrelevant")
+
+
 def evaluation_tables(summary: Summary) -> list[Table]:
     """One table for each evaluation."""
     kind_of = kinds(summary)
@@ -103,64 +108,73 @@ def difference_tables(summary: Summary) -> list[Table]:
     return [t for t in out if any(c.value is not None for r in t.rows for c in r.cells)]
 
 
-def _losses(name: str, models: Mapping[str, Any], kind_of: Mapping[str, str]) -> Table:
+def _cell(entry: Mapping[str, Any], key: str, text: Callable[[float | None], str], **more: Any) -> Cell:
+    low, high = (text(v) for v in entry["ci95"]) if entry.get("ci95") else (None, None)
+    return Cell(entry.get(key), text(entry.get(key)), low, high, **more)
+
+
+def _losses(name: str, models: Models, kind_of: Mapping[str, str]) -> Table:
+    def cell(model: str, entry: Mapping[str, Any]) -> Cell:
+        values = (entry.get("nll"), *(entry.get("ci95") or (None, None)))
+        other, low, high = (None if v is None else figures.perplexity(math.exp(min(v, 700))) for v in values)
+        note = entry.get("expert") if model == "oracle" else None
+        return _cell(entry, "nll", figures.nats, other=other, other_low=low, other_high=high, note=note)
+
     groups = _groups(models)
-
-    def cell(entry: Mapping[str, Any]) -> Cell:
-        low, high = entry.get("ci95") or (None, None)
-        other = [None if v is None else figures.perplexity(math.exp(min(v, 700))) for v in (entry.get("nll"), low, high)]
-        return Cell(
-            entry.get("nll"),
-            figures.nats(entry.get("nll")),
-            *(None if v is None else figures.nats(v) for v in (low, high)),
-            *other,
-            note=entry.get("expert"),
-        )
-
-    rows = {m: ([cell(by.get(g, {})) for g in groups], by.get("all", {}).get("ci95")) for m, by in models.items()}
-    return _table(name, "losses", groups, rows, kind_of, models, figures.nats, lowest=True)
+    rows = {m: [cell(m, by.get(g, {})) for g in groups] for m, by in models.items()}
+    return _table(name, "losses", groups, rows, kind_of, models, tick=lambda v: f"{v:g}")
 
 
-def _choices(name: str, models: Mapping[str, Any], kind_of: Mapping[str, str]) -> Table:
-    groups = _groups(models)
-    wrong = [k for k in ("past", "future", "irrelevant") if any(by.get("all", {}).get(k) is not None for by in models.values())]
+def _choices(name: str, models: Models, kind_of: Mapping[str, str]) -> Table:
+    wrong = [k for k in KINDS if any(by.get("all", {}).get(k) is not None for by in models.values())]
+    groups = _groups(models)[1:]
 
-    def cell(entry: Mapping[str, Any], key: str = "accuracy") -> Cell:
-        low, high = (entry.get("ci95") if key == "accuracy" else None) or (None, None)
-        ends = [None if v is None else figures.percent(v) for v in (low, high)]
-        return Cell(entry.get(key), figures.percent(entry.get(key)), *ends, note=entry.get("expert") if not wrong else None)
-
-    rows = {}
-    for model, by in models.items():
+    def cells(by: Mapping[str, Mapping[str, Any]]) -> list[Cell]:
         everything = by.get("all", {})
-        cells = [cell(everything), *(cell(everything, k) for k in wrong), *(cell(by.get(g, {})) for g in groups[1:])]
-        rows[model] = cells, everything.get("ci95")
-    columns = ["right", *wrong, *groups[1:]]
-    unmarked = range(1, 1 + len(wrong))
-    return _table(name, "choices", columns, rows, kind_of, models, figures.percent, lowest=False, unmarked=unmarked)
+        kinds = [Cell(everything.get(k), figures.percent(everything.get(k))) for k in wrong]
+        right = [_cell(by.get(g, {}), "accuracy", figures.percent) for g in ["all", *groups]]
+        return [right[0], *kinds, *right[1:]]
 
-
-def _differences(name: str, reference: str, models: Mapping[str, Any], kind_of: Mapping[str, str]) -> Table:
-    groups = _groups(models)
-    key = "accuracy" if any("accuracy" in e for by in models.values() for e in by.values()) else "nll"
-    text = figures.signed_percent if key == "accuracy" else figures.signed
-
-    def cell(entry: Mapping[str, Any]) -> Cell:
-        low, high = entry.get("ci95") or (None, None)
-        clear = ""
-        if low is not None and (low > 0 or high < 0):
-            clear = "better" if (high < 0) == (key == "nll") else "worse"
-        ends = [None if v is None else text(v) for v in (low, high)]
-        return Cell(entry.get(key), text(entry.get(key)), *ends, clear=clear)
-
-    rows = {m: ([cell(by.get(g, {})) for g in groups], by.get("all", {}).get("ci95")) for m, by in models.items()}
-    everything = range(len(groups))
     return _table(
-        name, "differences", groups, rows, kind_of, {}, text, lowest=key == "nll", unmarked=everything, reference=reference
+        name,
+        "choices",
+        ["right", *wrong, *groups],
+        {m: cells(by) for m, by in models.items()},
+        kind_of,
+        models,
+        tick=lambda v: f"{100 * v:g}",
+        lowest=False,
+        unmarked=range(1, 1 + len(wrong)),
     )
 
 
-def _groups(models: Mapping[str, Any]) -> list[str]:
+def _differences(name: str, reference: str, models: Models, kind_of: Mapping[str, str]) -> Table:
+    key = "accuracy" if any("accuracy" in e for by in models.values() for e in by.values()) else "nll"
+    scale, text = (100, figures.signed_percent) if key == "accuracy" else (1, figures.signed)
+
+    def cell(entry: Mapping[str, Any]) -> Cell:
+        low, high = entry.get("ci95") or (0, 0)
+        clear = ""
+        if low > 0 or high < 0:
+            clear = "better" if (high < 0) == (key == "nll") else "worse"
+        return _cell(entry, key, text, clear=clear)
+
+    groups = _groups(models)
+    return _table(
+        name,
+        "differences",
+        groups,
+        {m: [cell(by.get(g, {})) for g in groups] for m, by in models.items()},
+        kind_of,
+        models,
+        tick=lambda v: f"{scale * v:+g}".replace("-", "−") if v else "0",
+        lowest=key == "nll",
+        unmarked=range(len(groups)),
+        reference=reference,
+    )
+
+
+def _groups(models: Models) -> list[str]:
     found = dict.fromkeys(g for by in models.values() for g in by if g != "all")
     return ["all", *found]
 
@@ -169,53 +183,51 @@ def _table(
     name: str,
     kind: str,
     columns: list[str],
-    rows: Mapping[str, tuple[list[Cell], Any]],
+    rows: Mapping[str, list[Cell]],
     kind_of: Mapping[str, str],
-    models: Mapping[str, Any],
-    text: Callable[[float], str],
+    models: Models,
     *,
-    lowest: bool,
+    tick: Callable[[float], str],
+    lowest: bool = True,
     unmarked: Iterable[int] = (),
     reference: str = "",
 ) -> Table:
     sign = 1 if lowest else -1
-    marked = {m: list(cells) for m, (cells, _) in rows.items()}
     real = [m for m in rows if kind_of.get(m) != "reference"]
     for c in set(range(len(columns))) - set(unmarked):
-        values = [sign * v for m in real if (v := marked[m][c].value) is not None]
-        if len(values) > 1:
-            for m in real:
-                old = marked[m][c]
-                if old.value is not None and sign * old.value == min(values):
-                    marked[m][c] = Cell(**{**vars(old), "best": True})
-    span = [v for m, (cells, ci) in rows.items() for v in (cells[0].value, *(ci or ())) if v is not None]
-    if kind == "differences" and span:
+        values = [sign * v for m in real if (v := rows[m][c].value) is not None]
+        for m in real:
+            value = rows[m][c].value
+            if len(values) > 1 and value is not None and sign * value == min(values):
+                rows[m][c] = replace(rows[m][c], best=True)
+
+    ends = {m: by.get("all", {}).get("ci95") or [rows[m][0].value] * 2 for m, by in models.items()}
+    span = [v for m in rows for v in (rows[m][0].value, *ends[m]) if v is not None]
+    if kind == "differences":
         span.append(0.0)
     low, high = (min(span), max(span)) if span else (0.0, 1.0)
-    pad = (high - low) * 0.04 or abs(high) * 0.01 or 1.0
+    pad = (high - low) * 0.04 or 0.05
     low, high = low - pad, high + pad
 
     def place(value: float) -> float:
         return round(100 * (value - low) / (high - low), 2)
 
     made = []
-    for m, (_, ci) in rows.items():
-        at = marked[m][0].value
-        mark = None if at is None else Mark(place(at), *(place(v) for v in (ci or (at, at))))
-        made.append(Row(m, kind_of.get(m, "expert"), _detail(m, models.get(m, {})), marked[m], mark))
+    for m, cells in rows.items():
+        at, is_a = cells[0].value, kind_of.get(m, "expert")
+        mark = None if at is None else Mark(place(at), *(place(v) for v in ends[m]))
+        made.append(Row(m, is_a, _detail(m, is_a, models[m]), cells, mark))
     made.sort(key=lambda r: (r.cells[0].value is None, sign * (r.cells[0].value or 0.0)))
-    axis = [(place(t), text(t)) for t in figures.ticks(low, high, 3)]
-    zero = place(0.0) if kind == "differences" else None
-    return Table(name, kind, columns, made, axis, zero, reference)
+    axis = [(place(t), tick(t)) for t in figures.ticks(low, high, 4)]
+    return Table(name, kind, columns, made, axis, place(0.0) if kind == "differences" else None, reference)
 
 
-def _detail(model: str, groups: Mapping[str, Any]) -> str:
+def _detail(model: str, kind: str, groups: Mapping[str, Any]) -> str:
+    """What stands beneath a name: the kind of model, the expert behind a reference, what it could not answer."""
     everything = groups.get("all", {})
-    if everything.get("expert"):
-        return everything["expert"]
-    if model in REFERENCES:
-        return REFERENCES[model]
+    if kind == "reference":
+        return everything.get("expert") or REFERENCES[model]
     if everything.get("skipped"):
         answered = everything.get("documents", everything.get("n", 0))
-        return f"answers {answered:,} of {answered + everything['skipped']:,}"
-    return ""
+        return f"{kind}, answers {answered:,} of {answered + everything['skipped']:,}"
+    return SINGLE if kind == "single" else kind

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from hypothesis import strategies as st
+from tests.routing.cases import RECIPES
+from tests.tiny import V, pool
 from transformers import PreTrainedModel
 
 from coterie.mixtures import OutputsConfig, OutputsMixture
-from tests.routing.cases import RECIPES
-from tests.tiny import V, pool
 
 DAY = date(2015, 1, 1)
 TIMES = [None, "2014-06-01", "2015-01-01", "2015-07-15", "2017-01-01"]
@@ -29,7 +29,8 @@ def settings(draw: Any, dated: bool = True) -> dict[str, Any]:
     counts = draw(st.lists(st.integers(1, 4), min_size=1, max_size=3))
     rule = draw(st.sampled_from(["all", "strict", "inclusive"])) if dated else "all"
     firsts = [draw(st.integers(-400, 400)) for _ in counts]
-    return {"recipe": recipe, "counts": counts, "rule": rule, "firsts": firsts, "fallback": 0, "seed": draw(st.integers(0, 999))}
+    seed = draw(st.integers(0, 999))
+    return {"recipe": recipe, "counts": counts, "rule": rule, "firsts": firsts, "fallback": 0, "seed": seed}
 
 
 def mixture(
@@ -50,7 +51,14 @@ def mixture(
     config = OutputsConfig(
         slots=[{"name": f"e{u}", "expert": u} for u in seats],
         experts=[
-            {"name": f"e{u}", "dir": f"experts/e{u}", "base": None, "digest": None, "start": day, "end": day, "knowledge": day}
+            {
+                "name": f"e{u}",
+                "dir": f"experts/e{u}",
+                "base": None,
+                "start": day,
+                "end": day,
+                "knowledge": day,
+            }
             for u, day in enumerate(days)
         ],
         router=recipe.model_dump(mode="json"),
@@ -74,7 +82,7 @@ def some(counts: Sequence[int]) -> list[PreTrainedModel]:
 
 
 def ids(B: int = 2, T: int = 10) -> torch.Tensor:
-    return torch.randint(0, V, (B, T))
+    return torch.randint(1, V, (B, T))  # 0 is padding, from which Hugging Face infers a mask
 
 
 class Runs:

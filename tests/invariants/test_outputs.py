@@ -1,4 +1,4 @@
-"""What must always hold of mixtures at the outputs (DESIGN section 3): equal experts, one-hot, mass, masked is absent, causal."""
+"""What must always hold of mixtures at the outputs: equal experts, one-hot, mass, masked is absent, causal."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.invariants.cases import TIMES, Runs, ids, mixture, settings, some
+from tests.tiny import V, gpt2, llama, pool
 
 from coterie.errors import RequestError
 from coterie.recipe import Linear, Posterior
 from coterie.routing import ordinal
-from tests.invariants.cases import TIMES, Runs, ids, mixture, settings, some
-from tests.tiny import V, gpt2, llama, pool
 
 times = st.sampled_from(TIMES)
 

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig, get_peft_model
+from tests.tiny import artifact, blocks_artifact, expert_artifact, gpt2, llama, scores_artifact, tokenizer_artifact
 from torch.nn import init
 
 from coterie.mixtures import Member, assemble, fit_router
 from coterie.recipe import Mixture, Window
 from coterie.store import Artifact, Store
-from tests.tiny import artifact, blocks_artifact, expert_artifact, gpt2, llama, scores_artifact, tokenizer_artifact
 
 DOCUMENTS = [[0, *[(7 * d + 3 * i) % 90 + 1 for i in range(4 + d % 9)]] for d in range(24)]
 TIMES = [date(2014 + d % 6, 1 + d % 12, 1) for d in range(24)]

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests.mixtures.built import lora_member, members, recipe, whole
+from tests.tiny import V, expert_artifact, llama, write_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from coterie.errors import RequestError
 from coterie.mixtures import OutputsMixture, load, materialise
 from coterie.recipe import Linear
 from coterie.store import Store
-from tests.mixtures.built import lora_member, members, recipe, whole
-from tests.tiny import V, expert_artifact, llama, write_tokenizer
 
 IDS = torch.arange(1, 21).reshape(2, 10)
 LINEAR = {"kind": "linear", "features": ["tokens", "posterior"], "epochs": 1}
@@ -52,7 +52,8 @@ def test_the_store_keeps_each_expert_once(folder: Path, store: Store) -> None:
     (mixture,) = (store.root / "mixtures").iterdir()
     names = {p.relative_to(mixture).as_posix() for p in mixture.rglob("*") if p.is_file()}
     assert names == {
-        "manifest.json", "config.json", "router.safetensors", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
+        "manifest.json", "config.json", "router.safetensors", "generation_config.json", "tokenizer.json",
+        "tokenizer_config.json",
     }  # fmt: skip
     for file in folder.rglob("*.safetensors"):
         assert file.stat().st_nlink == 2

@@ -24,6 +24,7 @@ from jaxtyping import Int32, Int64, UInt8
 from coterie.corpora import arrays
 from coterie.corpora.packing import pack
 from coterie.corpora.pieces import Encoder, Pieces
+from coterie.corpora.splits import SPLITS
 from coterie.corpora.template import plain, wanted
 from coterie.errors import RequestError
 from coterie.progress import bar
@@ -135,7 +136,7 @@ class _Choice:
         """Why no document is left."""
         splits = self.documents.facts["splits"]
         there = splits[self.split]
-        counts = ", ".join(f"{name} {entry['documents']:,}" for name, entry in splits.items())
+        counts = ", ".join(f"{name} {splits[name]['documents']:,}" for name in SPLITS)
         if not there["documents"]:
             return RequestError(
                 f"{self.label}: no documents in the {self.split} split",

@@ -104,7 +104,7 @@ class Reading:
             self._stop_if_bad()
 
     def _stop_if_bad(self) -> None:
-        if self.read:
+        if self.seen:
             self.plan.check_columns(self.seen, self.read)
         self.plan.tolerate(self.read, self.bad, self.first)
 
@@ -131,11 +131,13 @@ class Reading:
         self._stop_if_bad()
         corpus = self.plan.corpus
         if not self._content:
-            why = ", ".join(f"{count:,} {reason}" for reason, count in self.reasons.items())
+            why = [f"{count:,} filtered ({reason})" for reason, count in self.reasons.items()]
+            if self.bad:
+                why.append(f"{self.bad:,} cannot be read, the first {' '.join(self.first[0])}")
             raise RequestError(
                 f"0 of {self.read:,} rows are usable",
                 where=self.plan.key,
-                found=f"filtered: {why}",
+                found=", ".join(why),
                 do=f"check {self.plan.key}.where" if corpus.where else "check the data",
             )
         split_D = assign(self._content, self._groups if corpus.split.group is not None else None, corpus.split)

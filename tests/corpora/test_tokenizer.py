@@ -1,0 +1,123 @@
+"""Tokenizers: nothing is lost, stock libraries open them, equal requests give equal bytes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.corpora.conftest import Make
+
+from coterie import corpora
+from coterie.errors import RequestError
+from coterie.recipe import TrainedTokenizer
+from coterie.store import Artifact, DryStore, Store
+
+ROWS = [{"text": f"the cat {i} sat on the mat; naïve 東京 🙂 {i * i}"} for i in range(80)]
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory: pytest.TempPathFactory):
+    from tests.corpora.conftest import write_jsonl
+    from transformers import AutoTokenizer
+
+    from coterie.recipe import Corpus
+
+    folder = tmp_path_factory.mktemp("tokenizer")
+    store = Store(folder / "store")
+    documents = corpora.documents(store, Corpus(path=str(write_jsonl(folder / "x.jsonl", ROWS))), label="c")
+    made = corpora.tokenizer(store, TrainedTokenizer(train="bpe", vocab_size=320), [documents], label="t")
+    return AutoTokenizer.from_pretrained(made.path), made
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])))
+def test_every_text_comes_back(opened, text: str) -> None:
+    tokenizer, _ = opened
+    ids = tokenizer(text, split_special_tokens=True)["input_ids"]
+    assert tokenizer.decode(ids) == text
+    assert all(0 < i < 320 for i in ids)  # 0 ends a document and is nothing that a text can say
+
+
+def test_stock_transformers_knows_its_special_tokens(opened) -> None:
+    tokenizer, made = opened
+    assert len(tokenizer) == made.facts["vocab_size"] == 320
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (0, 0, 0)
+    assert (made.facts["bos_id"], made.facts["eos_id"]) == (0, 0)
+    assert tokenizer.eos_token == "<|endoftext|>"
+    assert not list(made.path.glob("*.bin"))
+
+
+def test_training_is_the_same_in_every_process(make: Make, store: Store, tmp_path: Path) -> None:
+    documents = make(ROWS)
+    one = corpora.tokenizer(store, TrainedTokenizer(train="bpe", vocab_size=320), [documents], label="t")
+    code = (
+        "import sys\nfrom tokenizers import *\nfrom coterie import corpora\nfrom coterie.recipe import *\n"
+        "from coterie.store import *\n"
+        "store = Store(sys.argv[1])\n"
+        "d = corpora.documents(store, Corpus(path=sys.argv[2]), label='other')\n"
+        "print(corpora.tokenizer(store, TrainedTokenizer(train='bpe', vocab_size=320), [d], label='t').digest)"
+    )
+    for parallel in ("true", "false"):
+        out = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path / parallel), str(tmp_path / "rows.jsonl")],
+            env={**os.environ, "TOKENIZERS_PARALLELISM": parallel}, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        assert out.stdout.strip() == one.digest
+
+
+def test_only_training_documents_are_read_and_the_order_of_corpora_does_not_matter(make: Make, store: Store) -> None:
+    a, b = make(ROWS[:40], file="a.jsonl"), make(ROWS[40:], file="b.jsonl")
+    spec = TrainedTokenizer(train="bpe", vocab_size=300)
+    one, two = (corpora.tokenizer(store, spec, list(order), label="t") for order in ((a, b), (b, a)))
+    assert one.digest == two.digest
+    assert one.facts["documents"] == sum(d.facts["splits"]["train"]["documents"] for d in (a, b))
+    assert corpora.tokenizer(store, spec.model_copy(update={"corpora": ("a", "b")}), [a, b], label="t").digest == one.digest
+
+
+def test_a_vocabulary_below_the_bytes_is_refused(store: Store, make: Make) -> None:
+    with pytest.raises(RequestError, match="vocabulary is too small"):
+        corpora.tokenizer(store, TrainedTokenizer(train="bpe", vocab_size=256), [make(ROWS)], label="t")
+
+
+def test_an_existing_one_is_copied_and_known_by_its_files(store: Store, opened, tmp_path: Path) -> None:
+    _, made = opened
+    source = tmp_path / "source"
+    shutil.copytree(made.path, source)
+    for path in [source, *source.iterdir()]:
+        path.chmod(0o755)
+    config = json.loads((source / "tokenizer_config.json").read_text())
+    del config["bos_token"]
+    (source / "tokenizer_config.json").write_text(json.dumps(config))
+    assert corpora.tokenizer(DryStore(store.root), str(source), [], label="t").planned
+    copy = corpora.tokenizer(store, str(source), [], label="t")
+    assert copy.content("tokenizer.json") == made.content("tokenizer.json")
+    assert copy.facts == {"vocab_size": 320, "bos_id": 0, "eos_id": 0, "documents": 0}
+    moved = shutil.move(source, tmp_path / "moved")
+    assert corpora.tokenizer(store, str(moved), [], label="renamed").digest == copy.digest
+    (tmp_path / "moved" / "tokenizer_config.json").write_text(
+        json.dumps({**config, "auto_map": {"AutoTokenizer": ["x.X", None]}})
+    )
+    with pytest.raises(RequestError, match="run code of its own"):
+        corpora.tokenizer(store, str(moved), [], label="t")
+    (tmp_path / "moved" / "tokenizer.json").unlink()
+    with pytest.raises(RequestError, match=r"no tokenizer\.json"):
+        corpora.tokenizer(store, str(moved), [], label="t")
+
+
+def test_a_hub_tokenizer_without_a_network_says_what_to_set(store: Store) -> None:
+    with pytest.raises(RequestError, match=r"set base\.tokenizer"):
+        corpora.tokenizer(store, "nobody/nothing", [], label="t")
+
+
+def test_special_tokens_written_in_a_document_are_text(store: Store, make: Make, trained: Artifact) -> None:
+    documents = make([{"text": "a<|endoftext|>b"}], split={"valid": 0, "test": 0})
+    made = corpora.Blocks.open(corpora.blocks(store, documents, trained, split="train", length=32, label="b"))
+    ids = made.ids[0][made.document[0] >= 0]
+    assert (ids == 0).sum() == 2
+    assert ids[0] == ids[-1] == 0

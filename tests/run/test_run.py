@@ -239,9 +239,9 @@ def test_the_designs_recipe_runs_as_printed(tmp_path: Path) -> None:
     dates = ["2013-05-01", "2016-05-01", "2024-05-01"]
     (data / "release_qa.jsonl").write_text("".join(json.dumps({**question, "id": d, "date": d}) + "\n" for d in dates))
     (tmp_path / "recipe.yaml").write_text(DESIGN)
-    small = [
-        f"base.{k}={json.dumps(v)}" for k, v in BASE.items() if k != "init"
-    ] + ["base.pretrain.tokens=1500", "sequence_length=32"] + [f"experts.{i}.train.tokens=1000" for i in range(3)]  # fmt: skip
+    small = [f"base.{k}={json.dumps(v)}" for k, v in BASE.items() if k != "init"]
+    small += ["base.pretrain.tokens=1500", "sequence_length=32"]
+    small += [f"experts.{i}.train.tokens=1000" for i in range(3)]
     run = coterie.run(tmp_path / "recipe.yaml", store=tmp_path / "store", out=tmp_path / "out", settings=small)
     assert len(run.summary["experts"]) == 8
     table = run.summary["evaluation"]["losses"]
@@ -271,7 +271,7 @@ def test_the_flat_form_runs(home: Path) -> None:
     assert summary["reuse"]["requested"] == 8
     assert summary["reuse"]["distinct"] == 2
     assert len(summary["slots"]["mixture"]) == 8
-    experts = [p for p in (home / "flat-out/mixtures/mixture/experts").iterdir()]
+    experts = list((home / "flat-out/mixtures/mixture/experts").iterdir())
     assert len(experts) == 2, "slots are free on disk"
 
 

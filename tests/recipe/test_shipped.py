@@ -1,0 +1,78 @@
+"""Every recipe that ships is read and dry-run; those on the real data run whole, small, where it is there."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+import coterie
+from coterie.errors import RequestError
+from coterie.recipe import read
+
+ROOT = Path(__file__).parents[2]
+RECIPES = sorted((ROOT / "recipes").iterdir())
+DATA = Path(os.environ.get("COTERIE_DATA", ROOT.parent / "shared" / "data"))
+
+SMALL = {
+    "two-domains.yaml": ["base.pretrain.tokens=20_000", "base.hidden_size=32", "base.layers=1"],
+    "thirty-two-slots.json": ["base.pretrain.tokens=20_000", "base.hidden_size=32", "base.layers=1"],
+    "from-checkpoint.yaml": [],
+}
+"""What makes each small enough for a test."""
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.name)
+def test_a_shipped_recipe_reads(path: Path) -> None:
+    recipe = read(path)
+    assert recipe.name == path.stem
+    assert path.name in SMALL, "say how to run it small"
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.name)
+def test_a_shipped_recipe_is_planned(path: Path, tmp_path: Path) -> None:
+    """Where the data or the checkpoint is not there, the plan says so in one clear message."""
+    missing = _missing(path)
+    if missing:
+        with pytest.raises(RequestError, match="no such|there is no") as caught:
+            coterie.run(path, store=tmp_path / "store", out=tmp_path / "out", dry_run=True)
+        assert any(str(p) in str(caught.value) or str(p.resolve()) in str(caught.value) for p in missing)
+        return
+    plan = coterie.run(path, store=tmp_path / "store", out=tmp_path / "out", dry_run=True).plan
+    assert plan
+    assert all(state == "make" for _, _, state, _ in plan)
+
+
+def _missing(path: Path) -> list[Path]:
+    recipe = read(path)
+    named = [Path(str(c.path)) for c in recipe.corpora.values()] + [Path(getattr(recipe.base, "path", path))]
+    return [p for p in named if not p.exists()]
+
+
+def _paths(path: Path) -> list[str]:
+    """Point a recipe's data at DATA."""
+    at = {"meetings": "qmsum/qmsum_compact.jsonl", "code": "mbpp/mbpp.jsonl"}
+    if path.suffix == ".json":
+        return [f"paths.truthfulqa={DATA}/truthfulqa/truthfulqa.jsonl", f"paths.qmsum={DATA}/qmsum/qmsum_compact.jsonl"]
+    return [f"corpora.{name}.path={DATA}/{file}" for name, file in at.items()]
+
+
+@pytest.mark.data
+@pytest.mark.skipif(not DATA.is_dir(), reason=f"no data at {DATA} (set COTERIE_DATA)")
+def test_shipped_recipes_run_whole_on_real_data(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    few = ["train.tokens=20_000"]
+    store = tmp_path / "store"
+    for name in ("two-domains.yaml", "thirty-two-slots.json", "from-checkpoint.yaml"):
+        path = ROOT / "recipes" / name
+        settings = [*_paths(path), *SMALL[name], *few]
+        if name == "from-checkpoint.yaml":
+            settings.append(f"base.path={tmp_path}/two-domains/base")
+        run = coterie.run(path, store=store, out=tmp_path / path.stem, settings=settings)
+        table = run.summary["evaluation"]["losses"]
+        assert all(figures["all"]["nll"] < 8 for figures in table.values())
+        if name == "thirty-two-slots.json":
+            assert run.summary["reuse"]["requested"] == 32
+            assert run.summary["reuse"]["distinct"] == 2

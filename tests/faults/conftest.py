@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from coterie import progress
@@ -10,3 +12,9 @@ def heard(quiet, monkeypatch, capsys):
     """What people are told; `readouterr().err`."""
     monkeypatch.setattr(progress, "QUIET", False)
     return capsys
+
+
+@pytest.fixture(autouse=True)
+def fast(monkeypatch):
+    """No power is lost in a test, or only by a model of it: waiting for the disk would be most of the time."""
+    monkeypatch.setattr(os, "fsync", lambda handle: None)

@@ -23,6 +23,7 @@ def _writable(path: Path) -> Path:
 
 def _flip(path: Path, bit: int) -> None:
     data = bytearray(_writable(path).read_bytes())
+    bit %= 8 * len(data)  # a record that was made again may be shorter
     data[bit // 8] ^= 1 << bit % 8
     path.write_bytes(data)
 
@@ -55,7 +56,7 @@ def _flips(root: Path, files: list[str], count: int | None) -> None:
         bits = 8 * (_record(root) if name == "record" else _object(root) / name).stat().st_size
         for bit in range(bits) if count is None else generator.sample(range(bits), count):
             _flip(_record(root) if name == "record" else _object(root) / name, bit)
-            _again(root, digest)
+            _again(root, digest, rebuilt=name != "record")
 
 
 FILES = ["inner/deep/a.bin", "inner/b.txt", "facts.json", "manifest.json", "record"]
@@ -85,7 +86,7 @@ def test_cut_short(tmp_path, name, size):
         path.write_text("bb")  # it is one byte long: lengthen it instead
     else:
         os.truncate(path, size if size >= 0 else path.stat().st_size - 1)
-    _again(root, digest)
+    _again(root, digest, rebuilt=name != "record")
 
 
 @pytest.mark.parametrize("name", FILES[:-1])
@@ -130,18 +131,20 @@ def test_record_of_another_action(tmp_path):
     path = root / "actions" / "corpora" / f"{h.action(0).key}.json"
     assert path.read_bytes() != foreign
     path.write_bytes(foreign)
-    _again(root, digest)
+    _again(root, digest, rebuilt=False)
 
 
-def test_lost_object_or_record_is_made_again(tmp_path):
+def test_lost_object_or_record(tmp_path):
+    """An object is made again; a record alone is not worth training again."""
     root = tmp_path / "store"
     digest = h.make(root).digest
     _record(root).unlink()
     assert h.make(root).digest == digest
+    assert h.builds(root) == 1
     shutil.rmtree(_object(root))
     assert h.make(root).digest == digest
     assert h.broken(root) == []
-    assert h.builds(root) == 3
+    assert h.builds(root) == 2
 
 
 def test_damaged_object_without_a_record(tmp_path):

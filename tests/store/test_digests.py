@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.faults import harness as h
 
 from coterie.errors import RequestError, WorkError
-from coterie.store import Store, digests, sha256
+from coterie.store import DryStore, Store, digests, sha256
 
 
 @pytest.fixture
@@ -109,6 +109,12 @@ def test_many_writers(tmp_path, hashed):
     store = Store(root)
     assert [store.digest_file(file) for file in files] == [plain(file) for file in files]
     assert hashed == []
+
+
+def test_a_dry_run_makes_no_store(tmp_path, hashed):
+    (tmp_path / "a").write_text("data")
+    assert DryStore(tmp_path / "store").digest_file(tmp_path / "a") == plain(tmp_path / "a")
+    assert not (tmp_path / "store").exists()
 
 
 def test_missing_and_unreadable(tmp_path):

@@ -196,6 +196,19 @@ def test_damaged_root_stops_it(tmp_path):
     assert prune(Store(root)).objects == []
 
 
+def test_runs_of_another_host_are_never_presumed_gone(tmp_path, monkeypatch):
+    """Their OUT may be on that host's own disk."""
+    root = tmp_path / "store"
+    monkeypatch.setattr("coterie.store.roots.HOST", "far")
+    run(root, tmp_path / "out", [0])
+    monkeypatch.undo()
+    shutil.rmtree(tmp_path / "out")
+    assert prune(Store(root)).objects == []
+    (path,) = (root / "roots").iterdir()
+    path.unlink()
+    assert len(prune(Store(root)).objects) == 1
+
+
 def test_quarantine_goes_only_when_asked(tmp_path):
     root = tmp_path / "store"
     run(root, tmp_path / "out", [0])

@@ -101,6 +101,19 @@ def read_object(folder: Path, known: Signature | None = None) -> tuple[dict[str,
     return manifest, now
 
 
+def objects(root: Path, kind: str) -> list[Path]:
+    """The directory of every object of a kind, by digest. Not looked into."""
+    return sorted((root / kind).glob("[0-9a-f]" * 64))
+
+
+def manifest_of(folder: Path) -> dict[str, Any]:
+    """The manifest, unverified; empty if it cannot be read."""
+    try:
+        return json.loads((folder / "manifest.json").read_bytes())
+    except (OSError, ValueError):
+        return {}
+
+
 def seal(value: Mapping[str, Any]) -> bytes:
     """JSON with a hash of itself, for small files that are not named by their hash."""
     return canonical_json({**value, "sha256": hashlib.sha256(canonical_json(value).encode()).hexdigest()}).encode()

@@ -69,6 +69,8 @@ class FileDigests:
 
     def _note(self, name: str, note: tuple[Any, ...]) -> None:
         self._load()[name] = note
+        if not self.path.parent.parent.is_dir():  # a dry run makes no store
+            return
         line = canonical_json([name, *note, _check(name, list(note))]).encode() + b"\n"
         with contextlib.suppress(OSError, UnicodeError):  # the note is a convenience
             self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from coterie.progress import bar
+from coterie.errors import WorkError
+from coterie.progress import bar, say
 from coterie.recipe.spec import canonical_json
 from coterie.store.address import FORMATS
-from coterie.store.check import DamageError, read_object, stats, unseal
+from coterie.store.check import DamageError, manifest_of, objects, read_object, stats, unseal
 from coterie.store.publish import set_aside
 from coterie.store.roots import read_roots
 from coterie.store.store import Store
@@ -40,14 +40,7 @@ class Verified:
     records: int = 0
     bytes: int = 0
     damaged: list[tuple[str, str]] = field(default_factory=list)
-    """(path inside the store, reason); each was set aside."""
-
-
-def objects(root: Path) -> Iterator[tuple[str, Path]]:
-    """(kind, directory) of every object, by kind and digest."""
-    for kind in FORMATS:
-        for folder in sorted((root / kind).glob("[0-9a-f]" * 64)):
-            yield kind, folder
+    """(path inside the store, reason); each was set aside if the store can be written."""
 
 
 def records(root: Path) -> Iterator[Path]:
@@ -78,7 +71,8 @@ def ls(store: Store) -> list[Row]:
                 sum({(info.st_dev, info.st_ino): info.st_size for info in stats(it)}.values()),
                 tuple(dict.fromkeys(kept.get(it.name, []))),
             )
-            for kind, it in objects(store.root)
+            for kind in FORMATS
+            for it in objects(store.root, kind)
         ]
 
 
@@ -86,12 +80,13 @@ def verify(store: Store) -> Verified:
     """Hash every byte of a store; what does not verify is set aside and made again when it is asked for.
 
     Raises:
-        WorkError: the store cannot be read, or damage cannot be set aside.
+        WorkError: the store cannot be read.
     """
     report = Verified()
     with explained(store.root, "the check", "read"), bar("verify", unit="bytes") as progress:
         store.enter()
-        for path in [folder for _, folder in objects(store.root)] + list(records(store.root)):
+        everything = [folder for kind in FORMATS for folder in objects(store.root, kind)]
+        for path in everything + list(records(store.root)):
             try:
                 if path.suffix:
                     unseal(path)
@@ -104,17 +99,12 @@ def verify(store: Store) -> Verified:
                 continue  # another process set it aside
             except DamageError as damage:
                 report.damaged.append((path.relative_to(store.root).as_posix(), damage.reason))
-                set_aside(store.root, damage)
+                try:
+                    set_aside(store.root, damage)
+                except WorkError as error:
+                    say(f"  {error}")
             progress.to(report.bytes)
     return report
-
-
-def manifest_of(folder: Path) -> Mapping[str, Any]:
-    """The manifest, unverified; empty if it cannot be read."""
-    try:
-        return json.loads((folder / "manifest.json").read_bytes())
-    except (OSError, ValueError):
-        return {}
 
 
 def _unsealed(path: Path) -> Mapping[str, Any]:

@@ -1,4 +1,5 @@
-"""What runs rest on: ``ROOT/roots/<hash of OUT>.json`` names a run's OUT directory and every action it asked for."""
+"""What runs rest on: ``ROOT/roots/<hash of OUT>.json`` names a run's OUT directory, its host and every action it asked
+for."""
 
 from __future__ import annotations
 
@@ -10,12 +11,14 @@ from pathlib import Path
 from coterie.errors import WorkError
 from coterie.store.check import DamageError, seal, unseal
 from coterie.store.durable import replace_synced
+from coterie.store.owner import HOST
 
 
 @dataclass(frozen=True)
 class Root:
     """One run."""
 
+    host: str
     out: Path
     """Its OUT directory; once that is deleted, prune lets go of what only this run needed."""
     actions: Mapping[str, str | None]
@@ -24,7 +27,7 @@ class Root:
 
 
 def write_root(root: Path, out: Path, actions: Mapping[str, str | None]) -> None:
-    value = {"out": str(out), "actions": dict(actions)}
+    value = {"host": HOST, "out": str(out), "actions": dict(actions)}
     replace_synced(_path(root, out), seal(value), root / "temp")
 
 
@@ -53,9 +56,10 @@ def read_roots(root: Path) -> list[Root]:
                 found=str(getattr(error, "reason", error)),
                 do="run it again with the same --out, or delete this file to give up what only that run needs",
             ) from None
-        roots.append(Root(Path(value["out"]), value["actions"], path))
+        roots.append(Root(value["host"], Path(value["out"]), value["actions"], path))
     return sorted(roots, key=lambda it: it.out)
 
 
 def _path(root: Path, out: Path) -> Path:
-    return root / "roots" / f"{hashlib.sha256(str(out).encode()).hexdigest()}.json"
+    name = hashlib.sha256(f"{HOST}:{out}".encode()).hexdigest()
+    return root / "roots" / f"{name}.json"

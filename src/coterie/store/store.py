@@ -25,7 +25,7 @@ from coterie.progress import say
 from coterie.recipe.spec import digest
 from coterie.store.address import Action
 from coterie.store.artifact import Artifact, Planned
-from coterie.store.check import DamageError, Signature, read_object, seal, signature, unseal
+from coterie.store.check import DamageError, Signature, manifest_of, objects, read_object, seal, signature, unseal
 from coterie.store.digests import FileDigests
 from coterie.store.durable import discard, make_directory, replace_synced
 from coterie.store.lease import Presence, lease
@@ -51,6 +51,7 @@ class Store:
         self._presence: Presence | None = None
         self._out: Path | None = None
         self._wanted: dict[str, str | None] = {}
+        self._published: dict[str, dict[str, str]] = {}
 
     def make(self, action: Action, build: Build, *, label: str, tokens: int | None = None) -> Artifact:
         """The result of ``action``: found and verified, or built now.
@@ -147,6 +148,23 @@ class Store:
             except DamageError as damage:
                 set_aside(self.root, damage, label)
 
+    def _adopt(self, action: Action, label: str) -> Artifact | None:
+        """What lies there without a record (lost, or its process died before it wrote one) is not made twice."""
+        if action.kind not in self._published:
+            index = self._published[action.kind] = {}
+            for folder in objects(self.root, action.kind):
+                statement = {name: value for name, value in manifest_of(folder).items() if name != "files"}
+                index[digest(statement)] = folder.name
+        name = self._published[action.kind].pop(action.key, None)
+        if name is None:
+            return None
+        self._record(action, name, label, {})
+        return self._read_or_set_aside(action, label)
+
+    def _record(self, action: Action, name: str, label: str, made: Mapping[str, Any]) -> None:
+        record = {"object": name, "label": label, "made": made}
+        replace_synced(self._record_path(action), seal(record), self.root / "temp")
+
     def _record_path(self, action: Action) -> Path:
         return self.root / "actions" / action.kind / f"{action.key}.json"
 
@@ -159,7 +177,8 @@ class Store:
     def _make(self, action: Action, build: Build, label: str) -> Artifact:
         temp = self.root / "temp" / f"{action.key[:16]}{owner()}"
         with explained(self.root, label), self._lease(action, label):
-            found = self._read_or_set_aside(action, label)  # another process may have finished while this one waited
+            # Another process may have finished while this one waited.
+            found = self._read_or_set_aside(action, label) or self._adopt(action, label)
             if found is not None:
                 return found
             try:
@@ -171,8 +190,7 @@ class Store:
                 made = dict(build(temp) or {})
                 made.setdefault("seconds", round(time.monotonic() - started, 3))
                 name, files = publish(temp, self.root, action.statement)
-                record = {"object": name, "label": label, "made": made}
-                replace_synced(self._record_path(action), seal(record), self.root / "temp")
+                self._record(action, name, label, made)
             finally:
                 discard(temp)
             shutil.rmtree(self.scratch(action), ignore_errors=True)

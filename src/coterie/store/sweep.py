@@ -1,7 +1,7 @@
 """Making room: mark what runs rest on, sweep the rest.
 
-By digest, never by age: the clock may be wrong. A run counts while its OUT directory exists. Nothing is swept while any
-process uses the store, and what a killed sweep leaves is not visible as an object.
+By digest, never by age: the clock may be wrong. A run counts while its OUT directory exists, on the host where it ran.
+Nothing is swept while any process uses the store, and what a killed sweep leaves is not visible as an object.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from pathlib import Path
 
 from coterie.errors import WorkError
 from coterie.progress import say
-from coterie.store.check import DamageError, stats, unseal
+from coterie.store.address import FORMATS
+from coterie.store.check import DamageError, manifest_of, objects, stats, unseal
 from coterie.store.durable import discard
-from coterie.store.inventory import manifest_of, objects, records
+from coterie.store.inventory import records
 from coterie.store.lease import Lock
 from coterie.store.owner import HOST, dead, owner, owner_of
 from coterie.store.roots import read_roots
@@ -93,9 +94,12 @@ def _alone(root: Path) -> Lock:
 
 
 def _mark(root: Path, quarantine: bool) -> tuple[Pruned, list[Path]]:
-    every = {folder.name: folder for _, folder in objects(root)}
+    every = {folder.name: folder for kind in FORMATS for folder in objects(root, kind)}
     runs = read_roots(root)
-    alive = [run for run in runs if run.out.is_dir()]
+    alive = [run for run in runs if run.out.is_dir() or run.host != HOST]
+    for run in runs:
+        if run.host != HOST and not run.out.is_dir():
+            say(f"  the run {run.out} is on {run.host}: prune there, or delete {run.path} to let it go")
     keys = {key for run in alive for key in run.actions}
     marked: set[str] = set()
     ahead = [digest for run in alive for digest in run.actions.values() if digest]

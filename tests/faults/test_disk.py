@@ -19,6 +19,7 @@ from tests.faults import harness as h
 from coterie import progress
 from coterie.errors import WorkError
 from coterie.store import DryStore, Store, ls, prune, verify
+from coterie.store.durable import discard
 
 NOBODY = 65534
 
@@ -171,7 +172,7 @@ def foreign():
     yield root, None if os.geteuid() else NOBODY
     for folder in folders:
         folder.chmod(0o755)
-    shutil.rmtree(home)
+    discard(home)
 
 
 def test_a_store_of_someone_else(foreign, capfd):
@@ -214,7 +215,7 @@ def test_unreadable_is_not_damaged(tmp_path):
 
     assert h.in_child(visitor, user=None if os.geteuid() else NOBODY) == 0
     assert h.object_directories(root) == [artifact.path]
-    shutil.rmtree(home)
+    discard(home)
 
 
 @pytest.mark.parametrize("place", ["file", "below a file"])

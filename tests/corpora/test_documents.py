@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections import defaultdict
 from datetime import date
 from pathlib import Path
@@ -149,3 +151,15 @@ def test_equal_requests_give_equal_bytes(make: Make, tmp_path: Path) -> None:
     two = make(ROWS, columns=["kind"], time="day", store=Store(tmp_path / "other"))
     assert one.files == two.files
     assert json.loads(one.file("facts.json").read_text()) == one.facts
+
+
+def test_reading_needs_no_torch() -> None:
+    code = "import sys, coterie.corpora; print([m for m in ('torch', 'transformers', 'datasets', 'polars') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_evidence_with_odd_line_breaks_is_read_back(make: Make) -> None:
+    rows = [*ROWS, *({"text": ["\u2028\x85"]} for _ in range(3))]
+    make(rows, bad_rows={"share": 0.1})
+    with pytest.raises(RequestError, match="3 of 203 rows"):
+        make(rows)

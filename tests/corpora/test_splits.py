@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coterie.corpora.splits import SPLITS, assign, content_hash, split_tokens, within
+from coterie.corpora.splits import SPLITS, assign, content_hash, order_of, split_tokens, within
 from coterie.recipe import Corpus, Limit, Split
 
 few = st.integers(0, 12)
@@ -65,6 +65,13 @@ def test_shares_are_met_on_average() -> None:
     share = np.bincount(split, minlength=3) / len(split)
     assert np.abs(share - [0.65, 0.1, 0.25]).max() < 0.01
     assert (assign(hashes(list(range(100))), None, Split(valid=0, test=0)) == 0).all()
+
+
+def test_the_order_says_nothing_about_the_split() -> None:
+    content = hashes(list(range(5000)))
+    split = assign(content, None, Split(valid=0.2, test=0.2))
+    first = split[np.argsort([order_of(c) for c in content])][:1000]
+    assert np.abs(np.bincount(first, minlength=3) / 1000 - [0.6, 0.2, 0.2]).max() < 0.06
 
 
 def test_white_space_and_composition_make_no_other_document() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import islice
 from pathlib import Path
 
 from coterie.corpora.plan import Plan
@@ -58,8 +59,8 @@ def documents(store: Store, corpus: Corpus, *, label: str) -> Artifact:
 
     made = store.make(Action("corpora", spec, {"source": read}), build, label=f"corpus {label}")
     if not made.planned:  # it may have been made when the recipe bore more bad rows
-        evidence = [json.loads(line) for line in made.file("quarantine.jsonl").read_text().splitlines()[:3]]
-        first = [(f"{row['file']}:{row['line']}", row["reason"]) for row in evidence]
+        with made.file("quarantine.jsonl").open(encoding="utf-8") as file:
+            first = [(f"{row['file']}:{row['line']}", row["reason"]) for row in map(json.loads, islice(file, 3))]
         plan.tolerate(made.facts["read"], made.facts["quarantined"], first)
     return made
 

@@ -98,6 +98,13 @@ def test_a_limit_takes_the_first_of_each_split_and_exactly_so_many(split: list[i
         assert (share & (split_D == number)).sum() == np.ceil(0.3 * (split_D == number).sum())
 
 
+def test_a_small_limit_leaves_no_split_empty() -> None:
+    split = np.array([0] * 197 + [1] * 2 + [2], dtype=np.uint8)
+    order = np.random.default_rng(0).permutation(200).astype(np.uint64)
+    assert np.bincount(split[within(order, split, Limit(rows=10))]).tolist() == [8, 1, 1]
+    assert within(order, split, Limit(rows=2)).sum() == 2
+
+
 def test_a_token_limit_is_divided_among_the_splits() -> None:
     corpus = Corpus.model_validate({"path": "x", "limit": {"tokens": 1000}, "split": {"valid": 0.1, "test": 0.2}})
     assert [split_tokens(corpus, split) for split in SPLITS] == [700, 100, 200]

@@ -98,11 +98,12 @@ def _shares(sizes: np.ndarray, total: int) -> np.ndarray:
     """``total`` divided in proportion to ``sizes`` by largest remainder, at least 1 each while it lasts."""
     total = min(total, int(sizes.sum()))
     exact = sizes * total / max(int(sizes.sum()), 1)
-    quotas = np.maximum(np.floor(exact).astype(int), np.minimum(sizes, 1))
+    least = np.minimum(sizes, 1) if total >= np.count_nonzero(sizes) else np.zeros_like(sizes)
+    quotas = np.maximum(np.floor(exact).astype(int), least)
     while (extra := int(quotas.sum()) - total) != 0:
         owed = exact - quotas
         if extra > 0:
-            quotas[np.argmin(np.where(quotas > 0, owed, np.inf))] -= 1
+            quotas[np.argmin(np.where(quotas > least, owed, np.inf))] -= 1
         else:
             quotas[np.argmax(np.where(quotas < sizes, owed, -np.inf))] += 1
     return quotas

@@ -4,7 +4,7 @@ For each share of the tokens spent in the shared base, and for each seed: a base
 from it, one single model from the same start with the same total; then every router. Writes docs/results/outputs.md; the last
 line of stdout is one JSON object.
 
-    python benchmarks/price_of_modularity.py [--tokens 1200000] [--seeds 3] [--data ../shared/data] [--store DIR]
+    python benchmarks/price_of_modularity.py [--tokens 800000] [--seeds 3] [--data ../shared/data] [--store DIR]
 
 Everything is an artifact: interrupted, the same command goes on.
 """
@@ -23,8 +23,8 @@ import coterie
 
 SHARES = (0.0, 0.25, 0.5, 0.75, 0.9)
 ROUTERS = {
-    "uniform": "uniform",
-    "posterior": "posterior",
+    "uniform": {"kind": "uniform"},
+    "posterior": {"kind": "posterior"},
     "linear": {"kind": "linear"},
     "linear+posterior": {"kind": "linear", "features": ["tokens", "posterior"]},
     "mlp+posterior": {"kind": "mlp", "features": ["tokens", "posterior"]},
@@ -68,7 +68,12 @@ def recipe(data: Path, share: float, seed: int, tokens: int, test_tokens: int) -
         "experts": [{"name": name, "corpus": name} for name in domains],
         "single": True,
         "mixtures": [
-            {"name": f"m-{i}", "at": "outputs", "slots": list(domains), "router": router}
+            {
+                "name": f"m-{i}",
+                "at": "outputs",
+                "slots": list(domains),
+                "router": {"tokens": 100_000, **router} if router["kind"] != "uniform" else router,
+            }
             for i, router in enumerate(ROUTERS.values())
         ],
         "evaluation": [{"name": "losses", "corpora": list(domains), "tokens": test_tokens}],
@@ -149,8 +154,8 @@ def page(results: dict[float, list[dict[str, float]]], args: argparse.Namespace)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", type=int, default=1_200_000)
-    parser.add_argument("--test-tokens", type=int, default=40_000)
+    parser.add_argument("--tokens", type=int, default=800_000)
+    parser.add_argument("--test-tokens", type=int, default=25_000)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--store", type=Path, default=None)

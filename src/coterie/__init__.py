@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from coterie.autoclasses import watch
+
 __version__ = "0.1.0"
 __all__ = ["__version__", "load", "run"]
 
@@ -19,3 +21,6 @@ def __getattr__(name: str) -> Any:
 
         return load
     raise AttributeError(f"module 'coterie' has no attribute {name!r}")
+
+
+watch()

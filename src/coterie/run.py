@@ -121,22 +121,19 @@ class Conductor:
     def expert(self, name: str) -> Artifact:
         expert = self.by_name[name]
         stops_early = expert.train.early_stopping is not None
-        data = (expert.corpus, expert.window, expert.where)
+        corpus, window, where = _data(expert)
         return experts.train(
             self.store,
             start=self.origin(expert),
-            blocks=[self._slice("train", *data)],
+            blocks=[self.blocks(corpus, "train", window, where)],
             weights=None,
-            valid=self._slice("valid", *data) if stops_early else None,
+            valid=self.blocks(corpus, "valid", window, where) if stops_early else None,
             kind=expert.kind,
             train=expert.train,
             lora=expert.lora,
             seed=self.recipe.seed if expert.seed is None else expert.seed,
             label=f"expert {name}",
         )
-
-    def _slice(self, split: str, corpus: str, window: Window | None, where: dict) -> Artifact:
-        return self.blocks(corpus, split, window, where)
 
     def origin(self, expert: Expert) -> Artifact:
         """The weights an expert branches from."""
@@ -166,7 +163,8 @@ class Conductor:
                 _add(spent, self.blocks(name, "train"), pretrain.tokens * weight / total)
         for name in self.distinct.values():
             expert = self.by_name[name]
-            _add(spent, self._slice("train", expert.corpus, expert.window, expert.where), self._tokens(expert))
+            corpus, window, where = _data(expert)
+            _add(spent, self.blocks(corpus, "train", window, where), self._tokens(expert))
         tokens = round(sum(t for _, t in spent.values()))
         return experts.train(
             self.store,
@@ -256,8 +254,10 @@ class Conductor:
         if isinstance(mixture.router, Uniform):
             return None
         members = self.members(mixture)
-        data = dict.fromkeys((e.corpus, e.window) for e in (self.by_name[s] for s in mixture.slots))
-        blocks = [self.blocks(corpus, "valid", window) for corpus, window in data]
+        learned = [self.by_name[s] for s in dict.fromkeys(mixture.slots)]
+        data = list({e.model_dump_json(include={"corpus", "window", "where"}): _data(e) for e in learned}.values())
+        most = mixture.router.tokens and max(mixture.router.tokens // len(data), 1)
+        blocks = [self.blocks(corpus, "valid", window, where, most) for corpus, window, where in data]
         return mixtures.fit_router(
             self.store,
             mixture=mixture,
@@ -282,6 +282,11 @@ class Conductor:
     @cached_property
     def mixtures(self) -> dict[str, Artifact]:
         return {m.name: self.mixture(m) for m in self.recipe.mixtures}
+
+
+def _data(expert: Expert) -> tuple[str, Window | None, dict]:
+    """What an expert learns from."""
+    return expert.corpus, expert.window, expert.where
 
 
 def _add(spent: dict[str, tuple[Artifact, float]], blocks: Artifact, tokens: float) -> None:

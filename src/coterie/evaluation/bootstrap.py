@@ -6,6 +6,9 @@ every group (a part of it is a resample of the part), and one matrix product ser
 models are paired without further work. Its price: with fewer than about ten documents intervals are rough, as any
 bootstrap's are.
 
+Over all groups each keeps its share (a stratified bootstrap): which documents were drawn is chance, how many tokens of each
+corpus a recipe evaluates is not. Else one long document more or less would move the mix of corpora, and with it every loss.
+
 Source: Chamandy, Muralidharan, Najmi, Naidu (2012), Estimating uncertainty for massive data streams.
 
 Letters: M models, D documents, G groups, R resamples.
@@ -24,22 +27,27 @@ _CHUNK = 2_000_000
 
 @dataclass(frozen=True)
 class Resampled:
-    """Sums of every resample, from which the ratio of any union of groups follows."""
+    """Sums of the documents, and of every resample of them."""
 
+    above_MG: Float[np.ndarray, "M G"]
+    below_MG: Float[np.ndarray, "M G"]
     above_RMG: Float[np.ndarray, "R M G"]
     below_RMG: Float[np.ndarray, "R M G"]
 
     def interval(self, model: int, group: int | None = None, level: float = 0.95) -> list[float] | None:
-        """``[lo, hi]`` of the ratio of one model in one group, or over all of them. None without any resample that has
-        a document."""
-        part = slice(None) if group is None else slice(group, group + 1)
-        above_R = self.above_RMG[:, model, part].sum(1)
-        below_R = self.below_RMG[:, model, part].sum(1)
-        drawn = below_R > 0
-        if not drawn.any():
+        """``[lo, hi]`` of the ratio of one model in one group, or over all of them. None without a document or a resample.
+        A group that a resample misses altogether has its own ratio there."""
+        groups = np.arange(self.below_MG.shape[1]) if group is None else np.array([group])
+        groups = groups[self.below_MG[model, groups] > 0]
+        if not len(groups) or not len(self.above_RMG):
             return None
+        below_G = self.below_MG[model, groups]
+        below_RG = self.below_RMG[:, model, groups]
+        missed_RG = below_RG == 0
+        ratio_RG = self.above_RMG[:, model, groups] / np.where(missed_RG, 1, below_RG)
+        ratio_RG = np.where(missed_RG, self.above_MG[model, groups] / below_G, ratio_RG)
         tail = (1 - level) / 2
-        lo, hi = np.quantile(above_R[drawn] / below_R[drawn], [tail, 1 - tail])
+        lo, hi = np.quantile(ratio_RG @ (below_G / below_G.sum()), [tail, 1 - tail])
         return [round(float(lo), 6), round(float(hi), 6)]
 
 
@@ -69,5 +77,5 @@ def resample(
         counts_RD = rng.poisson(1.0, (min(step, resamples - start), documents)).astype(np.float64)
         for g, d in enumerate(members):
             out_RGX[start : start + step, g] = counts_RD[:, d] @ both_GDX[g]
-    out_RXG = out_RGX.transpose(0, 2, 1)
-    return Resampled(out_RXG[:, :models], out_RXG[:, models:])
+    whole_XG, out_RXG = np.stack([both_DX.sum(0) for both_DX in both_GDX], axis=1), out_RGX.transpose(0, 2, 1)
+    return Resampled(whole_XG[:models], whole_XG[models:], out_RXG[:, :models], out_RXG[:, models:])

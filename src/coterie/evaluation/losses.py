@@ -265,15 +265,13 @@ def paired(
         evaluation: from `evaluate_losses`, with models and groups in the order given there; a group of None means all.
     """
     rows = load_file(evaluation.file("documents.safetensors"))
-    tokens_D, part = rows["tokens"], slice(None)
-    if group is not None:
-        part = rows["group"] == group
+    part = rows["group"] == group if group is not None else slice(None)
     compared = compare(
         rows["sums"][[a, b]][:, part],
-        tokens_D[part],
+        rows["tokens"][part],
         rows["answered"][[a, b]][:, part].astype(bool),
-        np.zeros(len(tokens_D[part]), dtype=int),
-        1,
+        rows["group"][part],
+        int(rows["group"].max()) + 1,
         experts=(),
         against=[1],
         lowest=True,

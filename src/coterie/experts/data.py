@@ -25,7 +25,11 @@ class Rows(Dataset[Batch]):
     """Row i is block ``order.block[i]`` of ``sources[order.source[i]]``."""
 
     def __init__(self, sources: Sequence[Blocks], order: Order, *, mask: bool) -> None:
-        self.sources, self.order, self.mask = sources, order, mask
+        self.order, self.mask = order, mask
+        # Views without memmap's own bookkeeping, which costs more a row than the row.
+        self.ids, self.position, self.target = (
+            [np.asarray(getattr(s, name)) for s in sources] for name in ("ids", "position", "target")
+        )
         self.tokens_N = np.zeros(len(order), dtype=np.int64)
         for number, source in enumerate(sources):
             here = order.source == number
@@ -41,9 +45,7 @@ class Rows(Dataset[Batch]):
         """A whole batch at once: one read a tensor instead of one a row."""
         places = [(int(self.order.source[i]), int(self.order.block[i])) for i in rows]
         return batch(
-            np.stack([self.sources[s].ids[b] for s, b in places]),
-            np.stack([self.sources[s].position[b] for s, b in places]),
-            np.stack([self.sources[s].target[b] for s, b in places]),
+            *(np.stack([arrays[s][b] for s, b in places]) for arrays in (self.ids, self.position, self.target)),
             mask=self.mask,
         )
 

@@ -35,8 +35,8 @@ class Uniform(_Policy):
 
 
 class _Fitted(_Policy):
-    tokens: Count | None = None
-    """Most tokens of the valid split to fit on; all of it by default."""
+    tokens: Count | None = 200_000
+    """Most tokens to fit on, in equal parts from the valid split of each expert's data; null takes all of it."""
     epochs: Whole = 30
     """Most passes over them; fitting stops early when the held-out part of them no longer improves."""
     patience: Count = 3

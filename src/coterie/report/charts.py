@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from coterie.report import figures
 
@@ -14,6 +14,20 @@ _POINTS = 160
 """Points kept of a curve; between them is the mean."""
 _SAME = 1e-3
 """Weights that differ by less are the same to the eye."""
+
+
+class Box(NamedTuple):
+    """The drawing and its margins."""
+
+    width: int
+    height: int
+    left: int = 44
+    right: int = 12
+    top: int = 10
+    bottom: int = 46
+
+
+WIDE, SMALL = Box(720, 310), Box(320, 200, left=24, bottom=40)
 
 
 @dataclass(frozen=True)
@@ -38,10 +52,6 @@ class Curves:
     y_ticks: list[tuple[float, str]]
 
 
-WIDTH, HEIGHT = 720, 300
-LEFT, RIGHT, TOP, BOTTOM = 44, 12, 10, 34
-
-
 def curves(models: Sequence[dict[str, Any]]) -> Curves | None:
     """Training and held-out loss of everything that has a curve; None if nothing has."""
     shown = [m for m in models if len(m.get("curve") or ()) > 1]
@@ -60,51 +70,54 @@ def curves(models: Sequence[dict[str, Any]]) -> Curves | None:
     xs = [t for line in lines for t, _ in (*line.points, *line.valid)]
     ys = [v for line in lines for _, v in (*line.points, *line.valid)]
     x, y = (0.0, max(xs)), _padded(min(ys), max(ys))
-    paths = ["M" + "L".join(f"{_x(t, x):.1f} {_y(v, y):.1f}" for t, v in line.points) for line in lines]
-    x_ticks = [(round(_x(t, x), 1), figures.count(t)) for t in figures.ticks(*x)]
-    y_ticks = [(round(_y(v, y), 1), f"{v:g}") for v in figures.ticks(*y)]
+    paths = ["M" + "L".join(f"{_x(t, x, WIDE):.1f} {_y(v, y, WIDE):.1f}" for t, v in line.points) for line in lines]
+    x_ticks = [(round(_x(t, x, WIDE), 1), figures.count(t)) for t in figures.ticks(*x)]
+    y_ticks = [(round(_y(v, y, WIDE), 1), f"{v:g}") for v in figures.ticks(*y)]
     return Curves(lines, paths, x, y, x_ticks, y_ticks)
 
 
 @dataclass(frozen=True)
-class Band:
-    name: str
-    colour: int
-    path: str
-    mean: str
-
-
-@dataclass(frozen=True)
 class Bands:
-    """Weights over position: one band for each expert, stacked, so that together they are 1."""
+    """Weights over position in one group: a band for each expert, stacked, so that together they are 1."""
 
-    bands: list[Band]
+    group: str
+    paths: list[str]
     x_ticks: list[tuple[float, str]]
 
 
-def bands(names: Sequence[str], weight_TU: Sequence[Sequence[float]]) -> Bands | None:
-    """Stack the weights; with more experts than colours the least used ones are one band. None if position is nothing to
-    the router."""
-    rows = [list(map(float, row)) for row in weight_TU]
-    if max((max(column) - min(column) for column in zip(*rows, strict=True)), default=0) < _SAME:
-        return None
-    mean = [sum(column) / len(rows) for column in zip(*rows, strict=True)]
-    order = sorted(range(len(names)), key=lambda u: -mean[u])
+def bands(names: Sequence[str], by_group: Mapping[str, Sequence[Sequence[float]]]) -> tuple[list[str], list[Bands]]:
+    """Stack the weights, in one order for all groups: the names of the bands, and the bands of each group. With more experts
+    than colours the least used ones are one band. Nothing if position is nothing to the router."""
+    if not any(_moves(rows) for rows in by_group.values()):
+        return [], []
+    everything = [row for rows in by_group.values() for row in rows]
+    total = [sum(column) for column in zip(*everything, strict=True)]
+    order = sorted(range(len(names)), key=lambda u: -total[u])
     kept = order if len(names) <= COLOURS else order[: COLOURS - 1]
     rest = [u for u in order if u not in kept]
-    columns = [(names[u], [row[u] for row in rows]) for u in kept]
-    if rest:
-        columns.append((f"{len(rest)} others", [sum(row[u] for u in rest) for row in rows]))
-    x = (0.0, float(len(rows) - 1))
-    below = [0.0] * len(rows)
-    out = []
-    for i, (name, values) in enumerate(columns):
+    labels = [names[u] for u in kept] + ([f"{len(rest)} others"] if rest else [])
+    made = []
+    for group, rows in by_group.items():
+        if len(rows) > 1:
+            values = [[[row[u] for u in us] for row in rows] for us in [*([u] for u in kept), *([rest] if rest else [])]]
+            made.append(_stacked(group, [[sum(v) for v in column] for column in values]))
+    return labels, made
+
+
+def _moves(rows: Sequence[Sequence[float]]) -> bool:
+    return max((max(column) - min(column) for column in zip(*rows, strict=True)), default=0) >= _SAME
+
+
+def _stacked(group: str, columns: list[list[float]]) -> Bands:
+    x = (0.0, float(len(columns[0]) - 1))
+    below = [0.0] * len(columns[0])
+    paths = []
+    for values in columns:
         above = [b + v for b, v in zip(below, values, strict=True)]
-        upper = [f"{_x(t, x):.1f} {_y(v, (0, 1)):.1f}" for t, v in _every(above)]
-        lower = [f"{_x(t, x):.1f} {_y(v, (0, 1)):.1f}" for t, v in reversed(_every(below))]
-        out.append(Band(name, i, "M" + "L".join(upper + lower) + "Z", f"{sum(values) / len(values):.2f}"))
+        edge = [*_every(above), *reversed(_every(below))]
+        paths.append("M" + "L".join(f"{_x(t, x, SMALL):.1f} {_y(v, (0, 1), SMALL):.1f}" for t, v in edge) + "Z")
         below = above
-    return Bands(out, [(round(_x(t, x), 1), f"{t:g}") for t in figures.ticks(*x)])
+    return Bands(group, paths, [(round(_x(t, x, SMALL), 1), f"{t:g}") for t in figures.ticks(*x, 4)])
 
 
 def thinned(curve: Sequence[Sequence[float]]) -> list[tuple[float, float]]:
@@ -125,9 +138,9 @@ def _padded(low: float, high: float) -> tuple[float, float]:
     return low - pad, high + pad
 
 
-def _x(value: float, span: tuple[float, float]) -> float:
-    return LEFT + (WIDTH - LEFT - RIGHT) * (value - span[0]) / ((span[1] - span[0]) or 1)
+def _x(value: float, span: tuple[float, float], box: Box) -> float:
+    return box.left + (box.width - box.left - box.right) * (value - span[0]) / ((span[1] - span[0]) or 1)
 
 
-def _y(value: float, span: tuple[float, float]) -> float:
-    return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * (value - span[0]) / ((span[1] - span[0]) or 1)
+def _y(value: float, span: tuple[float, float], box: Box) -> float:
+    return box.height - box.bottom - (box.height - box.top - box.bottom) * (value - span[0]) / ((span[1] - span[0]) or 1)

@@ -13,7 +13,7 @@ there, and leaves out what is not:
 - ``leaks`` ``{"evaluated", "trained", "exact", "near", "named": {"exact": [{"id"}], "near": [{"id", "share", "like"}]}}``
   (the facts of `check_leaks`),
 - ``routing[MIXTURE]`` further: ``experts`` (names, in the order of ``utilization``), ``by_group`` ``{GROUP: [weights]}``,
-  ``by_position`` (weights at each position), ``mutual_information``.
+  ``by_position`` ``{GROUP: [weights at each position]}``, ``mutual_information``.
 
 A line of metrics.jsonl is ``{"expert": HASH, "base" or "single", "tokens", "loss" or "eval_loss", ...}``; it is needed only
 for those without ``curve``.

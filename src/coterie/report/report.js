@@ -76,7 +76,7 @@ for (const figure of document.querySelectorAll(".curves")) {
     else {
       const decades = [];
       for (let p = Math.ceil(Math.log10(xLeast)); p <= Math.log10(xMost); p++) decades.push(10 ** p);
-      const label = (t) => element("text", { x: x(t).toFixed(1), y: height - bottom + 18, "text-anchor": "middle" }, short(t));
+      const label = (t) => element("text", { x: x(t).toFixed(1), y: height - bottom + 20, "text-anchor": "middle" }, short(t));
       ticks.replaceChildren(...decades.map(label));
     }
     show();

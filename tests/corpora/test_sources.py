@@ -59,6 +59,31 @@ def test_saved_datasets_with_and_without_splits(tmp_path: Path, store: Store) ->
         names(str(tmp_path / "saved"), split_name="valid")
 
 
+def test_a_hub_dataset_is_read_from_what_the_library_keeps(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+
+    datasets.disable_progress_bars()
+    asked = []
+    parts = {n: datasets.Dataset.from_dict({"text": [f"{n} {i}" for i in range(3)]}) for n in ("train", "test")}
+    datasets.DatasetDict(parts).save_to_disk(tmp_path / "kept")
+
+    def fetch(hub: str, config: str | None, *, revision: str | None, split: str | None):
+        asked.append((hub, config, revision, split))
+        kept = datasets.load_from_disk(str(tmp_path / "kept"))
+        return kept if split is None else kept[split]
+
+    monkeypatch.setattr(datasets, "load_dataset", fetch)
+    whole = corpora.documents(store, Corpus(hub="a/b", config="c", revision="d"), label="c")
+    part = corpora.documents(store, Corpus(hub="a/b", split_name="test"), label="c")
+    assert asked == [("a/b", "c", "d", None), ("a/b", None, None, "test")]
+    assert len(table(whole)) == 6
+    assert {row["text"] for row in table(part)} == {"test 0", "test 1", "test 2"}
+    with pytest.raises(RequestError, match=r"set corpora\.c\.limit"):
+        corpora.documents(store, Corpus(hub="a/b", split_name="test[:10%]"), label="c")
+
+
 @pytest.mark.parametrize(
     ("path", "more", "message"),
     [

@@ -17,10 +17,17 @@ def files(corpus: Corpus, name: str, *, download: bool) -> list[tuple[Path, str]
     """Fetch a dataset (or find it in the cache) and list its Arrow files.
 
     Raises:
-        RequestError: saying which path to set instead.
+        RequestError: it cannot be fetched (saying which path to set instead); a slice of a split.
     """
     import datasets
 
+    if "[" in (corpus.split_name or ""):
+        raise RequestError(
+            "a part of a split cannot be asked for here",
+            where=f"corpora.{name}.split_name",
+            found=corpus.split_name,
+            do=f"name the whole split and set corpora.{name}.limit",
+        )
     with _network(download):
         try:
             loaded = datasets.load_dataset(str(corpus.hub), corpus.config, revision=corpus.revision, split=corpus.split_name)

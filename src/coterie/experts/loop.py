@@ -178,7 +178,7 @@ class Calendar(TrainerCallback):
     """Says when to log, to save and to publish a snapshot, in tokens seen, and moves the progress bar."""
 
     def __init__(
-        self, tokens: np.ndarray, bar: Bar, *, save_every: int, snapshots: int | None, snapshot: Callable[[int], None]
+        self, tokens: np.ndarray, bar: Bar, save_every: int, snapshots: int | None, snapshot: Callable[[int], None]
     ) -> None:
         self.tokens, self.bar, self.snapshot = tokens, bar, snapshot
         self.saves = marks(tokens, save_every)
@@ -218,3 +218,13 @@ class StopEarly(TrainerCallback):
         if self.loop.best.stale >= self.rule.patience:
             control.should_training_stop = control.should_log = True
             control.should_save = False  # what comes next is the end, and a resumed run would train past it
+
+
+class Continue(TrainerCallback):
+    """On resuming, takes up the log where the checkpoint left it."""
+
+    def __init__(self, loop: Loop, checkpoint: Path) -> None:
+        self.loop, self.checkpoint = loop, checkpoint
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        self.loop.continue_log(self.checkpoint)

@@ -1,0 +1,141 @@
+"""One training run as it was asked for, and how the model and the Trainer are set up for it.
+
+The Trainer's defaults that would change a result without a word are set here, each with its reason.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import Trainer, TrainingArguments
+
+from coterie.errors import RequestError
+from coterie.models import device, open_model, parameters
+from coterie.recipe import Lora, Train
+from coterie.store import Action, Artifact, Store
+
+Kind = Literal["full", "ffn", "lora"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What `coterie.experts.train` was asked for; see there."""
+
+    store: Store
+    action: Action
+    start: Artifact
+    base: Artifact | None
+    sources: tuple[Artifact, ...]
+    weights: list[float] | None
+    valid: Artifact | None
+    kind: Kind
+    train: Train
+    lora: Lora | None
+    seed: int
+    label: str
+    where: torch.device
+    precision: device.Precision
+
+    @cached_property
+    def home(self) -> Path:
+        """Where checkpoints go."""
+        return self.store.scratch(self.action)
+
+    @property
+    def output(self) -> Path:
+        """What tracking backends write is to outlive the run."""
+        return self.store.root / "tracking" / self.action.key[:16] if self.train.report_to else self.home
+
+
+def opened(request: Request) -> Any:
+    """The model to start from, with what the kind trains set trainable and all else frozen."""
+    adapter, kind, lora = "adapter_config.json" in request.start.files, request.kind, request.lora or Lora()
+    if adapter and kind != "lora":
+        raise RequestError(
+            f"kind {kind} cannot start from an adapter", where=request.label, found="a LoRA adapter",
+            do="set kind: lora, or start from a whole model",
+        )  # fmt: skip
+    model: Any = open_model(request.start, base=request.base, device=request.where, trainable=True)
+    if adapter:
+        found = model.peft_config["default"]
+        if (found.r, found.lora_alpha) != (lora.r, lora.alpha):
+            raise RequestError(
+                "the adapter to start from has another shape", where=f"{request.label} (lora)",
+                expected=f"r {found.r}, alpha {found.lora_alpha}", found=f"r {lora.r}, alpha {lora.alpha}",
+            )  # fmt: skip
+    elif kind == "lora":
+        model = parameters.add_adapter(model, lora)
+    elif kind == "ffn":
+        parameters.train_only_feed_forward(model)
+    else:
+        model.requires_grad_(True)
+    if request.train.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model
+
+
+def arguments(request: Request, steps: int) -> TrainingArguments:
+    """The Trainer's settings for ``steps`` optimizer steps."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise _overruled(["processes"], {"processes": 1}, {"processes": os.environ["WORLD_SIZE"]})
+    train = request.train
+    return TrainingArguments(
+        output_dir=str(request.output),
+        max_steps=steps,  # one pass over the order: the Trainer's epochs never restart it
+        per_device_train_batch_size=train.batch_size,
+        gradient_accumulation_steps=train.accumulation,
+        train_sampling_strategy="sequential",  # the order is shuffled already
+        max_grad_norm=train.clip,
+        bf16=request.precision == "bf16",
+        use_cpu=request.where.type == "cpu",
+        seed=request.seed % 2**32,
+        logging_steps=train.log_every,
+        logging_nan_inf_filter=False,  # its default logs a diverged run's loss as 0.0 and goes on
+        label_smoothing_factor=0.0,  # it would take the labels from the model, and with them loss and shift
+        use_cache=False,  # with a cache, packed documents see each other
+        remove_unused_columns=False,
+        label_names=["labels"],
+        save_strategy="no",  # ours, by tokens
+        disable_tqdm=True,
+        log_level="critical",
+        report_to=list(train.report_to) or "none",
+        run_name=request.label,
+        dataloader_pin_memory=request.where.type == "cuda",
+    )
+
+
+def require_effective(loop: Trainer, request: Request) -> None:
+    """The Trainer takes settings from the environment, and falls back from some that it cannot have: compare."""
+    args, accelerator = loop.args, loop.accelerator
+    effective = {
+        "processes": args.world_size * max(args.n_gpu, 1),
+        "distribution": str(accelerator.distributed_type.value),
+        "device": args.device.type,
+        "precision": accelerator.mixed_precision,
+        "accumulation": args.gradient_accumulation_steps,
+    }
+    requested = {
+        "processes": 1,
+        "distribution": "NO",
+        "device": request.where.type,
+        "precision": "bf16" if request.precision == "bf16" else "no",
+        "accumulation": request.train.accumulation,
+    }
+    if wrong := [key for key in requested if requested[key] != effective[key]]:
+        raise _overruled(wrong, requested, effective)
+
+
+def _overruled(wrong: list[str], requested: dict[str, Any], effective: dict[str, Any]) -> RequestError:
+    names = [name for name in os.environ if name.startswith("ACCELERATE_") or name == "WORLD_SIZE"]
+    return RequestError(
+        "the environment would change how the expert is trained",
+        where=", ".join(wrong),
+        expected=str({key: requested[key] for key in wrong}),
+        found=str({key: effective[key] for key in wrong}),
+        do=f"unset {', '.join(names)}" if names else "make one device visible (CUDA_VISIBLE_DEVICES)",
+    )

@@ -1,0 +1,487 @@
+"""Training against a slow obvious loop, what moves and what does not, reuse, and the Trainer's traps."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from tests.experts.making import LENGTH, base, blocks, settings
+
+from coterie.corpora import Blocks, Order
+from coterie.errors import RequestError, WorkError
+from coterie.experts import loop, schedule, score, train
+from coterie.experts.data import Rows
+from coterie.experts.score import mean_nll
+from coterie.models import checkpoint, open_model
+from coterie.recipe import Lora, Train
+from coterie.store import Artifact, DryStore, Store
+
+torch.set_num_threads(1)
+
+
+def weights(artifact: Artifact) -> dict[str, torch.Tensor]:
+    return load_file(next(artifact.path.glob("*.safetensors")))
+
+
+def lines(artifact: Artifact) -> list[dict]:
+    return [json.loads(line) for line in artifact.file("metrics.jsonl").read_text().splitlines()]
+
+
+def plain_loop(start: Artifact, sources: list[Blocks], settings: Train, seed: int) -> tuple[dict, list[float]]:
+    """Every document by itself, gradients of the token mean over the whole step, one step after another."""
+    model = open_model(start).train()
+    order = Order([s.tokens_per_block for s in sources], None, seed, tokens=settings.tokens)
+    rows_a_step = settings.batch_size * settings.accumulation
+    steps = -(-len(order) // rows_a_step)
+    adamw = schedule.optimizer(model, settings)
+    losses = []
+    for step in range(steps):
+        for group in adamw.param_groups:
+            group["lr"] = settings.learning_rate * schedule.factor(step, steps, settings)
+        total, count = torch.zeros(()), 0
+        for i in range(step * rows_a_step, min((step + 1) * rows_a_step, len(order))):
+            source, b = sources[order.source[i]], order.block[i]
+            for number in np.unique(source.document[b][source.document[b] >= 0]):
+                at = np.flatnonzero(source.document[b] == number)
+                ids_T = torch.from_numpy(source.ids[b][at].astype(np.int64))
+                target_T = torch.from_numpy(source.target[b][at].astype(bool))
+                logp_TV = model(input_ids=ids_T[None]).logits[0].log_softmax(-1)
+                for t in range(1, len(ids_T)):
+                    if target_T[t]:
+                        total = total - logp_TV[t - 1, ids_T[t]]
+                        count += 1
+        loss = total / count
+        losses.append(loss.item())
+        adamw.zero_grad()
+        loss.backward()
+        if settings.clip:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
+        adamw.step()
+    return {name: p.detach() for name, p in model.named_parameters()}, losses
+
+
+@pytest.mark.parametrize("init", ["llama", "gpt2", "qwen3"])
+@pytest.mark.parametrize("changes", [{"accumulation": 2, "batch_size": 3}, {"schedule": "wsd", "clip": 0.0}])
+def test_training_is_the_plain_loop(store: Store, init: str, changes: dict) -> None:
+    """Packed, batched and accumulated training equals each document alone: traps 2 (accumulation), 5 (documents leak)
+    and 6 (labels, loss and shift) would each move the weights."""
+    start, sources = base(store, init), [blocks(store, 15), blocks(store, 9, seed=1, masked=0.9)]
+    asked = settings(tokens=400, log_every=1, **changes)
+    expert = train(store, start=start, blocks=sources, train=asked, seed=7)
+    expected, losses = plain_loop(start, [Blocks.open(s) for s in sources], asked, 7)
+    found = weights(expert)
+    for name, tensor in found.items():
+        torch.testing.assert_close(tensor, expected[name], rtol=0, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
+    np.testing.assert_allclose([line["loss"] for line in lines(expert)], losses, atol=2e-6)
+    moved = max((found[n] - t).abs().max() for n, t in weights(start).items())
+    assert moved > 1e-3
+
+
+def test_batch_times_accumulation(store: Store) -> None:
+    """8 rows at once are 4 x 2 and 2 x 4, although rows differ much in how many targets they have."""
+    source = blocks(store, 24, fill=0.3, masked=0.7)
+    per_row = Blocks.open(source).target.sum(1)
+    assert per_row.max() > 3 * max(per_row.min(), 1)
+    made = [
+        weights(
+            train(
+                store,
+                start=base(store),
+                blocks=[source],
+                train=settings(tokens=500, batch_size=b, accumulation=8 // b),
+                seed=1,
+            )
+        )
+        for b in (8, 4, 2)
+    ]
+    for other in made[1:]:
+        for name, tensor in made[0].items():
+            torch.testing.assert_close(other[name], tensor, rtol=0, atol=1e-6)
+
+
+def test_the_order_is_followed_row_by_row(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Map-style data (trap 4): each row of the order is seen once, in order, over several passes."""
+    sources = [blocks(store, 7), blocks(store, 5, seed=1)]
+    opened = [Blocks.open(s) for s in sources]
+    seen: list[np.ndarray] = []
+    plain = loop.Loop.training_step
+
+    def noted(self, model, inputs, *args, **rest):
+        seen.extend(inputs["input_ids"].numpy())
+        return plain(self, model, inputs, *args, **rest)
+
+    monkeypatch.setattr(loop.Loop, "training_step", noted)
+    asked = settings(tokens=None, epochs=2.5, batch_size=3, accumulation=2)
+    train(store, start=base(store), blocks=sources, train=asked, seed=5)
+    order = Order([s.tokens_per_block for s in opened], None, 5, epochs=2.5)
+    assert len(seen) == len(order)
+    for ids_T, s, b in zip(seen, order.source, order.block, strict=True):
+        assert (ids_T == opened[s].ids[b]).all()
+    rows = Rows(opened, order, mask=False)
+    assert len(rows) == len(order)
+    assert rows.tokens_after(6)[-1] == order.tokens
+
+
+def test_weights_of_the_mix_are_shares(store: Store) -> None:
+    sources = [blocks(store, 20), blocks(store, 20, seed=1)]
+    one, same, other = (
+        train(store, start=base(store), blocks=sources, weights=w, train=settings(), seed=1)
+        for w in ([1, 3], [2, 6], [3, 1])
+    )
+    assert one.digest == same.digest
+    assert one.digest != other.digest
+
+
+def test_the_budget_in_tokens_and_the_figures(store: Store) -> None:
+    expert = train(store, start=base(store), blocks=[blocks(store, 15)], train=settings(tokens=400), seed=1)
+    facts, log = expert.facts, lines(expert)
+    assert 400 <= facts["tokens"] < 400 + LENGTH
+    assert facts["steps"] == log[-1]["step"]
+    assert facts["loss"] == log[-1]["loss"]
+    assert log[-1]["tokens"] == facts["tokens"]
+    assert [line["step"] for line in log[:-1]] == list(range(3, log[-1]["step"], 3))
+    for line in log:
+        expected = 3e-3 * schedule.factor(line["step"] - 1, facts["steps"], settings(tokens=400))
+        assert line["learning_rate"] == pytest.approx(expected)
+    assert facts["trained_parameters"] == facts["parameters"] == sum(t.numel() for t in weights(expert).values())
+    assert set(log[0]) == {"step", "tokens", "loss", "learning_rate", "grad_norm"}
+    assert "seconds" in expert.made
+    assert not any(str(store.root) in expert.file(n).read_text() for n in expert.files if n.endswith(("json", "jsonl")))
+
+
+def test_one_epoch_if_no_budget_is_given(store: Store) -> None:
+    source = blocks(store, 15)
+    expert = train(store, start=base(store), blocks=[source], train=settings(tokens=None), seed=1)
+    assert expert.facts["tokens"] == source.facts["tokens"]
+
+
+# What moves, and what does not
+
+
+def test_ffn_moves_the_feed_forward_weights_alone(store: Store) -> None:
+    start = base(store)
+    expert = train(store, start=start, blocks=[blocks(store)], kind="ffn", train=settings(), seed=1)
+    before, after = weights(start), weights(expert)
+    assert before.keys() == after.keys()
+    for name in before:
+        assert torch.equal(before[name], after[name]) == (".mlp." not in name), name
+    assert checkpoint(expert.path)
+
+
+def test_lora_is_a_stock_adapter_and_the_base_stays(store: Store) -> None:
+    """Traps 8 and 9: every tensor of the adapter has had a gradient, moved and was saved; the base is what it was."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    start, source = base(store), blocks(store)
+    before = {name: tensor.clone() for name, tensor in weights(start).items()}
+    expert = train(store, start=start, blocks=[source], kind="lora", lora=Lora(r=3, alpha=6), train=settings(), seed=1)
+    saved = weights(expert)
+    assert len(saved) == 2 * 2 * 7  # A and B, two layers, seven linears
+    assert all(tensor.any() for tensor in saved.values())
+    assert {f for f in expert.files if f.startswith("adapter")} == {"adapter_config.json", "adapter_model.safetensors"}
+    stock = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(start.path), str(expert.path)).eval()
+    ours = open_model(expert, base=start)
+    ids_BT = torch.arange(12)[None]
+    with torch.no_grad():
+        assert torch.equal(stock(ids_BT).logits, ours(ids_BT).logits)
+        assert not torch.equal(stock(ids_BT).logits, open_model(start)(ids_BT).logits)
+    assert all(torch.equal(before[name], tensor) for name, tensor in weights(start).items())
+    longer = train(
+        store, start=expert, base=start, blocks=[source], kind="lora", lora=Lora(r=3, alpha=6), train=settings(), seed=2
+    )
+    assert longer.facts["base"] == expert.facts["base"]
+    assert not torch.equal(next(iter(weights(longer).values())), next(iter(saved.values())))
+    with pytest.raises(RequestError, match="another shape"):
+        train(store, start=expert, base=start, blocks=[source], kind="lora", lora=Lora(r=4), train=settings(), seed=2)
+    with pytest.raises(RequestError, match="cannot start from an adapter"):
+        train(store, start=expert, base=start, blocks=[source], kind="full", train=settings(), seed=2)
+
+
+def test_one_step_of_lora_moves_b(store: Store) -> None:
+    expert = train(
+        store, start=base(store), blocks=[blocks(store)], kind="lora", train=settings(tokens=20, weight_decay=0.0), seed=1
+    )
+    assert expert.facts["steps"] == 1
+    assert all(tensor.any() for name, tensor in weights(expert).items() if "lora_B" in name)
+
+
+def test_a_frozen_parameter_that_moves_is_caught(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = loop.Seeds.on_step_begin
+
+    def meddling(self, args, state, control, model=None, **rest):
+        model.model.norm.weight.data[0] += 1e-6
+        plain(self, args, state, control, **rest)
+
+    monkeypatch.setattr(loop.Seeds, "on_step_begin", meddling)
+    with pytest.raises(WorkError, match="frozen parameter changed"):
+        train(store, start=base(store), blocks=[blocks(store)], kind="ffn", train=settings(), seed=1)
+    assert not list((store.root / "experts").glob("*"))
+
+
+def test_a_parameter_without_gradient_is_caught(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weight decay moves it, and it has learned nothing."""
+    plain = loop.Loop.compute_loss
+
+    def severed(self, model, inputs, *args, **rest):
+        weight = model.model.layers[0].mlp.up_proj.weight
+        if not hasattr(self, "hook"):
+            self.hook = weight.register_hook(torch.zeros_like)
+        return plain(self, model, inputs, *args, **rest)
+
+    monkeypatch.setattr(loop.Loop, "compute_loss", severed)
+    with pytest.raises(WorkError, match="never had a gradient") as caught:
+        train(store, start=base(store), blocks=[blocks(store)], train=settings(), seed=1)
+    assert caught.value.where == "model.layers.0.mlp.up_proj.weight"
+
+
+def test_steps_too_small_to_move_are_caught(store: Store) -> None:
+    with pytest.raises(WorkError, match="did not change"):
+        train(store, start=base(store), blocks=[blocks(store)], train=settings(learning_rate=1e-12), seed=1)
+
+
+# Divergence (trap 1)
+
+
+def published(store: Store) -> list[Path]:
+    return [p for kind in ("experts", "temp") for p in (store.root / kind).glob("*")]
+
+
+def test_a_diverged_run_stops_and_is_never_published(store: Store) -> None:
+    with pytest.raises(WorkError, match="diverged") as caught:
+        train(
+            store, start=base(store), blocks=[blocks(store)],
+            train=settings(learning_rate=1e30, clip=0.0, schedule="constant", save_every=30), seed=1,
+        )  # fmt: skip
+    assert caught.value.where.startswith("step ")
+    assert "learning_rate" in caught.value.do
+    assert not published(store)
+
+
+@pytest.mark.parametrize(("what", "message"), [("gradient", "the gradient"), ("loss", "the loss"), ("weight", "a weight")])
+def test_what_is_not_finite_is_named_with_its_step(
+    store: Store, monkeypatch: pytest.MonkeyPatch, what: str, message: str
+) -> None:
+    plain = loop.Loop.training_step
+
+    def poisoned(self, model, inputs, *args, **rest):
+        loss = plain(self, model, inputs, *args, **rest)
+        if self.state.global_step == 4 and what == "gradient":
+            model.model.norm.weight.grad[0] = torch.nan
+        if self.state.global_step == self.state.max_steps - 1 and what == "weight":
+            model.model.norm.weight.data[0] = torch.inf
+        return loss * torch.nan if self.state.global_step == 4 and what == "loss" else loss
+
+    monkeypatch.setattr(loop.Loop, "training_step", poisoned)
+    with pytest.raises(WorkError, match=message) as caught:
+        train(store, start=base(store), blocks=[blocks(store)], train=settings(), seed=1)
+    assert what == "weight" or caught.value.where == "step 5"
+    assert not published(store)
+
+
+def test_the_watch_reads_a_gpu_seldom_and_still_knows_the_step() -> None:
+    class Standing:
+        args = type("Args", (), {"device": torch.device("cpu")})
+        loss_sum, grad_norm = torch.tensor(1.0), torch.tensor(1.0)
+
+    state = type("State", (), {"global_step": 0, "max_steps": 100})
+    control = type("Control", (), {"should_save": False})
+    standing = Standing()
+    watch = loop.Watch(standing, every=20)
+    for step in range(1, 20):
+        state.global_step = step
+        if step == 7:
+            standing.grad_norm = torch.tensor(torch.inf)
+        watch.on_step_end(None, state, control)
+    state.global_step = 20
+    with pytest.raises(WorkError) as caught:
+        watch.on_step_end(None, state, control)
+    assert caught.value.where == "step 7"
+
+
+# What is asked for and what is in effect (trap 3)
+
+
+@pytest.mark.parametrize(
+    ("environment", "refused"),
+    [
+        ({"ACCELERATE_MIXED_PRECISION": "bf16"}, True),
+        ({"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "29501"}, True),
+        ({"ACCELERATE_USE_FSDP": "true"}, False),  # not in effect with one process
+        ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, False),  # the Trainer's own setting overrules it
+    ],
+)
+def test_the_environment_cannot_change_the_run(
+    store: Store, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], refused: bool
+) -> None:
+    inputs = {"start": base(store), "blocks": [blocks(store)], "train": settings(), "seed": 1}
+    expected = train(Store(store.root.parent / "other"), **inputs).digest
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    if not refused:
+        assert train(store, **inputs).digest == expected
+        return
+    with pytest.raises(RequestError, match="environment") as caught:
+        train(store, **inputs)
+    assert "unset" in caught.value.do
+    assert not published(store)
+
+
+def test_settings_that_would_change_a_run_silently_are_off(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[loop.Loop] = []
+    plain = loop.Loop.train
+    monkeypatch.setattr(loop.Loop, "train", lambda self, **given: (kept.append(self), plain(self, **given))[1])
+    train(store, start=base(store), blocks=[blocks(store)], train=settings(), seed=1)
+    args = kept[0].args
+    assert not args.logging_nan_inf_filter
+    assert args.label_smoothing_factor == 0.0
+    assert kept[0].label_smoother is None
+    assert not kept[0].model.config.use_cache or args.use_cache is False
+    assert args.max_steps == kept[0].state.max_steps
+    assert kept[0].state.epoch == 1.0
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_precision_is_the_one_asked_for(store: Store, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when the run before in this process had another one."""
+    dtypes: set[torch.dtype] = set()
+    plain = torch.nn.functional.linear
+
+    def noted(given, weight, *rest):
+        out = plain(given, weight, *rest)
+        dtypes.add(out.dtype)
+        return out
+
+    monkeypatch.setattr(torch.nn.functional, "linear", noted)
+    other = "bf16" if precision == "fp32" else "fp32"
+    train(store, start=base(store), blocks=[blocks(store)], train=settings(tokens=60, precision=other), seed=1)
+    dtypes.clear()
+    expert = train(store, start=base(store), blocks=[blocks(store)], train=settings(tokens=60, precision=precision), seed=1)
+    assert expert.facts["precision"] == precision
+    assert (torch.bfloat16 in dtypes) == (precision == "bf16")
+    assert all(t.dtype == torch.float32 for t in weights(expert).values())
+
+
+def test_gradient_checkpointing_changes_nothing(store: Store) -> None:
+    start, source = base(store), blocks(store)
+    plain, saving = (
+        weights(train(store, start=start, blocks=[source], train=settings(gradient_checkpointing=g), seed=1))
+        for g in (False, True)
+    )
+    for name, tensor in plain.items():
+        torch.testing.assert_close(saving[name], tensor, rtol=0, atol=1e-6)
+
+
+def test_tracking_backends(store: Store) -> None:
+    source = blocks(store)
+    with pytest.raises(RequestError, match="tracking backend"):
+        train(store, start=base(store), blocks=[source], train=settings(report_to=("no-such-backend",)), seed=1)
+    pytest.importorskip("tensorboard")
+    tracked = train(store, start=base(store), blocks=[source], train=settings(report_to=("tensorboard",)), seed=1, label="x")
+    assert list((store.root / "tracking").rglob("events.out*"))
+    other = Store(store.root.parent / "other")
+    assert train(other, start=base(other), blocks=[source], train=settings(), seed=1).digest == tracked.digest
+
+
+# Held-out loss, early stopping, snapshots
+
+
+def test_the_held_out_loss_is_that_of_the_scores(store: Store) -> None:
+    valid = blocks(store, 6, seed=9)
+    expert = train(store, start=base(store), blocks=[blocks(store)], valid=valid, train=settings(), seed=1)
+    scores = score(store, expert, valid)
+    assert expert.facts["loss"] == pytest.approx(scores.facts["nll"], abs=1e-6)
+    assert expert.facts["loss"] == pytest.approx(mean_nll(open_model(expert), Blocks.open(valid)), abs=1e-7)
+
+
+def test_early_stopping_keeps_the_best_weights(store: Store) -> None:
+    valid = blocks(store, 6, seed=9)
+    rule = {"every": 100, "patience": 2}
+    asked = settings(tokens=5000, learning_rate=0.05, schedule="constant", early_stopping=rule)
+    expert = train(store, start=base(store), blocks=[blocks(store)], valid=valid, train=asked, seed=1)
+    held_out = [(line["eval_loss"], line["step"]) for line in lines(expert) if "eval_loss" in line]
+    best = min(held_out)
+    assert expert.facts["tokens"] < 4000
+    assert expert.facts["best_step"] == best[1]
+    assert len(held_out) - 1 - held_out.index(best) == 2
+    assert expert.facts["loss"] == pytest.approx(best[0], abs=1e-7)
+    assert mean_nll(open_model(expert), Blocks.open(valid)) == pytest.approx(best[0], abs=1e-7)
+    with pytest.raises(RequestError, match="held-out"):
+        train(store, start=base(store), blocks=[blocks(store)], train=asked, seed=1)
+
+
+def test_a_snapshot_is_the_expert_that_was_trained_so_far(store: Store) -> None:
+    source = blocks(store)
+    plain = {"schedule": "constant", "warmup": 0.0}
+    expert = train(store, start=base(store), blocks=[source], train=settings(snapshots=200, **plain), seed=1)
+    listed = expert.facts["snapshots"]
+    assert [entry["tokens"] // 200 for entry in listed] == [1, 2, 3]
+    for entry in listed:
+        snapshot = next(a for a in store.used.values() if a.digest == entry["digest"])
+        assert snapshot.kind == "experts"
+        assert snapshot.facts["tokens"] == entry["tokens"]
+        shorter = train(store, start=base(store), blocks=[source], train=settings(**plain, tokens=entry["tokens"]), seed=1)
+        assert shorter.facts["steps"] == entry["step"]
+        for name, tensor in weights(shorter).items():
+            assert torch.equal(weights(snapshot)[name], tensor)
+
+
+# Reuse
+
+
+def test_what_decides_the_expert_is_in_its_key_and_nothing_else(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: list[int] = []
+    plain = loop.Loop.train
+    monkeypatch.setattr(loop.Loop, "train", lambda self, **given: (runs.append(1), plain(self, **given))[1])
+    plain_inputs = {"start": base(store), "blocks": [blocks(store)], "train": settings(tokens=60), "seed": 1}
+
+    def make(**changes: object) -> str:
+        return train(Store(store.root), **(plain_inputs | changes)).digest
+
+    first = make()
+    assert make(label="another name") == first
+    assert make(train=settings(tokens=60, save_every=10, log_every=1, threads=1)) == first
+    assert len(runs) == 1
+    changed = [
+        {"train": settings(tokens=60, learning_rate=1e-3)},
+        {"train": settings(tokens=61)},
+        {"seed": 2},
+        {"kind": "ffn"},
+        {"blocks": [blocks(store, seed=3)]},
+        {"start": base(store, "gpt2")},
+        {"valid": blocks(store, 5)},
+    ]
+    digests = {first} | {make(**change) for change in changed}
+    assert len(digests) == len(changed) + 1
+    assert len(runs) == len(changed) + 1
+
+
+def test_a_start_with_other_logs_is_the_same_start(store: Store) -> None:
+    start, source = base(store), blocks(store)
+    first = train(store, start=start, blocks=[source], train=settings(tokens=60), seed=1)
+    other = Artifact("experts", "other", start.path, {**start.files, "metrics.jsonl": "x", "facts.json": "y"})
+    assert train(store, start=other, blocks=[source], train=settings(tokens=60), seed=1).digest == first.digest
+
+
+def test_a_dry_run_opens_nothing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    dry = DryStore(store.root)
+    monkeypatch.setattr("coterie.corpora.Blocks.open", lambda artifact: pytest.fail("opened"))
+    expert = train(dry, start=base(dry), blocks=[blocks(dry)], train=settings(), seed=1, label="x")
+    assert expert.planned
+    assert score(dry, expert, blocks(dry)).planned
+    assert [entry[3] for entry in dry.plan if entry[0] == "experts"] == [700]
+
+
+def test_randomness_and_threads_outside_are_left_alone(store: Store) -> None:
+    start, source = base(store), blocks(store)
+    torch.manual_seed(0)
+    np.random.seed(0)
+    before = torch.random.get_rng_state(), np.random.get_state()[1].copy()
+    train(store, start=start, blocks=[source], train=settings(tokens=60, threads=2), seed=1)
+    assert torch.equal(torch.random.get_rng_state(), before[0])
+    assert (np.random.get_state()[1] == before[1]).all()
+    assert torch.get_num_threads() == 1

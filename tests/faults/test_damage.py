@@ -40,12 +40,13 @@ def _record(root: Path) -> Path:
 
 
 def _again(root: Path, digest: str, *, rebuilt: bool = True) -> None:
-    before, aside = h.builds(root), len(list(root.glob("quarantine/*")))
+    before = h.builds(root)
     artifact = h.make(root)
     assert artifact.digest == digest
     assert h.broken(root) == []
     assert h.builds(root) == before + rebuilt, "damage was not noticed" if rebuilt else "built without need"
-    assert len(list(root.glob("quarantine/*"))) == aside + 1, "no evidence was kept"
+    (evidence,) = root.glob("quarantine/*")
+    discard(evidence)
     assert h.make(root).reused
 
 
@@ -68,6 +69,7 @@ def test_flipped_bits(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_every_flipped_bit_of_manifest_and_record(tmp_path):
     _flips(tmp_path / "store", ["manifest.json", "record"], None)
 

@@ -78,7 +78,7 @@ def _moved(folder: Path, target: Path, root: Path) -> bool:
 def set_aside(root: Path, damage: DamageError, label: str = "") -> None:
     """Quarantine what does not verify; the evidence is kept. Nothing happens if another process did it already."""
     path = damage.path
-    place = root / "quarantine" / f"{path.parent.name}-{path.name}-{os.urandom(3).hex()}"
+    place = root / "quarantine" / f"{path.parent.name}-{path.name}-{os.urandom(8).hex()}"
     try:
         make_directory(place.parent)
         if os.lstat(path).st_ino != damage.inode:  # it was made again meanwhile

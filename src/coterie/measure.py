@@ -175,12 +175,6 @@ def usage(facts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio_GU = np.where(joint_GU > 0, np.log(joint_GU / (share_G[:, None] * use_U)), 0.0)
     rank_U = np.arange(1, len(use_U) + 1)
-    longest = max(len(f["by_position"]) for f in facts.values())
-    sums_TU, weights_T = np.zeros((longest, len(use_U))), np.zeros(longest)
-    for f in facts.values():
-        weight_TU, seen_T = np.array(f["by_position"]), np.array(f["positions"])
-        sums_TU[: len(weight_TU)] += weight_TU * seen_T[:, None]
-        weights_T[: len(weight_TU)] += seen_T
     return {
         "utilization": use_U.tolist(),
         "gini": float(((2 * rank_U - len(use_U) - 1) * np.sort(use_U)).sum() / (len(use_U) * use_U.sum())),
@@ -188,7 +182,8 @@ def usage(facts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         "confidence": float(share_G @ [f["confidence"] for f in facts.values()]),
         "mutual_information": float(max((joint_GU * ratio_GU).sum(), 0.0)),
         "by_group": {name: f["utilization"] for name, f in facts.items()},
-        "by_position": (sums_TU / np.maximum(weights_T, 1)[:, None]).tolist(),
+        # by domain: over all of them, later positions belong to the domains with long documents
+        "by_position": {name: f["by_position"] for name, f in facts.items()},
     }
 
 

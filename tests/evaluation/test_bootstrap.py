@@ -20,6 +20,26 @@ def test_intervals_cover_simulated_truth() -> None:
     assert 0.89 <= hits / 300 <= 0.98
 
 
+def test_intervals_over_groups_cover_and_do_not_feel_how_far_apart_groups_are() -> None:
+    """Few long documents of one group beside many short ones of another, 30 nats apart."""
+    rng = np.random.default_rng(6)
+    group = np.repeat([0, 1], [20, 200])
+    tokens = np.where(group == 0, 1000, 20)
+    hits, widths = 0, []
+    for world in range(300):
+        noise = rng.normal(0, 0.5, 220)
+        intervals = []
+        for apart in (0.0, 30.0):
+            nats = tokens * (3.0 + apart * group + noise)
+            drawn = resample(nats[None], tokens[None].astype(float), group, 2, resamples=300, seed=world)
+            intervals.append(drawn.interval(0))
+        truth = 3.0 + 30.0 * tokens[group == 1].sum() / tokens.sum()
+        hits += intervals[1][0] <= truth <= intervals[1][1]
+        widths.append([hi - lo for lo, hi in intervals])
+    assert 0.87 <= hits / 300 <= 0.98
+    assert np.allclose(*np.transpose(widths), atol=1e-5)
+
+
 def test_width_is_the_standard_error() -> None:
     rng = np.random.default_rng(1)
     nats = rng.normal(3.0, 1.0, (1, 2000))

@@ -84,7 +84,9 @@ def make_summary(
         routing[m] = {
             "experts": names, "utilization": use, "gini": 0.05 + 0.1 * k, "entropy": math.log(experts) * (1 - 0.4 * k),
             "confidence": 1 / experts + 0.4 * k, "mutual_information": 0.4 * k, "by_group": by_group,
-            "by_position": [weights(0, k * (1 - math.exp(-t / 30))) for t in range(256)],
+            "by_position": {
+                g: [weights(i, k * (1 - math.exp(-t / 30))) for t in range(256)] for i, g in enumerate(group_names)
+            },
         }  # fmt: skip
 
     source = {

@@ -92,9 +92,9 @@ def bands(names: Sequence[str], by_group: Mapping[str, Sequence[Sequence[float]]
         return [], []
     everything = [row for rows in by_group.values() for row in rows]
     total = [sum(column) for column in zip(*everything, strict=True)]
-    order = sorted(range(len(names)), key=lambda u: -total[u])
-    kept = order if len(names) <= COLOURS else order[: COLOURS - 1]
-    rest = [u for u in order if u not in kept]
+    most_used = sorted(range(len(names)), key=lambda u: -total[u])
+    kept = sorted(most_used[: COLOURS - (len(names) > COLOURS)])
+    rest = [u for u in most_used if u not in kept]
     labels = [names[u] for u in kept] + ([f"{len(rest)} others"] if rest else [])
     made = []
     for group, rows in by_group.items():

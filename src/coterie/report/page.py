@@ -65,7 +65,7 @@ def render(summary: Summary) -> str:
         headlines=headlines(summary),
         evaluations=tables.evaluation_tables(summary),
         differences=tables.difference_tables(summary),
-        curves=charts.curves([m for _, m in trained]),
+        curves=charts.curves([m for _, m in sorted(trained, key=lambda t: t[0] in ("base", "single"))]),
         wide=charts.WIDE,
         small=charts.SMALL,
         routing=[_routing(summary, name, figures_) for name, figures_ in summary.get("routing", {}).items() if figures_],
@@ -112,9 +112,6 @@ def _routing(summary: Summary, name: str, use: dict[str, Any]) -> Routing:
     if len(experts) != len(mean):
         experts = [f"expert {i + 1}" for i in range(len(mean))]
     heat = [(g, list(w)) for g, w in use.get("by_group", {}).items()]
-    by_position = use.get("by_position") or {}
-    if isinstance(by_position, list):
-        by_position = {"all": by_position}
     said = [
         ("gini", "how unevenly experts are used: 0 all alike, near 1 all on one"),
         ("entropy", f"nats of doubt a token: 0 sure, {figures.nats(_log(len(mean)))} even among all"),
@@ -127,7 +124,7 @@ def _routing(summary: Summary, name: str, use: dict[str, Any]) -> Routing:
         {n: c for n, c in slots.items() if c > 1},
         [*heat, *([("all", list(mean))] if mean else [])],
         [(k.replace("_", " "), figures.nats(use[k]), text) for k, text in said if use.get(k) is not None],
-        charts.bands(experts, by_position),
+        charts.bands(experts, use.get("by_position", {})),
     )
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
-
-from coterie.store.durable import discard
-from coterie.store.publish import publish
 from tests.faults import harness as h
+
+from coterie.store.check import DamageError, read_object
+from coterie.store.durable import discard
+from coterie.store.publish import publish, set_aside
 
 
 def _publish(root, name):
@@ -39,3 +40,18 @@ def test_unless_the_winners_is_damaged(tmp_path, damage):
     assert _publish(tmp_path, "two") == (digest, files)
     assert h.broken(tmp_path) == []
     assert len(list(tmp_path.glob("quarantine/*"))) == (damage != "empty")
+
+
+def test_only_the_damaged_one_is_set_aside(tmp_path):
+    """Two processes saw the damage; when the slower one acts, the other has already made it again."""
+    digest, _ = _publish(tmp_path, "one")
+    target = tmp_path / "corpora" / digest
+    target.joinpath("facts.json").chmod(0o644)
+    target.joinpath("facts.json").write_text("{}")
+    with pytest.raises(DamageError) as seen:
+        read_object(target)
+    for _ in range(2):
+        set_aside(tmp_path, seen.value)
+        _publish(tmp_path, "two")
+    assert h.broken(tmp_path) == []
+    assert len(list(tmp_path.glob("quarantine/*"))) == 1

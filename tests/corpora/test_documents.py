@@ -45,10 +45,13 @@ def test_no_content_is_in_two_splits(tmp_path_factory, rows: list[tuple[int, int
 
 
 def test_documents_come_in_the_order_of_their_content_whatever_the_files(make: Make, store: Store, tmp_path: Path) -> None:
-    one = make(ROWS, id="n")
-    a, b = write_jsonl(tmp_path / "a.jsonl", ROWS[120:]), write_jsonl(tmp_path / "b.jsonl", ROWS[:120])
+    rows = [*ROWS, *({"text": f"  text   {i}", "n": 1000 + i} for i in range(50))]  # duplicates but for white space
+    one = make(rows, id="n")
+    a, b = write_jsonl(tmp_path / "a.jsonl", rows[120:]), write_jsonl(tmp_path / "b.jsonl", rows[:120])
     two = corpora.documents(store, Corpus(path=(str(a), str(b)), id="n"), label="c")
     assert table(one) == table(two)
+    assert one.facts == two.facts
+    assert one.facts["duplicates"] == 50
     assert [row["order"] for row in table(one)] == sorted(int(row["content"][:16], 16) for row in table(one))
 
 

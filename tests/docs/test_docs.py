@@ -98,7 +98,7 @@ def test_the_test_command_of_the_readme_is_what_ci_runs() -> None:
 
 def test_every_invariant_names_its_test() -> None:
     page = (ROOT / "docs/invariants.md").read_text()
-    rows = re.findall(r"^\| (\d+) \|.*\| `([\w/.]+)` \|$", page, re.M)
+    rows = re.findall(r"^\| (\d+) \|.*\| `([\w/.]+)` \|$", page, flags=re.M)
     assert [int(n) for n, _ in rows] == list(range(1, 16))
     for _, file in rows:
         assert (ROOT / "tests" / file).exists(), file

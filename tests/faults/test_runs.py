@@ -1,0 +1,126 @@
+"""Whole runs that are killed, interrupted, raced and damaged, through the command line as a person would."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tests.run.small import recipe
+
+COMMAND = [sys.executable, "-c", "import sys; from coterie.cli import main; sys.argv[0] = 'coterie'; main()"]
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """A recipe that trains long enough to be stopped in the middle."""
+    raw = recipe(tmp_path / "data")
+    raw["train"] |= {"tokens": 12_000, "save_every": 1_000}
+    del raw["single"]
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(raw))
+    return tmp_path / "recipe.yaml"
+
+
+def start(file: Path, *more: str, store: str = "store") -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*COMMAND, "run", file.name, "--store", store, *more], cwd=file.parent, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[str, str]:
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    return out, err
+
+
+def summary(file: Path, out: str = "runs/small") -> dict[str, Any]:
+    return json.loads((file.parent / out / "summary.json").read_text())
+
+
+def wait_for_checkpoint(file: Path, process: subprocess.Popen[str], store: str = "store") -> None:
+    limit = time.monotonic() + 120
+    while not list((file.parent / store / "work").glob("*/checkpoint-*")):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < limit, "no checkpoint in two minutes"
+        time.sleep(0.02)
+
+
+def test_killed_in_the_middle_the_same_command_ends_with_the_same_bytes(file: Path) -> None:
+    for _ in range(2):
+        process = start(file)
+        wait_for_checkpoint(file, process)
+        process.kill()
+        process.wait()
+        assert not (file.parent / "runs/small/summary.json").exists()
+    finish(start(file))
+    killed = summary(file)
+    finish(start(file, "--out", "undisturbed", store="other"))
+    undisturbed = summary(file, "undisturbed")
+    assert list(killed["experts"]) == list(undisturbed["experts"])
+    assert killed["mixtures"] == undisturbed["mixtures"]
+    assert killed["evaluation"] == undisturbed["evaluation"]
+
+
+def test_interrupted_it_says_how_to_go_on(file: Path) -> None:
+    process = start(file)
+    wait_for_checkpoint(file, process)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "go on with the same command: coterie run recipe.yaml" in err
+    assert "Traceback" not in err
+    assert not list((file.parent / "store/temp").glob("*"))
+
+
+def test_two_processes_train_each_expert_once(file: Path) -> None:
+    both = [start(file, "--out", "a"), start(file, "--out", "b")]
+    said = [finish(p)[1] for p in both]
+    a, b = summary(file, "a"), summary(file, "b")
+    assert list(a["experts"]) == list(b["experts"])
+    for digest in a["experts"]:
+        assert [a["experts"][digest]["trained"], b["experts"][digest]["trained"]].count(True) == 1
+    assert any("waiting" in s for s in said) or a["reuse"]["trained"] in (0, 2)
+    assert a["evaluation"] == b["evaluation"]
+
+
+@pytest.mark.parametrize("kind", ["experts", "scores", "blocks", "mixtures"])
+def test_a_damaged_artifact_is_named_set_aside_and_made_again(file: Path, kind: str) -> None:
+    finish(start(file))
+    before = summary(file)
+    victim = next(p for p in sorted((file.parent / "store" / kind).glob("*/*")) if p.suffix in (".safetensors", ".json"))
+    victim.chmod(0o644)
+    data = bytearray(victim.read_bytes())
+    data[len(data) // 2] ^= 1
+    victim.write_bytes(data)
+    (file.parent / "runs/small/summary.json").unlink()
+    _, err = finish(start(file))
+    assert "set aside" in err
+    assert summary(file)["evaluation"] == before["evaluation"]
+    assert list(summary(file)["experts"]) == list(before["experts"])
+    assert list((file.parent / "store/quarantine").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("setting", "code", "said"),
+    [
+        ("corpora.fruit.path=none.jsonl", 2, "none.jsonl"),
+        ("corpora.fruit.text=body", 2, "text"),
+        ("corpora.fruit.where={id: nobody}", 2, "0"),
+        ("experts.fruit.train.learning_rate=1e12", 1, "not finite"),
+    ],
+)
+def test_what_cannot_be_done_ends_in_one_clear_message(file: Path, setting: str, code: int, said: str) -> None:
+    process = start(file, "--set", setting)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == code, err
+    assert said in err
+    assert "  do:" in err
+    assert "Traceback" not in err

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.corpora.conftest import Make
+from tests.corpora.conftest import Make, table
 
 from coterie import corpora
 from coterie.errors import RequestError
@@ -78,6 +78,16 @@ def test_only_training_documents_are_read_and_the_order_of_corpora_does_not_matt
     assert one.digest == two.digest
     assert one.facts["documents"] == sum(d.facts["splits"]["train"]["documents"] for d in (a, b))
     assert corpora.tokenizer(store, spec.model_copy(update={"corpora": ("a", "b")}), [a, b], label="t").digest == one.digest
+
+
+def test_held_out_documents_teach_it_nothing(make: Make, store: Store) -> None:
+    split = {"split": {"group": "g", "test": 0.4, "valid": 0.1}, "id": "g"}
+    where = {row["id"]: row["split"] for row in table(make([{"text": f"{g}", "g": f"g{g}"} for g in range(40)], **split))}
+    rows = [{"text": f"{g} " + ("cat" if s == "train" else "qzx") * 50, "g": g} for g, s in where.items()]
+    made = corpora.tokenizer(store, TrainedTokenizer(train="bpe", vocab_size=280), [make(rows, **split)], label="t")
+    vocabulary = json.loads(made.file("tokenizer.json").read_text())["model"]["vocab"]
+    assert "cat" in vocabulary
+    assert not any("qz" in token or "zx" in token for token in vocabulary)
 
 
 def test_a_vocabulary_below_the_bytes_is_refused(store: Store, make: Make) -> None:

@@ -16,11 +16,6 @@ MakeBlocks = Callable[..., Artifact]
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "store")
-
-
-@pytest.fixture
 def make_blocks(store: Store) -> MakeBlocks:
     """Blocks with two documents a row and padding behind them: 2 N documents with the given extra columns."""
 

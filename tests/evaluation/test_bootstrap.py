@@ -26,17 +26,17 @@ def test_intervals_over_groups_cover_and_do_not_feel_how_far_apart_groups_are() 
     group = np.repeat([0, 1], [20, 200])
     tokens = np.where(group == 0, 1000, 20)
     hits, widths = 0, []
-    for world in range(300):
+    for world in range(150):
         noise = rng.normal(0, 0.5, 220)
         intervals = []
         for apart in (0.0, 30.0):
             nats = tokens * (3.0 + apart * group + noise)
-            drawn = resample(nats[None], tokens[None].astype(float), group, 2, resamples=300, seed=world)
+            drawn = resample(nats[None], tokens[None].astype(float), group, 2, resamples=200, seed=world)
             intervals.append(drawn.interval(0))
         truth = 3.0 + 30.0 * tokens[group == 1].sum() / tokens.sum()
         hits += intervals[1][0] <= truth <= intervals[1][1]
         widths.append([hi - lo for lo, hi in intervals])
-    assert 0.87 <= hits / 300 <= 0.98
+    assert 0.86 <= hits / 150 <= 0.99
     assert np.allclose(*np.transpose(widths), atol=1e-5)
 
 

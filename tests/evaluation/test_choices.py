@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+from datetime import date
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from tests.mixtures import built
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from coterie import mixtures
 from coterie.errors import RequestError, WorkError
 from coterie.evaluation import Asked, evaluate_choices, read_questions, score_options, tables
 from coterie.evaluation.choices import _mark
@@ -115,6 +119,26 @@ def test_ties_share_the_pick_and_length_does_not_decide() -> None:
     assert marks["answered"].tolist() == [True, True, False]
     assert marks["correct"].tolist() == [0.5, 1.0, 0.0]
     assert marks["past"].tolist() == [0.5, 0.0, 0.0]
+
+
+@torch.no_grad()
+def test_a_mixture_answers_only_where_an_expert_may(tmp_path: Path, store: Store, tiny_tokenizer: Path) -> None:
+    """Two experts whose knowledge ends with 2014 and with 2015: nobody, the first alone, both."""
+    seated = built.members(store, tiny_tokenizer)
+    made = built.whole(store, tiny_tokenizer, built.recipe(seated, eligible="strict"), seated)
+    mixture = mixtures.load(mixtures.materialise(made, seated, tmp_path / "mixture"))
+    days = [date(year, 6, 1).toordinal() for year in (2014, 2015, 2016)]
+    asked = [question("the cat ", "sat on the mat", "x + 1", time=d) for d in days]
+    found = score_options(mixture, mixture.tokenizer, asked, batch_size=3)
+    first, second = (score_options(e, mixture.tokenizer, asked[:1])[0] for e in mixture.experts)
+    assert found[0] is None
+    assert np.allclose(found[1], first, atol=1e-5)
+    assert not np.allclose(found[2], first, atol=0.1)
+    assert not np.allclose(found[2], second, atol=0.1)
+    for option, (nats, tokens) in zip(asked[2].options, found[2], strict=True):
+        ids = torch.tensor([[0, *mixture.tokenizer("the cat " + option)["input_ids"]]])
+        logp = torch.stack([e(ids).logits.log_softmax(-1)[0, :-1].gather(1, ids[0, 1:, None]) for e in mixture.experts])
+        assert nats == pytest.approx(float((logp.logsumexp(0) - np.log(2))[-tokens:].sum()), abs=1e-4)
 
 
 # whole evaluations --------------------------------------------------------------------------------------------------------
@@ -255,3 +279,15 @@ def test_files_without_questions(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="not UTF-8") as error:
         read_questions(Choices(name="quiz", choices=str(tmp_path / "latin.jsonl")))
     assert "latin.jsonl:1" in str(error.value)
+
+
+@pytest.mark.data
+def test_release_questions_are_read() -> None:
+    path = Path(os.environ.get("COTERIE_DATA", "../shared/data")) / "release_qa" / "release_qa.jsonl"
+    if not path.is_file():
+        pytest.skip(f"{path} is absent")
+    questions = read_questions(Choices(name="releases", choices=str(path), time="date", by="year"))
+    assert len(questions.items) == 195
+    assert questions.items[0].prompt == "As of July 2015, what was the latest stable release of Rust? "
+    assert questions.items[0].kinds == ("future", "correct", "past", "future")
+    assert questions.items[0].group == "2015"

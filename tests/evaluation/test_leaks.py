@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+import time
 
 import numpy as np
 import pytest
@@ -68,3 +69,21 @@ def test_a_long_document_is_sampled_fairly(share: float) -> None:
 def test_nothing_to_compare() -> None:
     assert find_leaks([], [text("t", "a b c")]).near == []
     assert find_leaks([text("e", "a b c")], []).exact == []
+
+
+@pytest.mark.slow
+def test_thousands_of_documents_take_seconds() -> None:
+    """1,000 documents of 8 kB against 10,000; about ten million words."""
+    rng = np.random.default_rng(0)
+    vocabulary = np.array([f"w{i:x}" * 2 for i in range(50_000)])
+
+    def documents(name: str, count: int) -> list[Text]:
+        return [text(f"{name}{i}", " ".join(vocabulary[rng.zipf(1.3, 1000) % 50_000])) for i in range(count)]
+
+    evaluated, trained = documents("e", 1000), documents("t", 10_000)
+    trained += [text("copy", evaluated[7].text + " end"), evaluated[8]]
+    started = time.monotonic()
+    found = find_leaks(evaluated, trained)
+    assert time.monotonic() - started < 60
+    assert [d.id for d in found.exact] == ["e8"]
+    assert [(d.id, like.id) for d, _, like in found.near] == [("e7", "copy")]

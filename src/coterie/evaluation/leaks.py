@@ -24,6 +24,7 @@ import numpy as np
 import polars as pl
 from jaxtyping import Int, UInt64
 
+from coterie.evaluation.questions import Questions
 from coterie.store import Action, Artifact, Store
 
 WORDS = 8
@@ -168,12 +169,14 @@ def check_leaks(
     *,
     evaluated: Sequence[tuple[Artifact, Artifact]],
     trained: Sequence[tuple[Artifact, Artifact]],
+    questions: Sequence[Questions] = (),
     label: str = "check that nothing evaluated was trained on",
 ) -> Artifact:
     """Compare evaluated documents with all that anything was trained on.
 
     Args:
         evaluated, trained: (blocks, the documents they were cut from); trained: of base, experts and single.
+        questions: of choices; each with its right answer is one more document, called by its beginning.
 
     Returns:
         artifact `evaluations`, whose facts are ``evaluated``, ``trained`` (distinct documents), ``exact``, ``near`` and
@@ -188,12 +191,13 @@ def check_leaks(
             for side, sources in pairs.items()
             for i, source in enumerate(sources)
             for role, artifact in zip(("blocks", "documents"), source, strict=True)
-        },
+        }
+        | {f"questions.{i}": q.digest for i, q in enumerate(questions)},
         libraries=("numpy",),
     )
 
     def build(folder: Path) -> None:
-        held = list({d.content: d for d in _texts(evaluated)}.values())
+        held = list({d.content: d for d in (*_texts(evaluated), *_asked(questions))}.values())
         contents = {c for blocks, _ in trained for c in _contents(blocks)}
         found = find_leaks(held, _texts(trained))
         exact = [{"id": d.id, "content": d.content} for d in found.exact]
@@ -232,3 +236,10 @@ def _texts(sources: Sequence[tuple[Artifact, Artifact]]) -> Iterator[Text]:
         for part in table.filter(pl.col("content").is_in(list(contents))).collect().iter_slices(10_000):
             for id_, content, prompt, text in part.iter_rows():
                 yield Text(id_, content, f"{prompt}\n{text}" if prompt else text)
+
+
+def _asked(questions: Sequence[Questions]) -> Iterator[Text]:
+    """Questions are never exact hits, which are left out, for they are no documents; those trained on are near by 1.0."""
+    for question in (q for file in questions for q in file.items):
+        text = question.prompt + question.options[question.label]
+        yield Text(question.prompt.strip()[:80], f"question {text}", text)

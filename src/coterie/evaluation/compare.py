@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from coterie.evaluation.bootstrap import resample
+from coterie.evaluation.bootstrap import intervals
 
 Figure = dict[str, Any]
 """``value`` (None without a document), ``ci95`` (None with fewer than two), ``weight``, ``documents``, ``skipped``, and in
@@ -107,7 +107,7 @@ def _figures(
     seed: int,
 ) -> list[list[Figure]]:
     below_XD = answered_XD * weight_D.astype(np.float64)
-    drawn = resample(values[""], below_XD, group_D, groups, resamples=resamples, seed=seed)
+    ends_XG2 = intervals(values[""], below_XD, group_D, groups, resamples=resamples, seed=seed).round(6)
 
     def by_group(row_D: np.ndarray) -> np.ndarray:
         sums_G = np.bincount(group_D, row_D, groups)
@@ -122,7 +122,7 @@ def _figures(
             [
                 {
                     "value": float(above[""][g] / below[g]) if below[g] else None,
-                    "ci95": drawn.interval(x, g if g < groups else None) if answered[g] > 1 else None,
+                    "ci95": ends_XG2[x, g].tolist() if answered[g] > 1 and resamples else None,
                     "weight": int(below[g]),
                     "documents": int(answered[g]),
                     "skipped": int(present[g] - answered[g]),

@@ -103,7 +103,7 @@ def main() -> None:
         steps = asked.steps * (asked.turns + 1)
         settings = Train(tokens=steps * rows * length, batch_size=rows, threads=asked.threads, precision="fp32")
 
-        where = device.pick()
+        where = torch.device(device.pick())
         packed = Blocks.open(blocks)
         ids, position, target = (
             torch.from_numpy(np.array(a)).long().to(where) for a in (packed.ids, packed.position, packed.target)

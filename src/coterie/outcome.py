@@ -158,7 +158,7 @@ def _estimate(recipe: Recipe, tokens: int) -> str:
     return f"about {6 * parameters * tokens / 1e12:,.1f} TFLOP"
 
 
-def show(summary: Mapping[str, Any], out: Path) -> None:
+def show(summary: dict[str, Any], out: Path) -> None:
     """End with the tables, and where to find the rest."""
     if summary["evaluation"]:
         print(report.terminal(summary))

@@ -6,6 +6,10 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 QUIET = False
 """Set by ``--quiet`` and by tests; errors are still raised."""
@@ -23,7 +27,7 @@ class Bar:
     def __init__(self, label: str, total: int | None, unit: str) -> None:
         self.label, self.total, self.unit = label, total, unit
         self.done, self.started, self._last_line = 0, time.monotonic(), time.monotonic()
-        self._rich = self._task = None
+        self._rich: Progress | None = None
         if not QUIET and sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn

@@ -39,7 +39,11 @@ class Conductor:
     # corpora ------------------------------------------------------------------------------------------------------------
 
     def documents(self, corpus: str) -> Artifact:
-        return corpora.documents(self.store, self.recipe.corpora[corpus], label=corpus)
+        spec = self.recipe.corpora[corpus]
+        asked = [column for e in self.recipe.experts if e.corpus == corpus for column in e.where]
+        asked += [e.by for e in self.recipe.evaluation if corpus in getattr(e, "corpora", ()) and e.by not in (None, "year")]
+        columns = tuple(dict.fromkeys([*spec.columns, *asked]))
+        return corpora.documents(self.store, spec.model_copy(update={"columns": columns}), label=corpus)
 
     @cached_property
     def trained_corpora(self) -> list[str]:

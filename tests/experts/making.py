@@ -34,7 +34,9 @@ def base(store: Store, init: str = "llama", **sizes: object) -> Artifact:
     return initialise(store, FreshBase(init=init, **small), tokenizer(store), seed=3, sequence_length=LENGTH)
 
 
-def blocks(store: Store, count: int = 40, seed: int = 0, *, fill: float = 0.9, masked: float = 0.2) -> Artifact:
+def blocks(
+    store: Store, count: int = 40, seed: int = 0, *, fill: float = 0.9, masked: float = 0.2, longest: int = 9
+) -> Artifact:
     """Rows of several documents each, some padded at the end, some with prompts; tokens follow a noisy successor rule."""
 
     def build(folder: Path) -> None:
@@ -46,7 +48,7 @@ def blocks(store: Store, count: int = 40, seed: int = 0, *, fill: float = 0.9, m
             at = 0
             end = LENGTH if rng.random() < fill else int(rng.integers(4, LENGTH))
             while at < end:
-                size = min(int(rng.integers(3, 10)), end - at)
+                size = min(int(rng.integers(3, longest + 1)), end - at)
                 step = int(rng.integers(1, 4))
                 ids[row, at : at + size] = 2 + (int(rng.integers(0, 60)) + step * np.arange(size)) % (VOCABULARY - 2)
                 ids[row, at] = 0
@@ -61,7 +63,7 @@ def blocks(store: Store, count: int = 40, seed: int = 0, *, fill: float = 0.9, m
         facts = {"blocks": count, "length": LENGTH, "tokens": real, "targets": int(target.sum()), "documents": number}
         (folder / "facts.json").write_text(json.dumps(facts))
 
-    spec = {"test": [count, seed, fill, masked]}
+    spec = {"test": [count, seed, fill, masked, longest]}
     return store.make(Action("blocks", spec), build, label="blocks")
 
 

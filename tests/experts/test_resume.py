@@ -18,7 +18,7 @@ from tests.experts.making import base, blocks, settings
 
 from coterie import progress
 from coterie.errors import WorkError
-from coterie.experts import loop, resume, train
+from coterie.experts import loop, outcome, resume, train
 from coterie.models import checkpoint
 from coterie.store import Artifact, Store
 
@@ -264,4 +264,36 @@ def test_a_full_disk_while_saving_keeps_the_checkpoints_before(tmp_path: Path, m
         case.run(store)
     assert len(checkpoints(store)) == 1
     monkeypatch.setattr(resume, "save_file", plain)
+    assert case.run(Store(store.root)).digest == straight.digest
+
+
+def test_stopped_early_and_killed_before_it_was_published(tmp_path: Path) -> None:
+    """Saving falls on the very step that stops: resuming from there would train past the end."""
+    rule = {"every": 100, "patience": 2}
+    case = Case(tmp_path, held_out=True, changes={"learning_rate": 0.1, "early_stopping": rule, "save_every": 50})
+    case.changes |= {"tokens": 3000}
+    straight = case.run(case.store())
+    assert straight.facts["tokens"] < 3000
+    store = case.store()
+    killed(lambda: case.run(store), in_call(outcome, "write", 1))
+    assert case.run(store).digest == straight.digest
+
+
+def test_ctrl_c_ends_between_steps_with_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case(tmp_path, dropout=True, changes={"save_every": 10**9})
+    straight = case.run(case.store())
+    store, plain = case.store(), loop.Loop.training_step
+
+    def pressed(self, *args: object, **rest: object) -> torch.Tensor:
+        if self.state.global_step == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+        return plain(self, *args, **rest)
+
+    monkeypatch.setattr(loop.Loop, "training_step", pressed)
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        case.run(store)
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert [p.name for p in checkpoints(store)] == ["checkpoint-5"]
+    monkeypatch.setattr(loop.Loop, "training_step", plain)
     assert case.run(Store(store.root)).digest == straight.digest

@@ -16,7 +16,7 @@ from coterie.models import logprob, open_model
 from coterie.store import Store
 
 torch.set_num_threads(1)
-SCORE = sys.modules["coterie.experts.score"]  # the room has a function of the module's name
+SCORE = sys.modules["coterie.experts.scoring"]  # the room has a function of the module's name
 
 
 def test_scores_are_each_document_alone(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

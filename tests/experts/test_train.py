@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tests.experts.making import LENGTH, base, blocks, settings
 
 from coterie.corpora import Blocks, Order
 from coterie.errors import RequestError, WorkError
 from coterie.experts import loop, schedule, score, train
 from coterie.experts.data import Rows
-from coterie.experts.score import mean_nll
+from coterie.experts.scoring import mean_nll
 from coterie.models import checkpoint, open_model
 from coterie.recipe import Lora, Train
 from coterie.store import Artifact, DryStore, Store
@@ -151,6 +151,24 @@ def test_the_budget_in_tokens_and_the_figures(store: Store) -> None:
     assert set(log[0]) == {"step", "tokens", "loss", "learning_rate", "grad_norm"}
     assert "seconds" in expert.made
     assert not any(str(store.root) in expert.file(n).read_text() for n in expert.files if n.endswith(("json", "jsonl")))
+
+
+@pytest.mark.parametrize(("size", "key"), [({"context": LENGTH // 2}, "max_position"), ({}, "vocab_size")])
+def test_blocks_that_do_not_fit_the_model_are_refused(store: Store, size: dict, key: str) -> None:
+    start, source = base(store, "gpt2", **size), blocks(store, fill=1.0, longest=LENGTH)
+    if not size:
+        other = store.root.parent / "other"
+        other.mkdir()
+        arrays = load_file(source.file("blocks.safetensors"))
+        save_file({**arrays, "ids": arrays["ids"] + 1}, other / "blocks.safetensors")
+        source = Artifact("blocks", "other", other, {"blocks.safetensors": "other"})
+    for refused in (
+        lambda: train(store, start=start, blocks=[source], train=settings(), seed=1),
+        lambda: score(store, start, source),
+    ):
+        with pytest.raises(RequestError, match="do not fit") as caught:
+            refused()
+        assert key in caught.value.where
 
 
 def test_one_epoch_if_no_budget_is_given(store: Store) -> None:

@@ -97,12 +97,12 @@ def test_fingerprints_see_one_bit() -> None:
 
 
 def test_precision_is_resolved_where_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    cpu = torch.device("cpu")
+    cpu = "cpu"
     assert device.precision("fp32", cpu) == "fp32"
     assert device.precision("bf16", cpu) == "bf16"
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True, raising=False)
+    monkeypatch.setattr(device, "_has_amx", lambda: True)
     assert device.numerics(cpu, device.precision("auto", cpu)) == "cpu-bf16"
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False, raising=False)
+    monkeypatch.setattr(device, "_has_amx", lambda: False)
     assert device.numerics(cpu, device.precision("auto", cpu)) == "cpu-fp32"
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from coterie.cli.options import StoreOption
+
+if TYPE_CHECKING:
+    from coterie.store import Store
 
 app = typer.Typer(
     help="Look after the folder of finished work: list it, read it again byte for byte, delete what no run rests on.",
@@ -66,7 +69,7 @@ def prune(
     typer.echo(f"{verb} {_size(report.bytes)}; {len(report.objects)} artifacts go, {report.kept} stay")
 
 
-def _open(root: Path | None):  # type: ignore[no-untyped-def]  # the store is imported inside the verbs
+def _open(root: Path | None) -> Store:
     from coterie.store import Store
     from coterie.store.place import default_root
 

@@ -1,6 +1,5 @@
 """Train one expert once, resume it bit by bit, score it."""
 
-from coterie.experts.score import score
-from coterie.experts.train import train
+from coterie.experts.verbs import score, train
 
 __all__ = ["score", "train"]

@@ -9,6 +9,7 @@ B rows, T positions, N rows of the whole run.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from coterie.corpora import Blocks, Order
+from coterie.errors import RequestError
 from coterie.models.packing import block_mask
 
 Batch = dict[str, Tensor]
@@ -65,3 +67,16 @@ def batch(ids_BT: np.ndarray, position_BT: np.ndarray, target_BT: np.ndarray, *,
 def as_is(batch: Batch) -> Batch:
     """The collator's part: ``Rows`` gives whole batches."""
     return batch
+
+
+def require_fit(model: Any, blocks: Blocks) -> None:
+    """RequestError if the blocks hold tokens or positions that the model does not have."""
+    config = model.config.get_text_config()
+    largest = {"vocab_size": int(blocks.ids.max()) + 1, "max_position_embeddings": int(blocks.position.max()) + 1}
+    for key, needed in largest.items():
+        if needed > (getattr(config, key, None) or needed):
+            raise RequestError(
+                "the blocks do not fit the model", where=key, found=f"{needed:,}",
+                expected=f"at most {getattr(config, key):,}",
+                do="tokenize with the model's own tokenizer" if key == "vocab_size" else "lower sequence_length",
+            )  # fmt: skip

@@ -9,17 +9,15 @@ import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import torch
 from transformers import Trainer, TrainingArguments
 
 from coterie.errors import RequestError
+from coterie.experts.verbs import Kind
 from coterie.models import device, open_model, parameters
 from coterie.recipe import Lora, Train
 from coterie.store import Action, Artifact, Store
-
-Kind = Literal["full", "ffn", "lora"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,8 @@ class Request:
     lora: Lora | None
     seed: int
     label: str
-    where: torch.device
+    where: str
+    """`cpu` or `cuda`."""
     precision: device.Precision
 
     @cached_property
@@ -92,7 +91,7 @@ def arguments(request: Request, steps: int) -> TrainingArguments:
         train_sampling_strategy="sequential",  # the order is shuffled already
         max_grad_norm=train.clip,
         bf16=request.precision == "bf16",
-        use_cpu=request.where.type == "cpu",
+        use_cpu=request.where == "cpu",
         seed=request.seed % 2**32,
         logging_steps=train.log_every,
         logging_nan_inf_filter=False,  # its default logs a diverged run's loss as 0.0 and goes on
@@ -105,7 +104,7 @@ def arguments(request: Request, steps: int) -> TrainingArguments:
         log_level="critical",
         report_to=list(train.report_to) or "none",
         run_name=request.label,
-        dataloader_pin_memory=request.where.type == "cuda",
+        dataloader_pin_memory=request.where == "cuda",
     )
 
 
@@ -122,7 +121,7 @@ def require_effective(loop: Trainer, request: Request) -> None:
     requested = {
         "processes": 1,
         "distribution": "NO",
-        "device": request.where.type,
+        "device": request.where,
         "precision": "bf16" if request.precision == "bf16" else "no",
         "accumulation": request.train.accumulation,
     }

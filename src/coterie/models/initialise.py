@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaConfig, PreTrainedConfig, Qwen3Config
+from typing import TYPE_CHECKING
 
 from coterie.models.checkpoint import TOKENIZER_FILES, contents
-from coterie.models.quiet import quiet, seeded
 from coterie.recipe import FreshBase
 from coterie.store import Action, Artifact, Store
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 
 def initialise(
@@ -31,12 +32,32 @@ def initialise(
     action = Action("weights", spec=spec, inputs={"tokenizer": contents(tokenizer)}, libraries=("torch", "transformers"))
 
     def build(folder: Path) -> None:
-        with quiet(), seeded(spec["seed"]):
-            model = AutoModelForCausalLM.from_config(_config(base, spec["context"], tokenizer.path))
-            model.save_pretrained(folder)
+        _write(_config(base, spec["context"], tokenizer.path), spec["seed"], folder)
         copy_tokenizer(tokenizer.path, folder)
 
     return store.make(action, build, label=label)
+
+
+def reinitialise(store: Store, model: Artifact, *, seed: int, label: str = "fresh weights") -> Artifact:
+    """Fresh weights of a checkpoint's architecture, with its tokenizer."""
+    action = Action("weights", {"seed": seed}, {"architecture": contents(model)}, libraries=("torch", "transformers"))
+
+    def build(folder: Path) -> None:
+        from transformers import AutoConfig
+
+        _write(AutoConfig.from_pretrained(model.path, local_files_only=True, trust_remote_code=False), seed, folder)
+        copy_tokenizer(model.path, folder)
+
+    return store.make(action, build, label=label)
+
+
+def _write(config: PreTrainedConfig, seed: int, folder: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    from coterie.models.quiet import quiet, seeded
+
+    with quiet(), seeded(seed):
+        AutoModelForCausalLM.from_config(config).float().save_pretrained(folder)
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
@@ -47,6 +68,8 @@ def copy_tokenizer(source: Path, target: Path) -> None:
 
 
 def _config(base: FreshBase, context: int, tokenizer: Path) -> PreTrainedConfig:
+    from transformers import AutoTokenizer, GPT2Config, LlamaConfig, Qwen3Config
+
     words = AutoTokenizer.from_pretrained(tokenizer, local_files_only=True, trust_remote_code=False)
     special = {
         "vocab_size": len(words),

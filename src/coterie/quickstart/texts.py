@@ -72,8 +72,8 @@ _OFFICE = ["mayor", "harbour master", "head of the library", "chief engineer", "
 def chronicle(entries: int = 4_000, seed: int = 2013) -> Iterator[dict]:
     """Dated entries of invented towns, 2013 to 2024: offices change hands, so what is true depends on the date."""
     draw = random.Random(seed)
-    day, holder = date(2013, 1, 1), {}
-    span = (date(2025, 1, 1) - day).days
+    holder: dict[tuple[str, str], str] = {}
+    span = (date(2025, 1, 1) - date(2013, 1, 1)).days
     for i in range(entries):
         day = date(2013, 1, 1) + timedelta(days=i * span // entries)
         town, office = draw.choice(_TOWN), draw.choice(_OFFICE)

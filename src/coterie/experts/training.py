@@ -1,13 +1,13 @@
-"""Train one expert once: the one place where a training loop is configured.
+"""One training run from data to files: the one place where a training loop is configured.
 
-`train` states what decides the result (the action), and only if the store lacks it opens the model and the data and runs
-transformers' Trainer. Its settings are in `request`, its checkpoints and callbacks in `loop`, what comes out in `outcome`.
+It is transformers' Trainer. Its settings are in `request`, its checkpoints and callbacks in `loop`, and what comes out is in
+`outcome`.
 """
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,83 +18,22 @@ from coterie.corpora import Blocks, Order
 from coterie.errors import RequestError
 from coterie.experts import loop as loops
 from coterie.experts import outcome, resume, schedule
-from coterie.experts.data import Rows, as_is
+from coterie.experts.data import Rows, as_is, require_fit
 from coterie.experts.interrupt import Interrupt
-from coterie.experts.request import Kind, Request, arguments, opened, require_effective
-from coterie.experts.score import mean_nll
-from coterie.models import contents, device, parameters
+from coterie.experts.request import Request, arguments, opened, require_effective
+from coterie.experts.scoring import mean_nll
+from coterie.models import parameters
 from coterie.models.packing import needs_mask
 from coterie.models.quiet import quiet, seeded
 from coterie.progress import bar, say
-from coterie.recipe import Lora, Train
-from coterie.store import Action, Artifact, Store
+from coterie.store import Action
 
 
-def train(
-    store: Store,
-    *,
-    start: Artifact,
-    blocks: Sequence[Artifact],
-    weights: Sequence[float] | None = None,
-    valid: Artifact | None = None,
-    kind: Kind = "full",
-    train: Train,
-    lora: Lora | None = None,
-    seed: int,
-    base: Artifact | None = None,
-    label: str = "expert",
-) -> Artifact:
-    """An expert: a Hugging Face model directory (``full``, ``ffn``) or a PEFT adapter directory (``lora``).
-
-    Args:
-        start: the weights to start from; an adapter needs the ``base`` it rests on, and can only be trained on as ``lora``.
-        blocks: training blocks, one artifact a source.
-        weights: share of the tokens of each source; by default in proportion to their sizes.
-        valid: held-out blocks: the loss in the facts, and early stopping.
-        kind: train all weights, the feed-forward ones, or an adapter with settings ``lora``.
-        train: budget, optimizer, schedule.
-        seed: of the order of the data, dropout and an adapter's start.
-
-    Returns:
-        an ``experts`` artifact. With ``train.snapshots`` its facts list the snapshots, artifacts of their own.
-
-    Raises:
-        RequestError: the request cannot be met.
-        WorkError: the run diverged, or a parameter did not do what it was declared to; nothing is published.
-    """
-    if train.early_stopping is not None and valid is None:
-        raise RequestError(
-            "early stopping needs held-out data", where="train.early_stopping", do="give the corpus a valid split"
-        )
-    assert (lora is None) or kind == "lora"
-    lora = (lora or Lora()) if kind == "lora" else None
-    where = device.pick()
-    precision = device.precision(train.precision, where)
-    shares = [w / sum(weights) for w in weights] if weights is not None and len(blocks) > 1 else None
-    spec = {
-        "kind": kind,
-        "train": train.identity(),
-        "lora": lora.model_dump(mode="json") if lora else None,
-        "seed": seed,
-        "weights": shares,
-    }
-    inputs = {"start": contents(start)}
-    inputs |= {f"blocks.{i}": source.content("blocks.safetensors") for i, source in enumerate(blocks)}
-    inputs |= {"valid": valid.content("blocks.safetensors")} if valid else {}
-    inputs |= {"base": contents(base)} if base else {}
-    libraries = ("torch", "transformers", "peft") if lora else ("torch", "transformers")
-    action = Action("experts", spec, inputs, libraries, device.numerics(where, precision))
-
-    request = Request(
-        store, action, start, base, tuple(blocks), shares, valid, kind, train, lora, seed, label, where, precision
-    )  # fmt: skip
-
-    def build(folder: Path) -> dict[str, Any]:
-        with _threads(train.threads) as threads, seeded(seed), quiet():
-            _run(request, folder)
-        return {"threads": threads, "device": str(where)}
-
-    return store.make(action, build, label=label, tokens=train.tokens)
+def make(request: Request, folder: Path) -> dict[str, Any]:
+    """Train, check, write into ``folder``; returns what the record says of the making."""
+    with _threads(request.train.threads) as threads, seeded(request.seed), quiet():
+        _run(request, folder)
+    return {"threads": threads, "device": str(request.where)}
 
 
 def _run(request: Request, folder: Path) -> None:
@@ -104,6 +43,8 @@ def _run(request: Request, folder: Path) -> None:
     before = parameters.fingerprints(model)
     sources = [Blocks.open(source) for source in request.sources]
     valid = Blocks.open(request.valid) if request.valid else None
+    for blocks in (*sources, *([valid] if valid else [])):
+        require_fit(model, blocks)
     budget = {"tokens": settings.tokens} if settings.tokens else {"epochs": settings.epochs or 1.0}
     order = Order([source.tokens_per_block for source in sources], request.weights, request.seed, **budget)
     rows = Rows(sources, order, mask=needs_mask(model))
@@ -120,7 +61,7 @@ def _run(request: Request, folder: Path) -> None:
 
     found = resume.newest(request.home)
     with bar(request.label, int(tokens[-1])) as progress, Interrupt() as interrupt:
-        watch = loops.Watch(loop, every=1 if request.where.type == "cpu" else 20)
+        watch = loops.Watch(loop, every=1 if request.where == "cpu" else 20)
         callbacks = [
             loops.Seeds(request.seed),
             interrupt,

@@ -40,8 +40,8 @@ def test_as_the_reference_finds(evaluated: list[str], trained: list[str]) -> Non
     shares = {d: len(tuples(d) & seen) / len(tuples(d)) for d in evaluated if tuples(d) and d not in trained}
     assert {d.text: share for d, share, _ in found.near} == {d: s for d, s in shares.items() if s >= 0.5}
     for d, _, like in found.near:
-        most = max(len(tuples(d.text) & tuples(t)) for t in trained)
-        assert len(tuples(d.text) & tuples(trained[int(like.id[1:])])) == most
+        first = [next(i for i, t in enumerate(trained) if run in tuples(t)) for run in tuples(d.text) & seen]
+        assert first.count(int(like.id[1:])) == max(map(first.count, first))
 
 
 def test_case_punctuation_and_wrapping_do_not_hide_a_copy() -> None:
@@ -87,3 +87,15 @@ def test_thousands_of_documents_take_seconds() -> None:
     assert time.monotonic() - started < 60
     assert [d.id for d in found.exact] == ["e8"]
     assert [(d.id, like.id) for d, _, like in found.near] == [("e7", "copy")]
+
+
+def test_what_all_documents_share_costs_no_more() -> None:
+    """A licence text in every document, on both sides."""
+    licence = " ".join(f"word{i}" for i in range(400))
+    evaluated = [text(f"e{i}", f"{licence} of {i}") for i in range(400)]
+    trained = [text(f"t{i}", f"about {i} {licence}") for i in range(2000)]
+    started = time.monotonic()
+    found = find_leaks(evaluated, trained)
+    assert time.monotonic() - started < 20
+    assert len(found.near) == 400
+    assert {like.id for _, _, like in found.near} == {"t0"}

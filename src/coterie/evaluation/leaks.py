@@ -60,7 +60,7 @@ class Found:
 
     exact: list[Text]
     near: list[tuple[Text, float, Text]]
-    """(evaluated document, share of its runs in the training documents, the training document with most of them)."""
+    """(evaluated document, share of its runs in the training documents, the one in which most of them were met first)."""
 
 
 class _WordHashes(dict[str, int]):
@@ -87,18 +87,14 @@ def runs(text: str, hashes: _WordHashes | None = None) -> UInt64[np.ndarray, " H
 
 
 class _Sketches:
-    """Of each evaluated document a few runs, sorted by hash so that the training documents' runs can be looked up."""
+    """A few runs of each evaluated document, to be looked up while training documents stream past."""
 
     def __init__(self, evaluated: Sequence[Text], hashes: _WordHashes) -> None:
-        kept = [np.unique(runs(d.text, hashes))[:SKETCH] for d in evaluated]
-        self.size_D = np.array([len(k) for k in kept], dtype=np.int64)
-        hash_, owner = np.concatenate([np.empty(0, np.uint64), *kept]), np.repeat(np.arange(len(kept)), self.size_D)
-        order = np.argsort(hash_, kind="stable")
-        self.hash_H, self.owner_H = hash_[order], owner[order]
-        self.seen_H = np.zeros(len(order), bool)
-        self.most_D = np.zeros(len(kept), int)
-        """Most runs found in one training document, and which one that is."""
-        self.source_D = np.full(len(kept), -1)
+        sketches = [np.unique(runs(d.text, hashes))[:SKETCH] for d in evaluated]
+        self.hash_H = np.unique(np.concatenate([np.empty(0, np.uint64), *sketches]))
+        self.place_D = [np.searchsorted(self.hash_H, s) for s in sketches]
+        self.first_H = np.full(len(self.hash_H), -1)
+        """The training document in which each run was first met."""
         self._slots = np.zeros(1 << _SLOT_BITS, bool)
         self._slots[self._slot(self.hash_H)] = True
 
@@ -107,22 +103,19 @@ class _Sketches:
         return (hash_ >> np.uint64(64 - _SLOT_BITS)).astype(np.int64)
 
     def look_up(self, hash_: UInt64[np.ndarray, " H"], source: Int[np.ndarray, " H"]) -> None:
-        """Mark the runs of some training documents, given each run's document."""
+        """Note the runs of some training documents, given each run's document."""
         maybe = self._slots[self._slot(hash_)]  # most runs are dismissed here, for a fraction of the search's cost
         hash_, source = hash_[maybe], source[maybe]
-        first, last = np.searchsorted(self.hash_H, hash_, "left"), np.searchsorted(self.hash_H, hash_, "right")
-        copies = last - first
-        starts = np.cumsum(copies) - copies
-        place = np.arange(copies.sum()) - np.repeat(starts, copies) + np.repeat(first, copies)
-        self.seen_H[place] = True
-        found = np.unique(np.stack([np.repeat(source, copies), place]), axis=1)  # each run of a document once
-        (source, owner), count = np.unique(np.stack([found[0], self.owner_H[found[1]]]), axis=1, return_counts=True)
-        for s, d, n in zip(source, owner, count, strict=True):
-            if n > self.most_D[d]:
-                self.most_D[d], self.source_D[d] = n, s
+        place = np.searchsorted(self.hash_H, hash_)
+        place[place == len(self.hash_H)] = 0
+        new = (self.hash_H[place] == hash_) & (self.first_H[place] < 0)
+        self.first_H[place[new][::-1]] = source[new][::-1]  # of equal places the last one written stays: the first met
 
-    def share_D(self) -> np.ndarray:
-        return np.bincount(self.owner_H, self.seen_H, len(self.size_D)) / np.maximum(self.size_D, 1)
+    def share(self, d: int) -> tuple[float, int]:
+        """Share of a document's runs that were met, and the training document in which most of them were met first."""
+        met = self.first_H[self.place_D[d]]
+        met = met[met >= 0]
+        return (len(met) / len(self.place_D[d]), int(np.bincount(met).argmax())) if len(met) else (0.0, -1)
 
 
 def find_leaks(evaluated: Sequence[Text], trained: Iterable[Text]) -> Found:
@@ -154,13 +147,13 @@ def find_leaks(evaluated: Sequence[Text], trained: Iterable[Text]) -> Found:
             flush()
     if batch:
         flush()
-    share_D = sketches.share_D()
-    exact = [d for d in evaluated if d.content in contents]
-    near = [
-        (d, float(share_D[i]), known[sketches.source_D[i]])
-        for i, d in enumerate(evaluated)
-        if share_D[i] >= NEAR and sketches.size_D[i] and d.content not in contents
-    ]
+    exact, near = [], []
+    for d, document in enumerate(evaluated):
+        share, like = sketches.share(d)
+        if document.content in contents:
+            exact.append(document)
+        elif share >= NEAR:
+            near.append((document, share, known[like]))
     return Found(exact, sorted(near, key=lambda n: (-n[1], n[0].content)))
 
 

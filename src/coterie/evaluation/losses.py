@@ -178,7 +178,7 @@ def _read(spec: Losses, corpora: Mapping[str, Artifact], trained_on: frozenset[s
         counted.append((mask_NT, owner + offset))
         tokens.append(np.bincount(owner, minlength=size))
         if not len(owner):
-            cause = "all of them were trained on" if len(removed) else "its documents have no token that is predicted"
+            cause = "no token of them is predicted" if kept_D.any() else "all of them were trained on"
             raise RequestError(
                 "nothing is left to evaluate",
                 where=f"evaluation.{spec.name}, corpus {name}",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import ceil, floor, log10
+
 MISSING = "–"
 
 
@@ -30,29 +32,28 @@ def perplexity(value: float | None) -> str:
 
 
 def count(value: float | None) -> str:
-    """``812``, ``26.4 k``, ``2.00 M``."""
+    """``812``, ``26.4 k``, ``2 M``."""
     if value is None:
         return MISSING
-    for size, unit in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
-        if value >= size:
-            return f"{value / (1e3 if unit == 'k' else size):.3g} {unit}"
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= max(0.9995 * size, 1e4):
+            return f"{value / size:.3g} {unit}"
     return f"{value:,.0f}"
 
 
 def seconds(value: float | None) -> str:
     if value is None:
         return MISSING
-    if value < 60:
+    if value < 59.95:
         return f"{value:.1f} s"
-    if value < 3600:
-        return f"{value // 60:.0f} min {value % 60:02.0f} s"
-    return f"{value // 3600:.0f} h {value % 3600 // 60:02.0f} min"
+    whole = round(value)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02} min"
 
 
 def ticks(lo: float, hi: float, most: int = 6) -> list[float]:
     """Round values between two ends, at steps of 1, 2 or 5."""
-    from math import ceil, floor, log10
-
     if not hi > lo:
         return [lo]
     step = 10 ** floor(log10((hi - lo) / most))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from importlib.resources import files
+from math import log
 from pathlib import Path
 from typing import Any
 
@@ -70,11 +71,7 @@ def render(summary: Summary) -> str:
         small=charts.SMALL,
         routing=[_routing(summary, name, figures_) for name, figures_ in summary.get("routing", {}).items() if figures_],
         trained=trained,
-        columns=[
-            c
-            for c in ("kind", "corpus", "from", "parameters", "tokens", "seconds", "loss")
-            if any(c in m for _, m in trained)
-        ],
+        columns=[c for c in COLUMNS if any(c in m for _, m in trained)],
         css=here.joinpath("report.css").read_text(encoding="utf-8"),
         js=here.joinpath("report.js").read_text(encoding="utf-8"),
     )
@@ -114,7 +111,7 @@ def _routing(summary: Summary, name: str, use: dict[str, Any]) -> Routing:
     heat = [(g, list(w)) for g, w in use.get("by_group", {}).items()]
     said = [
         ("gini", "how unevenly experts are used: 0 all alike, near 1 all on one"),
-        ("entropy", f"nats of doubt a token: 0 sure, {figures.nats(_log(len(mean)))} even among all"),
+        ("entropy", f"nats of doubt a token: 0 sure, {figures.nats(log(max(len(mean), 1)))} even among all"),
         ("confidence", "mean of the largest weight"),
         ("mutual_information", "nats that the group says about the expert: 0 none"),
     ]
@@ -126,9 +123,3 @@ def _routing(summary: Summary, name: str, use: dict[str, Any]) -> Routing:
         [(k.replace("_", " "), figures.nats(use[k]), text) for k, text in said if use.get(k) is not None],
         charts.bands(experts, use.get("by_position", {})),
     )
-
-
-def _log(count: int) -> float:
-    from math import log
-
-    return log(max(count, 1))

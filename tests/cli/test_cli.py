@@ -42,7 +42,7 @@ VERBS = {
     "recipe": {"--help"},
     "store": {"--help"},
 }
-"""Every verb and option. Settings belong into recipes, and `--set` is the only override: a new flag changes this on purpose."""
+"""Every verb and option. Settings belong into recipes, with `--set` as the only override: a flag changes this on purpose."""
 
 
 def test_no_verb_or_flag_appears_unnoticed() -> None:

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from tests.invariants.cases import TIMES, Runs, ids, mixture, settings, some
 from tests.tiny import V, gpt2, llama, pool
 
+from coterie.dates import ordinal
 from coterie.errors import RequestError
 from coterie.recipe import Linear, Posterior
-from coterie.routing import ordinal
 
 times = st.sampled_from(TIMES)
 

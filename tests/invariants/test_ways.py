@@ -22,6 +22,8 @@ from coterie.store import Store
 
 times = st.sampled_from(TIMES)
 LIVE = 1e-5
+SHARP = 1e-4
+"""A random router may multiply the last bits of the experts' log-probabilities by 20."""
 
 
 @given(settings(), times)

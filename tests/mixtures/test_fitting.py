@@ -15,11 +15,10 @@ from tests.tiny import blocks_artifact, tokenizer_artifact
 
 from coterie import progress
 from coterie.errors import WorkError
-from coterie.mixtures import fit_router, routed_nll
-from coterie.mixtures.fitting import _eligible
+from coterie.mixtures import fit_router, routed, routed_nll
 from coterie.mixtures.members import eligibility
-from coterie.mixtures.routed import routed
 from coterie.mixtures.scored import held_documents, open_scored
+from coterie.mixtures.verbs import _eligible
 from coterie.store import Artifact, DryStore, Store
 
 LINEAR = {"kind": "linear", "epochs": 3, "learning_rate": 0.1}

@@ -36,7 +36,7 @@ def test_a_shipped_recipe_is_planned(path: Path, tmp_path: Path) -> None:
     """Where the data or the checkpoint is not there, the plan says so in one clear message."""
     missing = _missing(path)
     if missing:
-        with pytest.raises(RequestError, match="no such|there is no") as caught:
+        with pytest.raises(RequestError, match=r"no such|there is no") as caught:
             coterie.run(path, store=tmp_path / "store", out=tmp_path / "out", dry_run=True)
         assert any(str(p) in str(caught.value) or str(p.resolve()) in str(caught.value) for p in missing)
         return

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from coterie.dates import ordinal
 from coterie.errors import RequestError
-from coterie.routing import Eligibility, ordinal
+from coterie.routing import Eligibility
 
 
 def biennial(rule: str, **more: int | None) -> Eligibility:

@@ -9,9 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from coterie.dates import ordinal
 from coterie.errors import RequestError
 from coterie.recipe import Choices, digest
-from coterie.routing import ordinal
 
 KINDS = ("correct", "past", "future", "irrelevant")
 

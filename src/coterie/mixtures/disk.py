@@ -24,13 +24,12 @@ from transformers import AutoTokenizer, GenerationConfig
 
 from coterie.errors import RequestError
 from coterie.mixtures.config import OutputsConfig
-from coterie.mixtures.members import Member, eligibility, rule, slot_order
+from coterie.mixtures.members import Member, eligibility
 from coterie.mixtures.tokenizers import require_same_tokenizer, require_same_vocabulary
 from coterie.models import open_model
 from coterie.models.checkpoint import TOKENIZER_FILES
-from coterie.recipe import Mixture
 from coterie.routing import Router, build
-from coterie.store import Action, Artifact, Store, link_tree
+from coterie.store import Artifact
 
 if TYPE_CHECKING:
     from coterie.mixtures.outputs import OutputsMixture
@@ -45,82 +44,35 @@ HARMLESS = {
 """Options about downloading or loading that cannot change a mixture in a local directory."""
 
 
-def assemble(
-    store: Store,
-    *,
-    mixture: Mixture,
-    members: Sequence[Member],
-    router: Artifact | None,
-    tokenizer: Artifact,
-    label: str,
-) -> Artifact:
-    """A mixture of finished experts.
-
-    Args:
-        members: its distinct experts, in order.
-        router: the fitted router; None for `uniform`.
-        tokenizer: the one that every expert uses.
-
-    Raises:
-        RequestError: experts with different tokenizers or vocabularies; an unknown date that the rule of eligibility needs.
-    """
-    experts = [
-        {
-            "name": m.name,
-            "dir": f"experts/{m.name}",
-            "base": f"experts/base-{m.base.digest[:12]}" if m.base else None,
-            "digest": m.artifact.digest,
-            **m.dates,
-        }
-        for m in members
-    ]
-    seats = [{"name": name, "expert": u} for name, u in zip(mixture.slots, slot_order(mixture, members), strict=True)]
-    said: dict[str, Any] = {
-        "slots": seats,
-        "experts": experts,
-        "router": mixture.router.model_dump(mode="json"),
-        "eligible": rule(mixture, members),
-    }
-    inputs = {f"experts.{i}": m.artifact.digest for i, m in enumerate(members)} | {"tokenizer": tokenizer.digest}
-    inputs |= {f"bases.{i}": m.base.digest for i, m in enumerate(members) if m.base}
-    inputs |= {"router": router.digest} if router else {}
-
-    def build_mixture(folder: Path) -> None:
-        eligibility(said["eligible"], [m.name for m in members], experts)
-        require_same_tokenizer([(m.name, m.artifact.path) for m in members])
-        require_same_vocabulary({m.name: m.vocab_size for m in members})
-        for name in TOKENIZER_FILES & tokenizer.files.keys():
-            shutil.copyfile(tokenizer.file(name), folder / name)
-        reader = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        special: dict[str, Any] = {f"{kind}_token_id": getattr(reader, f"{kind}_token_id") for kind in ("bos", "eos")}
-        special["pad_token_id"] = reader.pad_token_id if reader.pad_token_id is not None else reader.eos_token_id
-        context = min(_context(m) for m in members)
-        config = OutputsConfig(
-            **said,
-            vocab_size=members[0].vocab_size,
-            max_position_embeddings=context,
-            **special,
-            architectures=["OutputsMixture"],
-        )
-        config.save_pretrained(folder)
-        GenerationConfig(**special).save_pretrained(folder)
-        if router:
-            shutil.copyfile(router.file("router.safetensors"), folder / "router.safetensors")
-
-    return store.make(Action("mixtures", said, inputs, libraries=("transformers",)), build_mixture, label=label)
+def write(
+    said: dict[str, Any], members: Sequence[Member], router: Artifact | None, tokenizer: Artifact, folder: Path
+) -> None:
+    """Write all of a mixture but its experts; see `coterie.mixtures.assemble`."""
+    eligibility(said["eligible"], [m.name for m in members], said["experts"])
+    require_same_tokenizer([(m.name, m.artifact.path) for m in members])
+    require_same_vocabulary({m.name: m.vocab_size for m in members})
+    for name in TOKENIZER_FILES & tokenizer.files.keys():
+        shutil.copyfile(tokenizer.file(name), folder / name)
+    reader = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    special: dict[str, Any] = {f"{kind}_token_id": getattr(reader, f"{kind}_token_id") for kind in ("bos", "eos")}
+    special["pad_token_id"] = reader.pad_token_id if reader.pad_token_id is not None else reader.eos_token_id
+    context = min(_context(m) for m in members)
+    config = OutputsConfig(
+        **said,
+        vocab_size=members[0].vocab_size,
+        max_position_embeddings=context,
+        **special,
+        architectures=["OutputsMixture"],
+    )
+    config.save_pretrained(folder)
+    GenerationConfig(**special).save_pretrained(folder)
+    if router:
+        shutil.copyfile(router.file("router.safetensors"), folder / "router.safetensors")
 
 
 def _context(member: Member) -> int:
     config = json.loads((member.base or member.artifact).file("config.json").read_text())
     return next((config[k] for k in ("max_position_embeddings", "n_positions") if config.get(k)), 2**31 - 1)
-
-
-def materialise(mixture: Artifact, members: Sequence[Member], target: Path) -> Path:
-    """A mixture directory at ``target`` that opens by itself: its files and every expert's, linked from the store."""
-    entries = OutputsConfig.from_pretrained(mixture.path).experts
-    parts = {entry["dir"]: member.artifact for entry, member in zip(entries, members, strict=True)}
-    parts |= {e["base"]: m.base for e, m in zip(entries, members, strict=True) if m.base is not None}
-    return link_tree(mixture, target, parts)
 
 
 def read_router(folder: Path, config: OutputsConfig) -> Router:

@@ -9,10 +9,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import date
+from typing import TYPE_CHECKING
 
 from coterie.recipe import Mixture, Window
-from coterie.routing import Eligibility
 from coterie.store import Artifact
+
+if TYPE_CHECKING:
+    from coterie.routing import Eligibility
 
 
 @dataclass
@@ -70,6 +73,8 @@ def eligibility(rule: dict, names: Sequence[str], dates: Sequence[dict[str, str 
     Raises:
         RequestError: the rule needs a date that an expert does not have.
     """
+
+    from coterie.routing import Eligibility
 
     def days(key: str) -> tuple[int | None, ...]:
         return tuple(date.fromisoformat(d[key]).toordinal() if d.get(key) else None for d in dates)  # type: ignore[arg-type]

@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from coterie.dates import Time, ordinal
 from coterie.errors import RequestError
-from coterie.routing import Eligibility, ordinal
-from coterie.routing.eligibility import Time
+from coterie.routing import Eligibility
 
 Times = Time | Sequence[Time | None] | Int[Tensor, " B"] | None
 """A date for all rows, or one for each; as a tensor, ordinals."""

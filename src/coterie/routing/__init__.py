@@ -1,6 +1,6 @@
 """Eligibility, features, routers, policy, fitting, statistics. Pure tensors: no store, no expert, no tokenizer."""
 
-from coterie.routing.eligibility import Eligibility, ordinal
+from coterie.routing.eligibility import Eligibility
 from coterie.routing.fit import Scored, Settings, fit, mix
 from coterie.routing.policy import Policy, log_softmax
 from coterie.routing.routers import Router, build
@@ -9,5 +9,4 @@ from coterie.routing.statistics import Usage
 
 __all__ = [
     "Eligibility", "Policy", "Router", "Scored", "Settings", "Usage", "build", "decayed_sum", "fit", "log_softmax", "mix",
-    "ordinal",
 ]  # fmt: skip

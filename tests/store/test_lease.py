@@ -101,14 +101,20 @@ def test_freed_when_the_work_fails(tmp_path):
     assert Lock(tmp_path / "x.lock").take()
 
 
-def test_deleted_lock_file(tmp_path):
-    """A lock on a file that has no name any more excludes nobody: it is not taken for one."""
-    path = tmp_path / "x.lock"
-    one = Lock(path)
-    assert one.take()
-    path.unlink()
-    two = Lock(path)
-    assert two.take()
+def test_deleted_lock_file(tmp_path, monkeypatch):
+    """A lock on a file that lost its name between opening and locking excludes nobody: it is not taken for one."""
+    path, real = tmp_path / "x.lock", Lock._open
+
+    def open_and_lose(lock):
+        handle = real(lock)
+        path.unlink()
+        return handle
+
+    lock = Lock(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(Lock, "_open", open_and_lose)
+        assert not lock.take()
+    assert lock.take()
     assert not Lock(path).take()
 
 

@@ -4,7 +4,7 @@ For each share of the tokens spent in the shared base, and for each seed: a base
 from it, one single model from the same start with the same total; then every router. Writes docs/results/outputs.md; the last
 line of stdout is one JSON object.
 
-    python benchmarks/price_of_modularity.py [--tokens 800000] [--seeds 3] [--data ../shared/data] [--store DIR]
+    python benchmarks/price_of_modularity.py [--tokens 500000] [--seeds 3] [--data ../shared/data] [--store DIR]
 
 Everything is an artifact: interrupted, the same command goes on.
 """
@@ -72,7 +72,7 @@ def recipe(data: Path, share: float, seed: int, tokens: int, test_tokens: int) -
                 "name": f"m-{i}",
                 "at": "outputs",
                 "slots": list(domains),
-                "router": {"tokens": 100_000, **router} if router["kind"] != "uniform" else router,
+                "router": {"tokens": 60_000, **router} if router["kind"] != "uniform" else router,
             }
             for i, router in enumerate(ROUTERS.values())
         ],
@@ -154,8 +154,8 @@ def page(results: dict[float, list[dict[str, float]]], args: argparse.Namespace)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", type=int, default=800_000)
-    parser.add_argument("--test-tokens", type=int, default=25_000)
+    parser.add_argument("--tokens", type=int, default=500_000)
+    parser.add_argument("--test-tokens", type=int, default=15_000)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--store", type=Path, default=None)

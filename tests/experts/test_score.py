@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -11,16 +9,15 @@ from safetensors.numpy import load_file
 from tests.experts.making import LENGTH, base, blocks, settings
 
 from coterie.corpora import Blocks
-from coterie.experts import score, train
+from coterie.experts import score, scoring, train
 from coterie.models import logprob, open_model
 from coterie.store import Store
 
 torch.set_num_threads(1)
-SCORE = sys.modules["coterie.experts.scoring"]  # the room has a function of the module's name
 
 
 def test_scores_are_each_document_alone(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(SCORE, "TOKENS_AT_ONCE", 5 * LENGTH)  # batches of 5, the last one short
+    monkeypatch.setattr(scoring, "TOKENS_AT_ONCE", 5 * LENGTH)  # batches of 5, the last one short
     expert, source = base(store), blocks(store, 13, fill=0.5)
     made = score(store, expert, source)
     logp = load_file(made.file("scores.safetensors"))["logp"]
@@ -63,7 +60,7 @@ def test_an_adapter_is_scored_on_its_base(store: Store) -> None:
 def test_scores_do_not_depend_on_the_batch(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     expert, source = base(store, "qwen3"), blocks(store, 13)
     first = load_file(score(store, expert, source).file("scores.safetensors"))["logp"]
-    monkeypatch.setattr(SCORE, "TOKENS_AT_ONCE", 1)
+    monkeypatch.setattr(scoring, "TOKENS_AT_ONCE", 1)
     other = Store(store.root.parent / "other")
     again = load_file(score(other, expert, source).file("scores.safetensors"))["logp"]
     np.testing.assert_allclose(again, first, atol=1e-5)

@@ -446,6 +446,10 @@ def test_a_snapshot_is_the_expert_that_was_trained_so_far(store: Store) -> None:
         assert shorter.facts["steps"] == entry["step"]
         for name, tensor in weights(shorter).items():
             assert torch.equal(weights(snapshot)[name], tensor)
+    again = Store(store.root)
+    reused = train(again, start=base(again), blocks=[source], train=settings(snapshots=200, **plain), seed=1)
+    assert reused.digest == expert.digest
+    assert {entry["digest"] for entry in listed} <= {a.digest for a in again.used.values()}  # or prune would take them
 
 
 # Reuse

@@ -17,7 +17,7 @@ import torch
 from coterie.corpora import Blocks, Order
 from coterie.errors import RequestError
 from coterie.experts import loop as loops
-from coterie.experts import outcome, resume, schedule
+from coterie.experts import outcome, resume, schedule, verbs
 from coterie.experts.data import Rows, as_is, require_fit
 from coterie.experts.interrupt import Interrupt
 from coterie.experts.request import Request, arguments, opened, require_effective
@@ -26,7 +26,6 @@ from coterie.models import parameters
 from coterie.models.packing import needs_mask
 from coterie.models.quiet import quiet, seeded
 from coterie.progress import bar, say
-from coterie.store import Action
 
 
 def make(request: Request, folder: Path) -> dict[str, Any]:
@@ -116,15 +115,13 @@ def _snapshot(request: Request, loop: loops.Loop, tokens: int) -> None:
     """Publish the weights as they are, as an artifact of their own, and note it for the figures."""
     step = loop.state.global_step
     loops.require_finite(loop.moving, step)
-    whole = request.action
-    action = Action("experts", {**whole.spec, "snapshot_step": step}, whole.inputs, whole.libraries, whole.numerics)
     losses = [entry["loss"] for entry in loop.state.log_history if "loss" in entry]
 
     def build(folder: Path) -> None:
         figures = outcome.facts(request, loop, tokens, loss=losses[-1] if losses else None)
         outcome.write(request, loop, folder, figures, [])
 
-    made = request.store.make(action, build, label=f"{request.label} at {tokens:,} tokens")
+    made = request.store.make(verbs.snapshot(request.action, step), build, label=f"{request.label} at {tokens:,} tokens")
     loop.snapshots.append({"step": step, "tokens": tokens, "digest": made.digest})
 
 

@@ -81,7 +81,19 @@ def train(
         )  # fmt: skip
         return training.make(asked, folder)
 
-    return store.make(action, build, label=label, tokens=train.tokens)
+    made = store.make(action, build, label=label, tokens=train.tokens)
+    if train.snapshots and not made.planned:
+        for entry in made.facts["snapshots"]:  # a run that reuses the expert rests on its snapshots too
+            earlier = snapshot(action, entry["step"])
+            if found := store.find(earlier, f"{label} at {entry['tokens']:,} tokens"):
+                store.used.setdefault(earlier.key, found)
+    return made
+
+
+def snapshot(action: Action, step: int) -> Action:
+    """The action whose result is an expert as it was after ``step`` steps."""
+    spec = {**action.spec, "snapshot_step": step}
+    return Action(action.kind, spec, action.inputs, action.libraries, action.numerics)
 
 
 def score(

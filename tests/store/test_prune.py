@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tests.faults import harness as h
 
 from coterie.errors import WorkError
-from coterie.store import Action, Store, ls, prune
+from coterie.store import Action, Store, lease, ls, prune
 from coterie.store.owner import HOST
 
 
@@ -122,9 +122,30 @@ def test_not_while_it_is_in_use(tmp_path):
     assert list((root / "users").iterdir()) == []
 
 
-def test_whoever_comes_while_it_is_pruned_waits(tmp_path, monkeypatch, heard):
-    from coterie.store import lease
+def test_a_user_without_a_name_counts(tmp_path):
+    """Its name could not be written: the disk was full. The lock says enough."""
+    root = tmp_path / "store"
+    h.make(root)
+    reader = lease.Lock(root / "in-use.lock")
+    assert reader.take(shared=True)
+    with pytest.raises(WorkError, match="in use") as error:
+        prune(Store(root))
+    assert "could not leave its name" in error.value.found
+    reader.free()
+    assert len(prune(Store(root)).objects) == 1
 
+
+def test_a_child_that_leaves_does_not_take_its_parent_along(tmp_path):
+    store = Store(tmp_path / "store")
+    store.make(h.action(), h.build, label="thing")
+    names = list((tmp_path / "store" / "users").iterdir())
+    assert h.in_child(store.leave) == 0
+    assert list((tmp_path / "store" / "users").iterdir()) == names
+    with pytest.raises(WorkError, match="in use"):
+        prune(Store(tmp_path / "store"))
+
+
+def test_whoever_comes_while_it_is_pruned_waits(tmp_path, monkeypatch, heard):
     monkeypatch.setattr(lease, "FIRST_NOTICE", 0.01)
     root = tmp_path / "store"
     h.make(root)

@@ -118,7 +118,7 @@ class Store:
 
     def leave(self) -> None:
         """Say that this process needs nothing of the store any more. Happens by itself at its end."""
-        if self._presence is not None and self._presence.pid == os.getpid():
+        if self._presence is not None:
             self._presence.leave()
         self._presence = None
 

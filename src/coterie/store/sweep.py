@@ -86,7 +86,7 @@ def _alone(root: Path) -> Lock:
         raise WorkError(
             "the store is in use",
             where=str(root),
-            found=", ".join(f"process {pid} on {host}" for pid, host in named) or gate.holder(),
+            found=", ".join(f"process {pid} on {host}" for pid, host in named) or "a process that could not leave its name",
             kept="everything",
             do="wait for it to end" + (f"; if it ended without a word, delete {users[0]}" if free else ""),
         )

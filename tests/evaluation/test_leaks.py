@@ -50,6 +50,11 @@ def test_case_punctuation_and_wrapping_do_not_hide_a_copy() -> None:
     assert [(d.id, share, like.id) for d, share, like in found.near] == [("e", 1.0, "t")]
 
 
+def test_half_is_enough() -> None:
+    found = find_leaks([text("e", "a b c d e f g h i")], [text("t", "a b c d e f g h")])
+    assert [share for _, share, _ in found.near] == [0.5]
+
+
 def test_text_without_spaces_has_runs_too() -> None:
     assert len(runs("天地玄黃宇宙洪荒日月盈昃")) == 5
     assert len(runs("")) == 0

@@ -62,7 +62,7 @@ def mixture(
             for u, day in enumerate(days)
         ],
         router=recipe.model_dump(mode="json"),
-        eligible={"rule": rule, "fallback": fallback},
+        eligible={"rule": rule, "fallback": fallback, "default_time": "2016-07-01"},
         vocab_size=V,
         max_position_embeddings=64,
         eos_token_id=0,

@@ -66,8 +66,11 @@ def test_fallback_answers_only_where_nobody_else_does() -> None:
     assert mask.tolist() == [[False] * 5 + [True], [True] + [False] * 5]
 
 
-def test_no_date_is_now_unless_a_default_is_set() -> None:
-    assert biennial("strict").mask([None]).all()
+def test_no_date_is_an_error_unless_a_default_is_set() -> None:
+    with pytest.raises(RequestError, match="none is given"):
+        biennial("strict").mask([None])
+    assert not biennial("strict").mask([None], none_is_error=False).any()
+    assert biennial("all").mask([None]).all()
     assert biennial("strict", default=ordinal("2015")).mask([None]).tolist() == [[True] + [False] * 5]
 
 

@@ -2,7 +2,8 @@
 
 ``strict``: an expert's knowledge ends by the query date, so that it cannot have read what comes after. ``inclusive``: its
 window has started, which leaks at most the rest of one window. ``all``: every expert, whatever the date. Dates are
-ordinals (days); a query without a date is asked as of now and may use all.
+ordinals (days). A query without a date is an error unless the rule is `all` or has a default: whatever it were taken to
+mean, something could leak.
 
 Shapes: B rows, U distinct experts.
 """
@@ -62,12 +63,23 @@ class Eligibility:
             none_is_error: if not, a row at whose date no expert is eligible is all False.
 
         Raises:
-            RequestError: no expert is eligible at a date and there is no fallback; names the first usable date.
+            RequestError: no expert is eligible at a date and there is no fallback (names the first usable date); or no date
+                is given, and the rule goes by dates and has no default.
         """
         rows: dict[int | None, list[bool]] = {}
         for time in dict.fromkeys(times):
             at = self.default if time is None else time
-            rows[time] = [True if at is None else first is not None and first <= at for first in self._first]
+            if self.rule == "all":
+                rows[time] = [True] * len(self.names)
+            elif at is None and none_is_error:
+                raise RequestError(
+                    "this mixture answers as of a date, and none is given",
+                    where="time",
+                    expected=f"a date, for eligible: {self.rule}",
+                    do="give time=, or a default_time in the recipe",
+                )
+            else:
+                rows[time] = [at is not None and first is not None and first <= at for first in self._first]
             if not any(rows[time]):
                 if self.fallback is not None:
                     rows[time][self.fallback] = True

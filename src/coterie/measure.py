@@ -78,9 +78,12 @@ class Measured:
             if isinstance(spec, Losses)
             for name, b in self.tested(spec).items()
         }
-        if not tested:
+        asked = [evaluation.read_questions(spec) for spec in self.recipe.evaluation if isinstance(spec, Choices)]
+        if not tested and not asked:
             return None
-        return evaluation.check_leaks(self.c.store, evaluated=list(tested.values()), trained=self.trained_on)
+        return evaluation.check_leaks(
+            self.c.store, evaluated=list(tested.values()), trained=self.trained_on, questions=asked
+        )
 
     def losses(self, spec: Losses) -> tuple[Artifact, list[str]]:
         """The evaluation, and the names of its models in order."""

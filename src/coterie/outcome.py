@@ -163,7 +163,11 @@ def show(summary: dict[str, Any], out: Path) -> None:
     if summary["evaluation"]:
         print(report.terminal(summary))
     leaks = summary.get("leaks", {"exact": 0, "near": 0})
-    if leaks["exact"] or leaks["near"]:
-        say(f"  {leaks['exact']} documents to evaluate were trained on and left out; {leaks['near']} are near-duplicates")
+    if leaks["exact"]:
+        say(f"  {leaks['exact']} documents to evaluate were trained on and are left out; the report names them")
+    if leaks["near"]:
+        say(
+            f"  {leaks['near']} evaluated documents share half their text or more with training documents; the report names them"
+        )
     where = out / "report.html"
     print(f"{'report' if where.exists() else 'results'}: {where if where.exists() else out}")

@@ -58,6 +58,17 @@ def test_the_best_state_is_kept_and_patience_ends_it() -> None:
     assert all(torch.equal(start[k], v) for k, v in router.state_dict().items())
 
 
+def test_held_out_tokens_teach_nothing() -> None:
+    data, states = two_domains(), []
+    for shift in (0.0, -3.0):
+        other = data.logp_UNT1.clone()
+        other[0, held(data)[:, 0]] += shift
+        router = build(Linear(kind="linear").model_dump(), 2, V)
+        fit(router, replace(data, logp_UNT1=other), held(data), NO_PRIOR, replace(QUICK, epochs=1), seed=0)
+        states.append(router.state_dict())
+    assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
+
+
 def test_repeatable_and_seeded() -> None:
     data, states = two_domains(), []
     for seed in (1, 1, 2):

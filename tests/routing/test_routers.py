@@ -81,13 +81,15 @@ def test_linear_is_linear_in_token_frequencies() -> None:
     ids, position, eligible, _ = random_inputs(1, 9, 3)
     router = random_router(Linear(kind="linear"), 3)
     table, recent = router.tokens.table_V2W, router.tokens.decay_logit.sigmoid()
+    smoothing = router.tokens.log_smoothing.exp()
     logits, _ = router(ids, position, eligible)
     for t in range(9):
         one_hot = F.one_hot(ids[0, : t + 1], V).float()
         age = recent ** torch.arange(t, -1, -1)
-        even, late = one_hot.mean(0), (age[:, None] * one_hot).sum(0) / age.sum()
-        expected = even @ table[:, :3] + late @ table[:, 3:] + router.bias_U
-        assert torch.allclose(logits[0, t], expected, atol=1e-4)
+        even = one_hot.sum(0) / (t + 1 + smoothing)
+        late = (age[:, None] * one_hot).sum(0) / (age.sum() + smoothing)
+        expected = 10 * (even @ table[:, :3] + late @ table[:, 3:]) + router.bias_U
+        assert torch.allclose(logits[0, t], expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", [Linear(kind="linear"), Mlp(kind="mlp")])
@@ -96,7 +98,7 @@ def test_starts_uniform_or_as_the_posterior(kind: Linear) -> None:
     plain = build(kind.model_dump(), 3, V)
     assert (plain(*inputs)[0] == 0).all()
     with_posterior = build({**kind.model_dump(), "features": ["tokens", "posterior"]}, 3, V)
-    posterior = build(Posterior().model_dump(), 3, V)
+    posterior = build(Posterior(decay=0.95).model_dump(), 3, V)
     assert torch.allclose(weights(with_posterior, inputs), weights(posterior, inputs), atol=1e-5)
 
 

@@ -69,6 +69,7 @@ def test_a_file_that_was_just_written_is_not_noted(tmp_path):
     for text in ("data", "DATA", "Data") * 20:
         file.write_text(text)
         assert store.digest_file(file) == plain(file)
+    assert not (tmp_path / "store" / "file-digests").exists()
 
 
 @settings(max_examples=40, deadline=None)

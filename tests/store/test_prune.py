@@ -204,6 +204,19 @@ def test_a_reused_process_number_blocks_nothing(tmp_path):
     assert len(prune(Store(root)).objects) == 1
 
 
+def test_temporary_things_go_with_their_maker(tmp_path):
+    root = tmp_path / "store"
+    h.make(root)
+    living, foreign = (root / "temp" / name for name in (f"x~00000000.{os.getpid()}.{HOST}", "x~00000000.1.far"))
+    gone = h.start(lambda: None)
+    h.wait(gone)
+    dead = root / "temp" / f"x~00000000.{gone}.{HOST}"
+    for path in (living, foreign, dead):
+        path.mkdir()
+    assert set(prune(Store(root)).leftovers) == {foreign, dead}
+    assert list((root / "temp").iterdir()) == [living]
+
+
 def test_damaged_root_stops_it(tmp_path):
     root = tmp_path / "store"
     run(root, tmp_path / "out", [0])

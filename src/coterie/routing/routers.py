@@ -87,22 +87,27 @@ class Posterior(Router):
 
 class Prefix(nn.Module):
     """A linear map of the prefix's token frequencies, over all of it and over its recent past: two rows of a table for each
-    token, averaged evenly and with a learned decay."""
+    token, averaged evenly and with a learned decay. The averages are smoothed by a learned number of tokens that say nothing,
+    so that the first few tokens of a document do not decide alone."""
+
+    SCALE = 10.0
+    """Of the frequencies. A frequency is small and its table row must become large: this is the table's learning rate."""
 
     def __init__(self, vocab_size: int, width: int, std: float) -> None:
         super().__init__()
         self.width = width
         self.table_V2W = nn.Parameter(std * torch.randn(vocab_size, 2 * width))
         self.decay_logit = nn.Parameter(torch.logit(torch.tensor(0.9)))
+        self.log_smoothing = nn.Parameter(torch.tensor(16.0).log())
 
     def forward(self, ids_BT: Tensor, position_BT: Tensor, carry_B2W: Tensor | None) -> tuple[Tensor, Tensor]:
-        recent = self.decay_logit.sigmoid()
+        recent, smoothing = self.decay_logit.sigmoid(), self.log_smoothing.exp()
         decay_2W = torch.cat([torch.ones_like(recent).expand(self.width), recent.expand(self.width)])
         sum_BT2W = decayed_sum(F.embedding(ids_BT, self.table_V2W), position_BT, decay_2W, carry_B2W)
         length_BT1 = (position_BT + 1)[..., None].to(sum_BT2W.dtype)
-        even_BTW = sum_BT2W[..., : self.width] / length_BT1
-        late_BTW = sum_BT2W[..., self.width :] * (1 - recent) / (1 - recent**length_BT1)
-        return even_BTW + late_BTW, sum_BT2W[:, -1]
+        even_BTW = sum_BT2W[..., : self.width] / (length_BT1 + smoothing)
+        late_BTW = sum_BT2W[..., self.width :] / ((1 - recent**length_BT1) / (1 - recent) + smoothing)
+        return self.SCALE * (even_BTW + late_BTW), sum_BT2W[:, -1]
 
 
 class Linear(Router):
@@ -119,7 +124,7 @@ class Linear(Router):
         self.tokens = Prefix(vocab_size, width, std=0.02 if hidden else 0.0) if "tokens" in features else None
         self.bias_U = nn.Parameter(torch.zeros(experts))
         if self.needs_evidence:
-            self.evidence = Evidence()
+            self.evidence = Evidence(decay=0.95)  # near what fits find; from 1 they need many more steps
             self.change_UU = nn.Parameter(torch.zeros(experts, experts))
 
     def forward(self, ids_BT, position_BT, eligible_BTU, evidence_BTU=None, state=None):

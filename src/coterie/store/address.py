@@ -23,7 +23,7 @@ FORMATS = {
     "weights": 1,
     "experts": 1,
     "scores": 1,
-    "routers": 1,
+    "routers": 2,
     "mixtures": 1,
     "evaluations": 1,
 }

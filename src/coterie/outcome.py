@@ -164,10 +164,8 @@ def show(summary: dict[str, Any], out: Path) -> None:
         print(report.terminal(summary))
     leaks = summary.get("leaks", {"exact": 0, "near": 0})
     if leaks["exact"]:
-        say(f"  {leaks['exact']} documents to evaluate were trained on and are left out; the report names them")
+        say(f"  {leaks['exact']} documents to evaluate were trained on and are left out (see the report)")
     if leaks["near"]:
-        say(
-            f"  {leaks['near']} evaluated documents share half their text or more with training documents; the report names them"
-        )
+        say(f"  {leaks['near']} evaluated documents share half their text with training documents (see the report)")
     where = out / "report.html"
     print(f"{'report' if where.exists() else 'results'}: {where if where.exists() else out}")

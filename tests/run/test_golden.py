@@ -1,7 +1,7 @@
 """Golden losses: one small run, as text. A refactor leaves them as they are; a change that moves them says why.
 
-They are fp32 on one CPU thread. Another processor may differ in the last bits, so figures are compared to 1e-4; on one machine
-they are equal. `COTERIE_GOLDEN=write` writes the file anew.
+They are fp32 on one CPU thread. Another processor may differ in the last bits, so figures are compared to 1e-4; on one
+machine they are equal. `COTERIE_GOLDEN=write` writes the file anew.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.run.small import recipe
 
 import coterie
-from tests.run.small import recipe
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "small.txt"
 

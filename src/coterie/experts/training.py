@@ -134,5 +134,6 @@ def _threads(count: int) -> Iterator[int]:
     try:
         yield torch.get_num_threads()
     finally:
+        gc.collect()  # the Trainer and its model refer to each other; all that is older is frozen and not looked through
         gc.unfreeze()
         torch.set_num_threads(before)

@@ -42,10 +42,8 @@ class Scored:
 
     @property
     def evidence_NTU(self) -> Float[Tensor, "N T U"]:
-        """log P_u(x_t), 0 at a document's first token."""
-        return (
-            torch.nn.functional.pad(self.logp_UNT1, (1, 0)).movedim(0, -1).masked_fill(self.position_NT[..., None] == 0, 0)
-        )
+        """log P_u(x_t); 0 at a document's first token, as in the scores."""
+        return torch.nn.functional.pad(self.logp_UNT1, (1, 0)).movedim(0, -1)
 
     @property
     def predicted_NT1U(self) -> Float[Tensor, "N T-1 U"]:

@@ -86,9 +86,9 @@ class Posterior(Router):
 
 
 class Prefix(nn.Module):
-    """A linear map of the prefix's token frequencies, over all of it and over its recent past: two rows of a table for each
-    token, averaged evenly and with a learned decay. The averages are smoothed by a learned number of tokens that say nothing,
-    so that the first few tokens of a document do not decide alone."""
+    """A linear map of the prefix's token frequencies, over all of it and over its recent past: two rows of a table for
+    each token, averaged evenly and with a learned decay. The averages are smoothed by a learned number of tokens that say
+    nothing, so that a document's first few tokens do not decide alone."""
 
     SCALE = 10.0
     """Of the frequencies. A frequency is small and its table row must become large: this is the table's learning rate."""

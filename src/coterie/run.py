@@ -16,11 +16,11 @@ from typing import Any
 
 import polars as pl
 
-from coterie import corpora, experts, mixtures, models, outcome
+from coterie import corpora, evaluation, experts, mixtures, models, outcome
 from coterie.measure import Measured, summarise
 from coterie.outcome import Run
 from coterie.progress import say
-from coterie.recipe import CheckpointBase, Expert, FreshBase, Mixture, Recipe, Window, lineage, read
+from coterie.recipe import CheckpointBase, Expert, FreshBase, Losses, Mixture, Recipe, Window, lineage, read
 from coterie.recipe.mixture import Uniform
 from coterie.store import Artifact, DryStore, Store
 from coterie.store.place import default_root
@@ -333,6 +333,7 @@ def run(
     c.store.keep(out)
     measured = Measured(c, out)
     places = outcome.Places(out, c)
+    _look_first(c, measured)
     _ = c.experts
     if not dry_run:
         say("  experts: {requested} requested, {distinct} distinct, {trained} trained, {reused} reused".format(**c.reuse()))
@@ -354,6 +355,20 @@ def run(
     c.store.keep(out, finished=True)
     outcome.show(summary, out)
     return Run(asked, out, summary, experts=places.opened("experts"), mixtures=places.opened("mixtures"))
+
+
+def _look_first(c: Conductor, measured: Measured) -> None:
+    """Read all data before anything is trained, so that what is wrong with the request is found at once."""
+    for name in c.used_corpora:
+        c.documents(name)
+    for expert in c.recipe.experts:
+        corpus, window, where = _data(expert)
+        c.blocks(corpus, "train", window, where)
+    for spec in c.recipe.evaluation:
+        if isinstance(spec, Losses):
+            measured.tested(spec)
+        else:
+            evaluation.read_questions(spec)
 
 
 class _Callable(ModuleType):

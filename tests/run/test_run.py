@@ -256,6 +256,20 @@ def test_the_designs_recipe_runs_as_printed(tmp_path: Path) -> None:
         run.mixtures["learned"].log_probs(torch.tensor([[5, 6, 7]]), time="2014-12-31")
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"evaluation": [{"name": "q", "choices": "none.jsonl"}]}, "none.jsonl"),
+        ({"evaluation": [{"name": "l", "corpora": ["fruit"], "by": "colour"}]}, "colour"),
+        ({"experts": [{"name": "fruit", "corpus": "fruit", "where": {"id": "nobody"}}], "mixtures": []}, "fruit"),
+    ],
+)
+def test_what_is_wrong_is_found_before_anything_is_trained(tmp_path: Path, change: dict, said: str) -> None:
+    with pytest.raises(RequestError, match=said):
+        coterie.run(recipe(tmp_path / "data", **change), store=tmp_path / "store", out=tmp_path / "out")
+    assert not (tmp_path / "store/experts").exists()
+
+
 def test_the_flat_form_runs(home: Path) -> None:
     write_corpora(home / "flat")
     raw = {

@@ -5,10 +5,13 @@ Exit codes: 0 done; 2 the request is wrong; 1 it failed while working (what was 
 
 from __future__ import annotations
 
+import functools
 import os
+import shlex
 import signal
 import sys
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import typer
 
@@ -37,8 +40,31 @@ def _options(
         os.environ["COTERIE_DEBUG"] = "1"
 
 
+class InterruptError(CoterieError):
+    """Ctrl-C, or a request to end."""
+
+    exit_code = 130
+
+
+def _interruptible(verb: Callable[..., None]) -> Callable[..., None]:
+    """Typer would answer Ctrl-C with one word; a person needs to know what is kept and how to go on."""
+
+    @functools.wraps(verb)
+    def called(*args: Any, **kwargs: Any) -> None:
+        try:
+            verb(*args, **kwargs)
+        except KeyboardInterrupt:
+            raise InterruptError(
+                "stopped",
+                kept="what was finished, and the newest checkpoint of what was not",
+                do=f"go on with the same command: {shlex.join(['coterie', *sys.argv[1:]])}",
+            ) from None
+
+    return called
+
+
 for verb in (quickstart, run, train, mix, evaluate, generate, report, recipe):
-    app.command(verb.NAME)(verb.command)
+    app.command(verb.NAME)(_interruptible(verb.command))
 app.add_typer(store.app, name="store")
 
 
@@ -47,14 +73,6 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         app()
-    except KeyboardInterrupt:
-        again = " ".join(["coterie", *sys.argv[1:]])
-        print(
-            "\nStopped. What was finished is kept, and the newest checkpoint of what was not.\n"
-            f"  do:       go on with the same command: {again}",
-            file=sys.stderr,
-        )
-        sys.exit(130)
     except CoterieError as error:
         _fail(error, str(error), error.exit_code)
     except BrokenPipeError:
@@ -72,5 +90,5 @@ def _interrupt(*_: object) -> None:
 def _fail(error: BaseException, text: str, code: int) -> None:
     if os.environ.get("COTERIE_DEBUG"):
         raise error
-    print(f"error: {text}", file=sys.stderr)
+    print(text if code == 130 else f"error: {text}", file=sys.stderr)
     sys.exit(code)

@@ -97,6 +97,15 @@ def interval(values: list[float]) -> tuple[float, float]:
     return mean, T_95[len(values)] * statistics.stdev(values) / len(values) ** 0.5
 
 
+def processor() -> str:
+    """Name of the CPU."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.machine()
+
+
 def page(results: dict[float, list[dict[str, float]]], args: argparse.Namespace) -> str:
     names = [*ROUTERS, "oracle", "best_expert"]
     price = {share: {n: interval([r[n] - r["single"] for r in runs]) for n in names} for share, runs in results.items()}
@@ -110,8 +119,8 @@ def page(results: dict[float, list[dict[str, float]]], args: argparse.Namespace)
     lines = [
         "# What modularity costs at the outputs",
         "",
-        f"Made by `python benchmarks/price_of_modularity.py --tokens {args.tokens} --seeds {args.seeds}` on "
-        f"{date.today().isoformat()}, {platform.processor() or platform.machine()}, 2 CPU cores, bf16 autocast where the CPU has it.",
+        f"Made by `OMP_NUM_THREADS=1 python benchmarks/price_of_modularity.py --tokens {args.tokens} --seeds {args.seeds}` on "
+        f"{date.today().isoformat()}, {processor()}, CPU only, bf16 autocast where the CPU has AMX.",
         "",
         f"Four domains (meetings, code, prose, posts of software projects), Llama architecture of {args.parameters:,} parameters "
         f"(the quickstart's), BPE of 2,048 "

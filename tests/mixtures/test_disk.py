@@ -91,7 +91,7 @@ def test_lora_experts_are_opened_on_their_base(store: Store, tiny_tokenizer: Pat
     assert m.generate(IDS, max_new_tokens=3, do_sample=False).shape[1] > 10
 
 
-def test_an_expert_opens_as_a_mixture_of_itself(store: Store, tiny_tokenizer: Path) -> None:
+def test_an_expert_opens_as_a_mixture_of_itself(store: Store, tiny_tokenizer: Path, tmp_path: Path) -> None:
     (member,) = members(store, tiny_tokenizer, ("a",))
     m = load(member.artifact.path)
     with torch.no_grad():
@@ -103,6 +103,8 @@ def test_an_expert_opens_as_a_mixture_of_itself(store: Store, tiny_tokenizer: Pa
     assert load(low.artifact.path, base=low.base.path).nll(IDS).isfinite().all()
     with pytest.raises(RequestError, match="needs the model it rests on"):
         load(low.artifact.path)
+    with pytest.raises(RequestError, match="the base of .* would be missing"):
+        load(low.artifact.path, base=low.base.path).save_pretrained(tmp_path / "saved")
 
 
 def test_different_tokenizers_are_refused(store: Store, tiny_tokenizer: Path, tmp_path: Path) -> None:

@@ -147,6 +147,10 @@ def save(model: OutputsMixture, target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     for entry, expert in zip(config.experts, model.experts, strict=True):
         entry |= {"dir": f"experts/{entry['name']}", "digest": None}  # in memory it may have changed
+        if hasattr(expert, "peft_config") and not entry["base"]:
+            raise RequestError(
+                f"the base of {entry['name']!r} would be missing", do="merge the adapter into it first (merge_and_unload)"
+            )
         expert.save_pretrained(target / entry["dir"])  # type: ignore[operator]
         if entry["base"]:
             if origin is None or not (origin / entry["base"]).is_dir():

@@ -103,7 +103,7 @@ def test_an_expert_opens_as_a_mixture_of_itself(store: Store, tiny_tokenizer: Pa
     assert load(low.artifact.path, base=low.base.path).nll(IDS).isfinite().all()
     with pytest.raises(RequestError, match="needs the model it rests on"):
         load(low.artifact.path)
-    with pytest.raises(RequestError, match="the base of .* would be missing"):
+    with pytest.raises(RequestError, match="would be missing"):
         load(low.artifact.path, base=low.base.path).save_pretrained(tmp_path / "saved")
 
 

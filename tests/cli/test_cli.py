@@ -11,7 +11,7 @@ import pytest
 from tests.recipe.test_read import DESIGN
 
 
-def coterie(*arguments: str, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
+def command(*arguments: str, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", "import sys; from coterie.cli import main; sys.argv[0] = 'coterie'; main()", *arguments],
         capture_output=True, text=True, cwd=cwd, env={**os.environ, "OMP_NUM_THREADS": "1", **env}, check=False,
@@ -57,7 +57,7 @@ def test_no_verb_or_flag_appears_unnoticed() -> None:
 
 @pytest.mark.parametrize("verb", [*VERBS])
 def test_every_verb_explains_itself(verb: str) -> None:
-    done = coterie(verb, "--help")
+    done = command(verb, "--help")
     assert done.returncode == 0, done.stderr
     assert len(done.stdout) > 150
 
@@ -66,7 +66,7 @@ def test_a_wrong_recipe_ends_with_2_and_no_traceback(tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text(
         DESIGN.replace("tokens: 2_000_000}}\n  - {name: code", "tokenz: 5}}\n  - {name: code", 1)
     )
-    done = coterie("run", "r.yaml", cwd=tmp_path)
+    done = command("run", "r.yaml", cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.startswith("error: unknown key\n  where:    r.yaml:")
     assert "Traceback" not in done.stderr
@@ -74,21 +74,21 @@ def test_a_wrong_recipe_ends_with_2_and_no_traceback(tmp_path: Path) -> None:
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
-    done = coterie("--debug", "run", "none.yaml", cwd=tmp_path)
+    done = command("--debug", "run", "none.yaml", cwd=tmp_path)
     assert done.returncode != 0
     assert "Traceback" in done.stderr
 
 
 def test_an_unknown_option_ends_with_2(tmp_path: Path) -> None:
-    assert coterie("run", "r.yaml", "--epochs", "3", cwd=tmp_path).returncode == 2
+    assert command("run", "r.yaml", "--epochs", "3", cwd=tmp_path).returncode == 2
 
 
 def test_recipe_prints_one_part() -> None:
-    done = coterie("recipe", "train")
+    done = command("recipe", "train")
     assert done.stdout.startswith("## Train\n")
     assert "`learning_rate`" in done.stdout
     assert "## Corpus" not in done.stdout
-    wrong = coterie("recipe", "nothing")
+    wrong = command("recipe", "nothing")
     assert wrong.returncode == 2
     assert "EarlyStopping" in wrong.stderr
 
@@ -101,6 +101,24 @@ def test_the_reference_page_is_current() -> None:
 
 
 def test_report_of_a_folder_that_is_no_run(tmp_path: Path) -> None:
-    done = coterie("report", str(tmp_path))
+    done = command("report", str(tmp_path))
     assert done.returncode == 2
     assert "summary.json" in done.stderr
+
+
+def test_generate_goes_on_from_a_text(tmp_path: Path) -> None:
+    from tests.run.small import recipe
+
+    import coterie
+
+    coterie.run(recipe(tmp_path / "data"), store=tmp_path / "store", out=tmp_path / "out")
+    model = str(tmp_path / "out/mixtures/learned")
+    plain = command("generate", model, "apple", "--max-new-tokens", "4")
+    assert plain.returncode == 0, plain.stderr
+    drawn = [
+        command("generate", model, "apple", "--temperature", "1", "--seed", "3", "--top-k", "20").stdout for _ in range(2)
+    ]
+    assert drawn[0] == drawn[1]
+    wrong = command("generate", model, "apple", "--time", "soon")
+    assert wrong.returncode == 2
+    assert "not a date" in wrong.stderr

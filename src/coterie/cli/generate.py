@@ -18,7 +18,7 @@ def command(
     temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the most likely token each time.")] = 0.0,
     top_k: Annotated[int | None, typer.Option(min=1, help="Draw from the k most likely tokens.")] = None,
     top_p: Annotated[float | None, typer.Option(min=0.0, max=1.0, help="Draw from the likeliest, up to this mass.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the draw.")] = 0,
+    seed: Annotated[int | None, typer.Option(help="Seed of the draw; with the same one, the same text.")] = None,
 ) -> None:
     """Let a mixture or an expert go on from a text."""
     import coterie

@@ -6,6 +6,7 @@ are one mechanism: with a `DryStore` the same calls only find out what is missin
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterable, Mapping
 from datetime import date, timedelta
@@ -17,6 +18,7 @@ from typing import Any
 import polars as pl
 
 from coterie import corpora, evaluation, experts, mixtures, models, outcome
+from coterie.errors import RequestError
 from coterie.measure import Measured, summarise
 from coterie.outcome import Run
 from coterie.progress import say
@@ -95,7 +97,18 @@ class Conductor:
         """Fresh weights, or the checkpoint."""
         base = self.recipe.base
         if isinstance(base, CheckpointBase):
-            return models.checkpoint(base.path, base.revision)
+            found = models.checkpoint(base.path, base.revision)
+            config = json.loads(found.file("config.json").read_text())
+            context = config.get("max_position_embeddings") or config.get("n_positions")
+            if context and context < self.recipe.sequence_length:
+                raise RequestError(
+                    "the checkpoint reads shorter sequences than the recipe asks for",
+                    where="sequence_length",
+                    expected=f"at most {context}",
+                    found=str(self.recipe.sequence_length),
+                    do="lower sequence_length",
+                )
+            return found
         return self._fresh(base)
 
     def _fresh(self, base: FreshBase) -> Artifact:

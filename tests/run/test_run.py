@@ -261,12 +261,14 @@ def test_the_designs_recipe_runs_as_printed(tmp_path: Path) -> None:
     [
         ({"evaluation": [{"name": "q", "choices": "none.jsonl"}]}, "none.jsonl"),
         ({"evaluation": [{"name": "l", "corpora": ["fruit"], "by": "colour"}]}, "colour"),
+        ({"base": {"path": "no/such/model"}}, "no/such/model"),
         ({"experts": [{"name": "fruit", "corpus": "fruit", "where": {"id": "nobody"}}], "mixtures": []}, "fruit"),
     ],
 )
 def test_what_is_wrong_is_found_before_anything_is_trained(tmp_path: Path, change: dict, said: str) -> None:
-    with pytest.raises(RequestError, match=said):
+    with pytest.raises(RequestError) as caught:
         coterie.run(recipe(tmp_path / "data", **change), store=tmp_path / "store", out=tmp_path / "out")
+    assert said in str(caught.value)
     assert not (tmp_path / "store/experts").exists()
 
 
@@ -302,6 +304,12 @@ def test_experts_of_every_kind_from_a_checkpoint(done: Any, home: Path, kind: st
     ids = torch.tensor([[5, 6, 7, 8]])
     assert torch.isfinite(run.experts["fruit"].log_probs(ids)).all()
     assert torch.isfinite(coterie.load(home / f"from-{kind}/mixtures/posterior").nll(ids)).all()
+
+
+def test_a_checkpoint_that_reads_too_little_is_refused(done: Any, home: Path, tmp_path: Path) -> None:
+    raw = recipe(home / "data", base={"path": str(done.out / "base")}, sequence_length=512)
+    with pytest.raises(RequestError, match="shorter sequences"):
+        coterie.run(raw, store=home / "store", out=tmp_path / "o")
 
 
 def test_stages_stop_where_they_are_told(done: Any, home: Path, tmp_path: Path) -> None:

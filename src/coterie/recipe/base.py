@@ -72,6 +72,10 @@ class FreshBase(Spec):
     def _heads_divide(self) -> FreshBase:
         if self.hidden_size % self.heads:
             raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of heads {self.heads}")
+        if self.init != "gpt2" and self.hidden_size // self.heads % 2:
+            raise ValueError(
+                f"hidden_size / heads is {self.hidden_size // self.heads}; rotary positions need an even number"
+            )
         if self.kv_heads is not None and (self.init == "gpt2" or self.heads % self.kv_heads):
             raise ValueError("kv_heads must divide heads, and gpt2 has none")
         return self

@@ -52,6 +52,9 @@ class Recipe(Spec):
         twice = [n for n, count in Counter(e.name for e in self.evaluation).items() if count > 1]
         if twice:
             raise ValueError(f"the evaluation {twice[0]!r} is named twice")
+        context = getattr(self.base, "context", None)
+        if context is not None and context < self.sequence_length:
+            raise ValueError(f"base.context {context} is below sequence_length {self.sequence_length}")
         if not self.experts:
             raise ValueError("a recipe needs at least one expert")
         return self

@@ -135,7 +135,7 @@ def test_the_hash_follows_the_meaning_not_the_spelling(design: Path) -> None:
         (["corpora.code.prompt=x"], "wrong value", "(corpora.code)"),
         (["corpora.code.path=null"], "says neither path nor hub", "(corpora.code)"),
         (["base.heads=3"], "wrong value", "(base)"),
-        (["base.heads=128"], "need an even one", "(base)"),
+        (["base.heads=128"], "need an even number", "(base)"),
         (["base.context=64"], "below sequence_length", "recipe.yaml"),
         (["base.pretrain.corpora=[nope]"], "no corpus is called 'nope'", "(base)"),
         (["seed"], "--set takes KEY=VALUE", "--set seed"),

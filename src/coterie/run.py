@@ -341,6 +341,8 @@ def run(
     asked = read(recipe, settings)
     root = Path(store) if store is not None else default_root()
     out = Path(out) if out is not None else Path("runs") / asked.name
+    if out.exists() and not out.is_dir():
+        raise RequestError("the results need a folder", where=str(out), found="a file", do="choose another --out")
     c = Conductor(asked, DryStore(root) if dry_run else Store(root))
     say(f"{asked.name}: recipe {asked.hash[:12]}, store {root}")
     c.store.keep(out)

@@ -312,6 +312,13 @@ def test_a_checkpoint_that_reads_too_little_is_refused(done: Any, home: Path, tm
         coterie.run(raw, store=home / "store", out=tmp_path / "o")
 
 
+def test_results_need_a_folder(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(RequestError, match="need a folder"):
+        coterie.run(recipe(home / "data"), store=tmp_path / "store", out=tmp_path / "file")
+    assert not (tmp_path / "store/experts").exists()
+
+
 def test_stages_stop_where_they_are_told(done: Any, home: Path, tmp_path: Path) -> None:
     raw = recipe(home / "data")
     coterie.run(raw, store=home / "store", out=tmp_path / "t", until="experts")

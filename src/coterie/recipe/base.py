@@ -43,7 +43,7 @@ class Pretrain(Spec):
 class FreshBase(Spec):
     """Fresh weights of a small architecture."""
 
-    init: Literal["llama", "gpt2", "qwen3"]
+    init: Literal["llama", "gpt2", "qwen3"] = "llama"
     """Architecture."""
     hidden_size: Count = 128
     """Width."""

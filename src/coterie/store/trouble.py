@@ -45,7 +45,13 @@ def explained(root: Path, label: str, verb: str = "written") -> Iterator[None]:
                 kept="everything in it",
                 do="choose another store with --store, or correct its owner and permissions",
             ) from error
-        raise WorkError(f"{label} failed", where=where, found=str(error)) from error
+        raise WorkError(
+            f"{label}: files could not be {verb}",
+            where=where,
+            found=str(error),
+            kept="everything that was finished before",
+            do="see to that place, or choose another store with --store or another folder with --out",
+        ) from error
 
 
 def _is_full(error: BaseException | None) -> bool:

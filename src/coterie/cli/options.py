@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -20,8 +21,19 @@ SetOption = Annotated[
 DryOption = Annotated[bool, typer.Option("--dry-run", help="Print the plan: what is cached, what will be made.")]
 
 
-def run_until(stage: str, recipe: Path, store: Path | None, out: Path | None, settings: list[str] | None, dry: bool) -> None:
-    """What `run`, `train`, `mix` and `evaluate` have in common: they differ in how far they go."""
-    from coterie.run import run
+def until(stage: str, meaning: str) -> Callable[..., None]:
+    """The verb that goes as far as ``stage``: `run`, `train`, `mix` and `evaluate` differ in nothing else."""
 
-    run(recipe, store=store, out=out, settings=settings or (), dry_run=dry, until=stage)
+    def command(
+        recipe: RecipeFile,
+        store: StoreOption = None,
+        out: OutOption = None,
+        set: SetOption = None,
+        dry_run: DryOption = False,
+    ) -> None:
+        from coterie.run import run
+
+        run(recipe, store=store, out=out, settings=set or (), dry_run=dry_run, until=stage)
+
+    command.__doc__ = meaning
+    return command

@@ -36,7 +36,7 @@ def measure(experts: int, router: str) -> int:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from coterie.mixtures import combine
-    from coterie.recipe import Mixture
+    from coterie.recipe import OutputsSpec
 
     config = LlamaConfig(
         vocab_size=V, hidden_size=256, intermediate_size=512, num_hidden_layers=4, num_attention_heads=4,

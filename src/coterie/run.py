@@ -23,7 +23,7 @@ from coterie.measure import Measured, summarise
 from coterie.outcome import Run
 from coterie.progress import say
 from coterie.recipe import CheckpointBase, Expert, FreshBase, Losses, Mixture, Recipe, Window, lineage, read
-from coterie.recipe.mixture import Uniform
+from coterie.recipe.outputs import Uniform
 from coterie.store import Artifact, DryStore, Store
 from coterie.store.place import default_root
 

@@ -12,7 +12,7 @@ from tests.tiny import artifact, blocks_artifact, expert_artifact, gpt2, llama, 
 from torch.nn import init
 
 from coterie.mixtures import Member, assemble, fit_router
-from coterie.recipe import Mixture, Window
+from coterie.recipe import OutputsSpec, Window
 from coterie.store import Artifact, Store
 
 DOCUMENTS = [[0, *[(7 * d + 3 * i) % 90 + 1 for i in range(4 + d % 9)]] for d in range(24)]
@@ -48,12 +48,14 @@ def blocks(store: Store, times: bool = False) -> Artifact:
     return blocks_artifact(store, f"valid{times}", DOCUMENTS, times=TIMES if times else None)
 
 
-def recipe(mixture_members: Sequence[Member], router: Any = "uniform", **more: Any) -> Mixture:
+def recipe(mixture_members: Sequence[Member], router: Any = "uniform", **more: Any) -> OutputsSpec:
     slots = tuple(name for m in mixture_members for name in m.slots)
-    return Mixture.model_validate({"name": "mix", "at": "outputs", "slots": slots, "router": router, **more})
+    return OutputsSpec.model_validate({"name": "mix", "at": "outputs", "slots": slots, "router": router, **more})
 
 
-def whole(store: Store, tokenizer: Path, spec: Mixture, seated: Sequence[Member], valid: Artifact | None = None) -> Artifact:
+def whole(
+    store: Store, tokenizer: Path, spec: OutputsSpec, seated: Sequence[Member], valid: Artifact | None = None
+) -> Artifact:
     """Score, fit (unless uniform), assemble."""
     reader, router = tokenizer_artifact(store, tokenizer), None
     if spec.router.kind != "uniform":

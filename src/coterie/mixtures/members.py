@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import date
 from typing import TYPE_CHECKING
 
-from coterie.recipe import Mixture, Window
+from coterie.recipe import OutputsSpec, Window
 from coterie.store import Artifact
 
 if TYPE_CHECKING:
@@ -51,13 +51,13 @@ class Member:
         return json.loads((self.base or self.artifact).file("config.json").read_text())["vocab_size"]
 
 
-def slot_order(mixture: Mixture, members: Sequence[Member]) -> list[int]:
+def slot_order(mixture: OutputsSpec, members: Sequence[Member]) -> list[int]:
     """For each slot of the recipe, the member that sits there."""
     seat = {name: i for i, member in enumerate(members) for name in member.slots}
     return [seat[name] for name in mixture.slots]
 
 
-def rule(mixture: Mixture, members: Sequence[Member]) -> dict:
+def rule(mixture: OutputsSpec, members: Sequence[Member]) -> dict:
     """The eligibility rule as JSON, the form in which it is hashed and stored."""
     fallback = next((i for i, m in enumerate(members) if mixture.fallback in m.slots), None)
     return {

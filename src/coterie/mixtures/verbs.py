@@ -12,7 +12,7 @@ from typing import Any
 
 from coterie.mixtures.members import Member, rule, slot_order
 from coterie.progress import say
-from coterie.recipe import Mixture
+from coterie.recipe import OutputsSpec
 from coterie.store import Action, Artifact, Store, link_tree
 
 LATER = {"top_k", "top_p"}
@@ -22,7 +22,7 @@ LATER = {"top_k", "top_p"}
 def fit_router(
     store: Store,
     *,
-    mixture: Mixture,
+    mixture: OutputsSpec,
     members: Sequence[Member],
     blocks: Sequence[Artifact],
     scores: Sequence[Sequence[Artifact]],
@@ -70,7 +70,7 @@ def fit_router(
     return store.make(action, build, label=label)
 
 
-def _eligible(mixture: Mixture, members: Sequence[Member]) -> dict[str, Any]:
+def _eligible(mixture: OutputsSpec, members: Sequence[Member]) -> dict[str, Any]:
     """The rule and the dates it goes by; nothing where every date may use every expert."""
     if mixture.eligible == "all":
         return {"rule": {"rule": "all"}, "dates": [{} for _ in members]}
@@ -80,7 +80,7 @@ def _eligible(mixture: Mixture, members: Sequence[Member]) -> dict[str, Any]:
 def assemble(
     store: Store,
     *,
-    mixture: Mixture,
+    mixture: OutputsSpec,
     members: Sequence[Member],
     router: Artifact | None,
     tokenizer: Artifact,

@@ -5,14 +5,16 @@ from coterie.recipe.corpus import Corpus, Limit, Split
 from coterie.recipe.evaluation import Choices, Evaluation, Losses
 from coterie.recipe.expert import Expert, Lora, Single, Window
 from coterie.recipe.lineage import Lineage, lineage
-from coterie.recipe.mixture import Linear, Mixture, Mlp, Posterior, Router, Uniform
+from coterie.recipe.mixture import Mixture
+from coterie.recipe.outputs import Linear, Mlp, OutputsSpec, Posterior, Router, Uniform
 from coterie.recipe.read import read
 from coterie.recipe.recipe import Recipe
 from coterie.recipe.spec import Spec, canonical_json, digest
 from coterie.recipe.train import EarlyStopping, Train
 
 __all__ = [
-    "Base", "CheckpointBase", "Choices", "Corpus", "EarlyStopping", "Evaluation", "Expert", "FreshBase", "Limit", "Lineage",
-    "Linear", "Lora", "Losses", "Mixture", "Mlp", "Posterior", "Pretrain", "Recipe", "Router", "Single", "Spec",
-    "Split", "Train", "TrainedTokenizer", "Uniform", "Window", "canonical_json", "digest", "lineage", "read",
+    "Base", "CheckpointBase", "Choices", "Corpus", "EarlyStopping", "Evaluation", "Expert", "FreshBase", "Limit",
+    "Lineage", "Linear", "Lora", "Losses", "Mixture", "Mlp", "OutputsSpec", "Posterior", "Pretrain", "Recipe", "Router",
+    "Single", "Spec", "Split", "Train", "TrainedTokenizer", "Uniform", "Window", "canonical_json", "digest", "lineage",
+    "read",
 ]  # fmt: skip

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from datetime import date, timedelta
-from fnmatch import fnmatchcase
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,9 +11,8 @@ from typing import Any
 from coterie.errors import RequestError
 from coterie.recipe import named
 from coterie.recipe.expert import Expert, Window, Windows
-from coterie.recipe.lineage import lineage
-from coterie.recipe.mixture import Mixture
 from coterie.recipe.recipe import Recipe
+from coterie.recipe.seating import known, seat
 from coterie.recipe.spec import check_name
 
 _FLAT = {"datasets", "paths", "kind", "router", "eligible"}
@@ -168,12 +165,12 @@ def expand(recipe: Recipe) -> Recipe:
         _check_expert(recipe, expert, names, f"experts.{i}")
     _no_circle(experts)
     _no_adapter_parent(recipe, experts)
-    mixtures = tuple(_mixture(recipe, m, names, experts, f"mixtures.{i}") for i, m in enumerate(recipe.mixtures))
+    mixtures = tuple(seat(recipe, m, experts, f"mixtures.{i}") for i, m in enumerate(recipe.mixtures))
     for i, evaluation in enumerate(recipe.evaluation):
         for corpus in getattr(evaluation, "corpora", ()):
-            _known(corpus, recipe.corpora, f"evaluation.{i}.corpora", "corpus")
+            known(corpus, recipe.corpora, f"evaluation.{i}.corpora", "corpus")
     for corpus in _base_corpora(recipe):
-        _known(corpus, recipe.corpora, "base", "corpus")
+        known(corpus, recipe.corpora, "base", "corpus")
     return recipe.model_copy(update={"experts": tuple(experts), "mixtures": mixtures})
 
 
@@ -184,9 +181,9 @@ def _base_corpora(recipe: Recipe) -> list[str]:
 
 
 def _check_expert(recipe: Recipe, expert: Expert, names: list[str], where: str) -> None:
-    _known(expert.corpus, recipe.corpora, f"{where}.corpus", "corpus")
+    known(expert.corpus, recipe.corpora, f"{where}.corpus", "corpus")
     if expert.from_ not in ("base", "fresh", "previous"):
-        _known(expert.from_, names, f"{where}.from", "expert")
+        known(expert.from_, names, f"{where}.from", "expert")
     if (expert.windows is not None or expert.window is not None) and recipe.corpora[expert.corpus].time is None:
         raise RequestError(
             "windows need dates",
@@ -271,55 +268,3 @@ def _label(day: date) -> str:
     if (day.month, day.day) == (1, 1):
         return str(day.year)
     return day.strftime("%Y-%m") if day.day == 1 else day.isoformat()
-
-
-def _mixture(recipe: Recipe, mixture: Mixture, names: list[str], experts: list[Expert], where: str) -> Mixture:
-    slots: list[str] = []
-    for pattern in mixture.slots:
-        if any(c in pattern for c in "*?["):
-            hits = [n for n in names if fnmatchcase(n, pattern)]
-            if not hits:
-                raise RequestError(
-                    f"the glob {pattern!r} matches no expert", where=f"{where}.slots", expected=", ".join(names)
-                )
-            slots.extend(hits)
-        else:
-            _known(pattern, names, f"{where}.slots", "expert")
-            slots.append(pattern)
-    if mixture.fallback is not None:
-        _known(mixture.fallback, slots, f"{where}.fallback", "slot")
-    if mixture.router.top_k is not None and mixture.router.top_k > len(set(slots)):
-        raise RequestError(
-            "top_k is above the number of experts",
-            where=f"{where}.router.top_k",
-            expected=f"at most {len(set(slots))}",
-            found=str(mixture.router.top_k),
-        )
-    by_name = {e.name: e for e in experts}
-    for slot in dict.fromkeys(slots):
-        if mixture.eligible == "inclusive" and by_name[slot].window is None:
-            raise RequestError(
-                f"eligible: inclusive goes by windows, and expert {slot!r} has none",
-                where=f"{where}.slots",
-                do="give it a window, or set eligible: all",
-            )
-        unknown = lineage(recipe, experts, slot).unknown if mixture.eligible == "strict" else []
-        if unknown:
-            raise RequestError(
-                f"eligible: strict needs to know when the knowledge of expert {slot!r} ends",
-                where=f"{where}.eligible",
-                found=unknown[0],
-                do="give that corpus a time column, set base.knowledge_until, or set eligible: all",
-            )
-    return mixture.model_copy(update={"slots": tuple(slots)})
-
-
-def _known(name: str, among: Any, where: str, what: str) -> None:
-    if name not in among:
-        near = difflib.get_close_matches(name, list(among), 1)
-        raise RequestError(
-            f"no {what} is called {name!r}",
-            where=where,
-            expected=", ".join(dict.fromkeys(among)) or "none is defined",
-            do=f"did you mean {near[0]!r}?" if near else "define it, or use one of the above",
-        )

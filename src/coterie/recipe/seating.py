@@ -1,0 +1,78 @@
+"""Who sits in a mixture: globs become slots, and every name and setting is checked against the experts."""
+
+from __future__ import annotations
+
+import difflib
+from fnmatch import fnmatchcase
+from typing import Any
+
+from coterie.errors import RequestError
+from coterie.recipe.expert import Expert
+from coterie.recipe.lineage import lineage
+from coterie.recipe.mixture import Mixture
+from coterie.recipe.outputs import OutputsSpec
+from coterie.recipe.recipe import Recipe
+
+
+def seat(recipe: Recipe, mixture: Mixture, experts: list[Expert], where: str) -> Mixture:
+    """The mixture with its slots by name.
+
+    Args:
+        experts: all of the recipe, families expanded.
+        where: the mixture's key in the recipe.
+    """
+    names = [e.name for e in experts]
+    slots: list[str] = []
+    for pattern in mixture.slots:
+        if any(c in pattern for c in "*?["):
+            hits = [n for n in names if fnmatchcase(n, pattern)]
+            if not hits:
+                raise RequestError(
+                    f"the glob {pattern!r} matches no expert", where=f"{where}.slots", expected=", ".join(names)
+                )
+            slots.extend(hits)
+        else:
+            known(pattern, names, f"{where}.slots", "expert")
+            slots.append(pattern)
+    if mixture.router.top_k is not None and slots and mixture.router.top_k > len(set(slots)):
+        raise RequestError(
+            "top_k is above the number of experts",
+            where=f"{where}.router.top_k",
+            expected=f"at most {len(set(slots))}",
+            found=str(mixture.router.top_k),
+        )
+    return _outputs(recipe, mixture.model_copy(update={"slots": tuple(slots)}), experts, where)
+
+
+def _outputs(recipe: Recipe, mixture: OutputsSpec, experts: list[Expert], where: str) -> OutputsSpec:
+    """The rule of eligibility must have the dates that it goes by."""
+    by_name = {e.name: e for e in experts}
+    if mixture.fallback is not None:
+        known(mixture.fallback, mixture.slots, f"{where}.fallback", "slot")
+    for slot in dict.fromkeys(mixture.slots):
+        if mixture.eligible == "inclusive" and by_name[slot].window is None:
+            raise RequestError(
+                f"eligible: inclusive goes by windows, and expert {slot!r} has none",
+                where=f"{where}.slots",
+                do="give it a window, or set eligible: all",
+            )
+        unknown = lineage(recipe, experts, slot).unknown if mixture.eligible == "strict" else []
+        if unknown:
+            raise RequestError(
+                f"eligible: strict needs to know when the knowledge of expert {slot!r} ends",
+                where=f"{where}.eligible",
+                found=unknown[0],
+                do="give that corpus a time column, set base.knowledge_until, or set eligible: all",
+            )
+    return mixture
+
+
+def known(name: str, among: Any, where: str, what: str) -> None:
+    if name not in among:
+        near = difflib.get_close_matches(name, list(among), 1)
+        raise RequestError(
+            f"no {what} is called {name!r}",
+            where=where,
+            expected=", ".join(dict.fromkeys(among)) or "none is defined",
+            do=f"did you mean {near[0]!r}?" if near else "define it, or use one of the above",
+        )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from coterie import evaluation, mixtures, outcome
+from coterie import assembly, evaluation, mixtures, outcome
 from coterie.evaluation import Asked, TokenLosses
 from coterie.progress import say
 from coterie.recipe import Choices, Losses, Mixture
@@ -45,15 +45,11 @@ class Measured:
         return {name: self.c.blocks(name, spec.split, tokens=spec.tokens) for name in spec.corpora}
 
     def mixture_scores(self, mixture: Mixture, blocks: Artifact) -> Artifact:
-        """A mixture's log-probabilities from its experts' cached ones: no expert runs."""
-        scores = [self.c.scores(m.name, blocks) for m in self.c.members(mixture)]
-        return mixtures.routed(
-            self.c.store, self.c.mixtures[mixture.name], blocks, scores, label=f"scores of {mixture.name}"
-        )
+        return assembly.of(mixture).scores(self.c, mixture, blocks)
 
     def usable(self, mixture: Mixture, undated: Iterable[str], what: str) -> bool:
         """Whether a mixture can be evaluated here: by its rule it may need dates."""
-        missing = [] if mixture.eligible == "all" or mixture.default_time else sorted(undated)
+        missing = sorted(undated) if mixture.needs_date else []
         if missing:
             note = f"{mixture.name} needs a date, and {what} {', '.join(missing)} has none: not evaluated there"
             if note not in self.notes:
@@ -154,12 +150,12 @@ class Measured:
         found = {}
         undated = [name for name in spec.corpora if self.recipe.corpora[name].time is None]
         for mixture in self.recipe.mixtures:
-            if mixture.eligible != "all" and not mixture.default_time and undated:
+            if mixture.needs_date and undated:
                 continue
             facts = {name: self.mixture_scores(mixture, b).facts for name, b in self.tested(spec).items()}
             answered = {name: f for name, f in facts.items() if f["tokens"]}
             if answered:
-                found[mixture.name] = {"experts": [m.name for m in self.c.members(mixture)], **usage(answered)}
+                found[mixture.name] = {"experts": assembly.of(mixture).experts(self.c, mixture), **usage(answered)}
         return found
 
 
@@ -207,7 +203,7 @@ def summarise(c: Conductor, measured: Measured, stage: int) -> dict[str, Any]:
         "seed": c.recipe.seed,
         "recipe_hash": c.recipe.hash,
         "slots": {
-            m.name: [{"slot": i, "name": s, "expert": c.experts[s].digest} for i, s in enumerate(m.slots)]
+            m.name: [{"slot": i, "name": s, "expert": d} for i, (s, d) in enumerate(assembly.of(m).seats(c, m))]
             for m in c.recipe.mixtures
         },
         "reuse": c.reuse(),

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from coterie import mixtures, report
+from coterie import assembly, report
 from coterie.progress import say
 from coterie.recipe import Expert, FreshBase, Recipe, TrainedTokenizer
 from coterie.store import Artifact, link_tree
@@ -102,8 +102,7 @@ class Places:
 
     def mixtures(self) -> None:
         for mixture in self.c.recipe.mixtures:
-            place = self.out / "mixtures" / mixture.name
-            mixtures.materialise(self.c.mixtures[mixture.name], self.c.members(mixture), place)
+            assembly.of(mixture).put(self.c, mixture, self.out / "mixtures" / mixture.name)
 
     def single(self) -> None:
         if self.c.single is not None:

@@ -17,13 +17,12 @@ from typing import Any
 
 import polars as pl
 
-from coterie import corpora, evaluation, experts, mixtures, models, outcome
+from coterie import assembly, corpora, evaluation, experts, models, outcome
 from coterie.errors import RequestError
 from coterie.measure import Measured, summarise
 from coterie.outcome import Run
 from coterie.progress import say
 from coterie.recipe import CheckpointBase, Expert, FreshBase, Losses, Mixture, Recipe, Window, lineage, read
-from coterie.recipe.outputs import Uniform
 from coterie.store import Artifact, DryStore, Store
 from coterie.store.place import default_root
 
@@ -238,25 +237,6 @@ class Conductor:
 
     # mixtures -----------------------------------------------------------------------------------------------------------
 
-    def members(self, mixture: Mixture) -> list[mixtures.Member]:
-        """The distinct experts of a mixture with the number of their slots, in order of first use."""
-        found: dict[str, mixtures.Member] = {}
-        for slot in mixture.slots:
-            artifact = self.experts[slot]
-            if artifact.digest in found:
-                found[artifact.digest].slots.append(slot)
-                continue
-            expert = self.by_name[slot]
-            found[artifact.digest] = mixtures.Member(
-                name=slot,
-                artifact=artifact,
-                base=self.origin(expert) if expert.kind == "lora" else None,
-                window=expert.window,
-                knowledge=self.knowledge(slot) if mixture.eligible == "strict" else None,
-                slots=[slot],
-            )
-        return list(found.values())
-
     def scores(self, name: str, blocks: Artifact) -> Artifact:
         """Log-probabilities of one expert (or `single`) on a set of blocks."""
         if name == "single":
@@ -266,35 +246,13 @@ class Conductor:
         base = self.origin(expert) if expert.kind == "lora" else None
         return experts.score(self.store, self.experts[name], blocks, base=base, label=f"scores of {name}")
 
-    def router(self, mixture: Mixture) -> Artifact | None:
-        """The fitted router; None where nothing is learned."""
-        if isinstance(mixture.router, Uniform):
-            return None
-        members = self.members(mixture)
-        learned = [self.by_name[s] for s in dict.fromkeys(mixture.slots)]
-        data = list({e.model_dump_json(include={"corpus", "window", "where"}): _data(e) for e in learned}.values())
-        most = mixture.router.tokens and max(mixture.router.tokens // len(data), 1)
-        blocks = [self.blocks(corpus, "valid", window, where, most) for corpus, window, where in data]
-        return mixtures.fit_router(
-            self.store,
-            mixture=mixture,
-            members=members,
-            blocks=blocks,
-            scores=[[self.scores(m.name, b) for m in members] for b in blocks],
-            tokenizer=self.tokenizer,
-            seed=self.recipe.seed,
-            label=f"router of {mixture.name}",
-        )
+    def data_of(self, slots: Iterable[str]) -> list[tuple[str, Window | None, dict]]:
+        """What the experts of these slots learned from, each once."""
+        learned = [self.by_name[s] for s in dict.fromkeys(slots)]
+        return list({e.model_dump_json(include={"corpus", "window", "where"}): _data(e) for e in learned}.values())
 
     def mixture(self, mixture: Mixture) -> Artifact:
-        return mixtures.assemble(
-            self.store,
-            mixture=mixture,
-            members=self.members(mixture),
-            router=self.router(mixture),
-            tokenizer=self.tokenizer,
-            label=f"mixture {mixture.name}",
-        )
+        return assembly.of(mixture).make(self, mixture)
 
     @cached_property
     def mixtures(self) -> dict[str, Artifact]:

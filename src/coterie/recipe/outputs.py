@@ -106,3 +106,7 @@ class OutputsSpec(Seats):
         if self.eligible == "all" and (self.fallback or self.default_time):
             raise ValueError("fallback and default_time are ignored unless eligible is strict or inclusive")
         return self
+
+    @property
+    def needs_date(self) -> bool:
+        return self.eligible != "all" and self.default_time is None

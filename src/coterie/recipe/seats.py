@@ -50,3 +50,8 @@ class Seats(Spec):
                 raise ValueError("slots: counts must be whole numbers from 1")
             value["slots"] = [name for name, n in slots.items() for _ in range(n)]
         return value
+
+    @property
+    def needs_date(self) -> bool:
+        """Whether every question must come with a date."""
+        return False

@@ -29,7 +29,6 @@ from coterie.mixtures.completion import complete
 from coterie.mixtures.config import OutputsConfig
 from coterie.mixtures.query import Query, Times, ordinals
 from coterie.mixtures.tokenizers import require_same_vocabulary
-from coterie.models import packing, target_logp
 from coterie.routing import Router, build, mix
 
 NOTHING = -1e30
@@ -162,31 +161,21 @@ class OutputsMixture(PreTrainedModel, GenerationMixin):
         return self.policy(logits_BTU, self.log_count_U, eligible_B1U)
 
     def _token_logp(self, query: Query) -> Float[Tensor, "B T U"]:
-        """log P_u of every token given those before; 0 at first tokens, padding, and experts that a row may not use.
-
-        Padding is moved to the right, where causal models do not see it; each expert reads only the rows that may use it.
-        """
-        ids_BT, position_BT, order_BT = query.ids_BT, query.position_BT, None
-        if query.attend_BT is not None:
-            order_BT = (query.attend_BT == 0).long().argsort(dim=1, stable=True)
-            ids_BT, position_BT = ids_BT.gather(1, order_BT), position_BT.gather(1, order_BT)
-        logp_BTU = torch.zeros(*ids_BT.shape, len(self.experts), device=ids_BT.device)
+        """log P_u of every token given those before; 0 at first tokens, padding, and experts that a row may not use."""
+        logp_BTU = torch.zeros(*query.ids_BT.shape, len(self.experts), device=query.ids_BT.device)
         for u in query.running:
-            rows = query.eligible_BU[:, u]
-            logp_BTU[rows, 1:, u] = target_logp(self.experts[u], ids_BT[rows], position_BT[rows])
-        if order_BT is not None:
-            logp_BTU = torch.zeros_like(logp_BTU).scatter(1, order_BT[..., None].expand_as(logp_BTU), logp_BTU)
-        return torch.where(query.counted_BT[..., None], logp_BTU, 0.0)
+            rows_B = query.eligible_BU[:, u]
+            logp_BTU[rows_B, :, u] = query.token_logp(self.experts[u], rows_B)
+        return logp_BTU
 
     def _expert(self, u: int, query: Query, kept_K: Tensor, cache: MixtureCache | None) -> Float[Tensor, "B K V"]:
         """Log-probabilities of one expert at the positions kept."""
         expert: Any = self.experts[u]
-        if cache is None and query.attend_BT is None:
-            given: dict[str, Any] = packing.inputs(expert, query.ids_BT, query.position_BT)
+        if cache is None:
+            given = query.inputs(expert)
         else:
             given = {"input_ids": query.ids_BT, "attention_mask": query.attend_BT, "position_ids": query.position_BT}
-            given |= {"use_cache": cache is not None}
-            given |= {"past_key_values": cache.of(u, expert.config)} if cache is not None else {}
+            given |= {"use_cache": True, "past_key_values": cache.of(u, expert.config)}
         return expert(**given, logits_to_keep=kept_K).logits.float().log_softmax(-1)
 
     def _mixed(self, query: Query, kept_K: Tensor, cache: MixtureCache | None) -> Float[Tensor, "B K V"]:

@@ -8,12 +8,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from typing import Any
+
 import torch
-from jaxtyping import Bool, Int
-from torch import Tensor
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
 
 from coterie.dates import Time, ordinal
 from coterie.errors import RequestError
+from coterie.models import packing, target_logp
 from coterie.routing import Eligibility
 
 Times = Time | Sequence[Time | None] | Int[Tensor, " B"] | None
@@ -70,6 +73,28 @@ class Query:
         """Tokens that something predicts: neither padding nor the first of a document."""
         counted_BT = self.position_BT > 0
         return counted_BT if self.mask_BT is None else counted_BT & self.mask_BT[:, -counted_BT.shape[1] :].bool()
+
+    def inputs(self, model: nn.Module) -> dict[str, Any]:
+        """Keyword arguments of a model's forward, without a cache."""
+        if self.attend_BT is None:
+            return packing.inputs(model, self.ids_BT, self.position_BT)
+        return {
+            "input_ids": self.ids_BT, "attention_mask": self.attend_BT, "position_ids": self.position_BT, "use_cache": False
+        }  # fmt: skip
+
+    def token_logp(self, model: nn.Module, rows_B: Bool[Tensor, " B"] | slice = slice(None)) -> Float[Tensor, "rows T"]:
+        """A model's log P of every token given those before; 0 at first tokens and padding.
+
+        Padding is moved to the right, where causal models do not see it.
+        """
+        ids_BT, position_BT, order_BT = self.ids_BT[rows_B], self.position_BT[rows_B], None
+        if self.attend_BT is not None:
+            order_BT = (self.attend_BT[rows_B] == 0).long().argsort(dim=1, stable=True)
+            ids_BT, position_BT = ids_BT.gather(1, order_BT), position_BT.gather(1, order_BT)
+        logp_BT = nn.functional.pad(target_logp(model, ids_BT, position_BT), (1, 0))
+        if order_BT is not None:
+            logp_BT = torch.zeros_like(logp_BT).scatter(1, order_BT, logp_BT)
+        return torch.where(self.counted_BT[rows_B], logp_BT, 0.0)
 
 
 def ordinals(time: Times, rows: int) -> list[int | None]:

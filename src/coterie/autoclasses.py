@@ -17,8 +17,8 @@ from types import ModuleType
 from typing import Any
 
 THEIRS = "transformers.models.auto.configuration_auto"
-OURS = "coterie.mixtures.outputs"
-"""Registers its kinds when imported."""
+OURS = ("coterie.mixtures.outputs", "coterie.mixtures.layers.model")
+"""Register their kinds when imported."""
 
 
 def watch() -> None:
@@ -35,7 +35,8 @@ def _wait_for_use(module: ModuleType) -> None:
 
     def from_pretrained(cls: type, *args: Any, **kwargs: Any) -> Any:
         auto.from_pretrained = original
-        import_module(OURS)
+        for module in OURS:
+            import_module(module)
         return cls.from_pretrained(*args, **kwargs)  # type: ignore[attr-defined]
 
     auto.from_pretrained = classmethod(from_pretrained)

@@ -12,9 +12,12 @@ from transformers import AutoTokenizer, GenerationConfig
 
 from coterie.errors import RequestError
 from coterie.mixtures.config import OutputsConfig
+from coterie.mixtures.layers.model import LayersMixture
 from coterie.mixtures.outputs import OutputsMixture
 from coterie.models import open_model
 from coterie.recipe import Uniform
+
+KINDS: dict[str, Any] = {kind.config_class.model_type: kind for kind in (OutputsMixture, LayersMixture)}
 
 
 def load(
@@ -23,7 +26,7 @@ def load(
     base: str | Path | None = None,
     dtype: torch.dtype = torch.float32,
     device: str | torch.device | None = None,
-) -> OutputsMixture:
+) -> Any:
     """Open a mixture or an expert directory. An expert is the mixture of itself alone: same questions, same answers.
 
     Args:
@@ -43,8 +46,8 @@ def load(
         base = base or next((p for p in places if (p / "config.json").is_file()), None)
     elif not config.is_file():
         raise RequestError("no model is here", where=str(folder), expected="config.json or adapter_config.json")
-    elif json.loads(config.read_text()).get("model_type") == OutputsConfig.model_type:
-        return OutputsMixture.from_pretrained(folder, dtype=dtype, device_map=device)
+    elif kind := KINDS.get(json.loads(config.read_text()).get("model_type")):
+        return kind.from_pretrained(folder, dtype=dtype, device_map=device)
     expert = open_model(folder, base=base, dtype=dtype, device=device)
     tokenizer = None
     if (folder / "tokenizer_config.json").is_file():

@@ -20,9 +20,13 @@ ARCHITECTURES = ["llama", "mistral", "qwen2", "qwen3", "olmo2", "gpt2", "gemma",
 ATTENTION = {"q_proj", "v_proj", "c_attn"}
 
 
-def base(architecture: str = "llama", seed: int = 0) -> Any:
+def base(architecture: str = "llama", seed: int = 0, calm: bool = False) -> Any:
     torch.manual_seed(seed)
-    return make(architecture, **({"num_key_value_heads": 4} if architecture == "olmo2" else {}))
+    model = make(architecture)
+    with torch.no_grad():
+        for parameter in model.parameters() if calm else ():
+            parameter.div_(3)
+    return model
 
 
 def adapter(model: Any, r: int, alpha: float = 2.0, only: set[str] | None = None, seed: int = 0) -> Adapter:
@@ -62,10 +66,11 @@ def mixture(
     targets: Sequence[set[str] | None] | None = None,
     alphas: Sequence[float] | None = None,
     seed: int = 0,
+    calm: bool = False,
     **options: Any,
 ) -> AdaptersMixture:
     """Random adapters and gates on a random base."""
-    model = base(architecture, seed)
+    model = base(architecture, seed, calm)
     adapters = [
         adapter(model, r, (alphas or [2.0] * len(ranks))[i], (targets or [None] * len(ranks))[i], 10 * seed + i)
         for i, r in enumerate(ranks)
@@ -83,8 +88,10 @@ def ids(B: int = 2, T: int = 9) -> Tensor:
 class Obvious:
     """A base with hooks that add each expert's update by itself, weighted token by token."""
 
-    def __init__(self, architecture: str, seed: int, like: AdaptersMixture, adapters: Sequence[Adapter]) -> None:
-        self.model, self.like, self.adapters = base(architecture, seed), like, adapters
+    def __init__(
+        self, architecture: str, seed: int, like: AdaptersMixture, adapters: Sequence[Adapter], calm: bool = False
+    ) -> None:
+        self.model, self.like, self.adapters = base(architecture, seed, calm), like, adapters
         self.router, self.gates, self.weight = like.config.router, like.gates(), {}
         self.order = [inlet.linears for inlet in like.layout.inlets]
         for name in [n for group in self.order for n in group]:
@@ -120,7 +127,7 @@ class Obvious:
                     logit = self.gates[gate] @ read
                     logit = logit.abs() if self.router["kind"] == "arrow" else logit
                 p = x.new_zeros(U)
-                p[running] = ((logit / self.router["temperature"]).exp() * counts)[running]
+                p[running] = (((logit - logit[running].max()) / self.router["temperature"]).exp() * counts)[running]
                 p = p / p.sum()
                 dense = any(self.like.config.experts[u]["maturity"] == "training" for u in running)
                 if not dense:

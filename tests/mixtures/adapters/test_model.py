@@ -47,8 +47,6 @@ def test_one_pass_is_the_pass_an_expert(case: dict[str, Any]) -> None:
     made = mixture(**case)
     reference = Obvious("llama", case["seed"], made, list(made.adapters().values()))
     tokens = ids()
-    if not {"top_k", "top_p"} & case.keys():  # in fp32 a near tie may fall the other way
-        assert (made.nll(tokens) - _nll(reference.logits(tokens), tokens)).abs().max() < 1e-4
     made.double()
     made.compose()
     reference.model.double()
@@ -58,8 +56,14 @@ def test_one_pass_is_the_pass_an_expert(case: dict[str, Any]) -> None:
         assert close(made(tokens).logits, reference.logits(tokens), 1e-9)
 
 
-def _nll(logits_BTV: torch.Tensor, ids_BT: torch.Tensor) -> torch.Tensor:
-    return -logits_BTV[:, :-1].log_softmax(-1).gather(-1, ids_BT[:, 1:, None])[..., 0]
+@pytest.mark.parametrize("router", [{}, {"top_k": 1}, {"scope": "linear"}, {"kind": "uniform"}])
+def test_in_fp32_what_is_said_differs_by_rounding_alone(router: dict[str, Any]) -> None:
+    """On a base as calm as a trained one; random networks of large weights blow rounding up."""
+    torch.manual_seed(2)
+    made = mixture(ranks=(2, 3, 4), seed=2, calm=True, **router)
+    reference = Obvious("llama", 2, made, list(made.adapters().values()), calm=True)
+    tokens = ids(4, 12)
+    assert (made.log_probs(tokens) - reference.logits(tokens).log_softmax(-1)).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

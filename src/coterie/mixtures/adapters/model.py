@@ -85,7 +85,8 @@ class AdaptersMixture(PreTrainedModel, GenerationMixin):
         states = [self.config.experts[u]["maturity"] for u in self.running]
         router = Gates(self.config.router, [self.config.counts[u] for u in self.running], dense="training" in states)
         self.layout.compose(self.running, self._moving, self._gates_move, router)
-        self.router = router.to(self.layout.inlets[0].like_I.device)
+        like_I = self.layout.inlets[0].like_I
+        self.router = router.to(device=like_I.device, dtype=torch.promote_types(like_I.dtype, torch.float32))
 
     @property
     def running(self) -> list[int]:

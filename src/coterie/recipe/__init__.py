@@ -1,5 +1,6 @@
 """What a person asks for: frozen models, one file a noun, and how a file becomes one. No torch."""
 
+from coterie.recipe.adapters import AdaptersSpec, Arrow, Joint, Learned, RidgeGates, UniformGates
 from coterie.recipe.base import Base, CheckpointBase, FreshBase, Pretrain, TrainedTokenizer
 from coterie.recipe.corpus import Corpus, Limit, Split
 from coterie.recipe.evaluation import Choices, Evaluation, Losses
@@ -13,8 +14,8 @@ from coterie.recipe.spec import Spec, canonical_json, digest
 from coterie.recipe.train import EarlyStopping, Train
 
 __all__ = [
-    "Base", "CheckpointBase", "Choices", "Corpus", "EarlyStopping", "Evaluation", "Expert", "FreshBase", "Limit",
-    "Lineage", "Linear", "Lora", "Losses", "Mixture", "Mlp", "OutputsSpec", "Posterior", "Pretrain", "Recipe", "Router",
-    "Single", "Spec", "Split", "Train", "TrainedTokenizer", "Uniform", "Window", "canonical_json", "digest", "lineage",
-    "read",
+    "AdaptersSpec", "Arrow", "Base", "CheckpointBase", "Choices", "Corpus", "EarlyStopping", "Evaluation", "Expert",
+    "FreshBase", "Joint", "Learned", "Limit", "Lineage", "Linear", "Lora", "Losses", "Mixture", "Mlp", "OutputsSpec",
+    "Posterior", "Pretrain", "Recipe", "RidgeGates", "Router", "Single", "Spec", "Split", "Train", "TrainedTokenizer",
+    "Uniform", "UniformGates", "Window", "canonical_json", "digest", "lineage", "read",
 ]  # fmt: skip

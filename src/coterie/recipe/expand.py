@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from coterie.errors import RequestError
-from coterie.recipe import named
+from coterie.recipe import named, select
 from coterie.recipe.expert import Expert, Window, Windows
 from coterie.recipe.recipe import Recipe
 from coterie.recipe.seating import known, seat
@@ -22,6 +22,7 @@ def long_form(raw: dict, *, folder: Path, stem: str) -> dict:
     """Write out what may be left out: the name, the flat form, `train:` for all, named corpora; make paths absolute."""
     raw = dict(raw)
     raw.setdefault("name", re.sub(r"[^a-z0-9._-]", "-", stem))
+    raw = select.per_axis(raw)
     if "datasets" in raw:
         raw = _flat(raw)
     defaults = raw.pop("train", None)
@@ -37,6 +38,11 @@ def long_form(raw: dict, *, folder: Path, stem: str) -> dict:
         raw["corpora"] = {k: _corpus(k, v, folder) for k, v in corpora.items()}
     if isinstance(raw.get("base"), dict):
         raw["base"] = _base(raw["base"], folder)
+    mixtures = raw.get("mixtures")
+    if "experts" not in raw and isinstance(mixtures, list) and any(isinstance(m, dict) and m.get("joint") for m in mixtures):
+        raw["experts"] = []  # those trained together are of their mixture
+    if isinstance(raw.get("experts"), list):
+        raw["experts"] = [_absolute(e, "adapter", folder) for e in raw["experts"]]
     if isinstance(raw.get("evaluation"), list):
         raw["evaluation"] = [_absolute(e, "choices", folder) for e in raw["evaluation"]]
     if raw.get("single") is True:
@@ -116,6 +122,8 @@ def _corpus(name: str, value: Any, folder: Path) -> Any:
     if not isinstance(value, dict):
         return value
     value = _absolute(value, "path", folder)
+    if "select" in value:
+        value = {**value, "select": select.absolute(value["select"], folder)}
     if not any(value.get(k) for k in ("path", "hub")) and name not in named.CORPORA:
         raise RequestError(
             f"corpus {name!r} says neither path nor hub, and is not one of the named ones",
@@ -154,6 +162,7 @@ def expand(recipe: Recipe) -> Recipe:
     Raises:
         RequestError: ``where`` is the dotted key.
     """
+    recipe = select.seeded(recipe)
     experts: list[Expert] = []
     for i, expert in enumerate(recipe.experts):
         experts.extend(_family(recipe, expert, f"experts.{i}"))
@@ -181,7 +190,8 @@ def _base_corpora(recipe: Recipe) -> list[str]:
 
 
 def _check_expert(recipe: Recipe, expert: Expert, names: list[str], where: str) -> None:
-    known(expert.corpus, recipe.corpora, f"{where}.corpus", "corpus")
+    if expert.corpus:
+        known(expert.corpus, recipe.corpora, f"{where}.corpus", "corpus")
     if expert.from_ not in ("base", "fresh", "previous"):
         known(expert.from_, names, f"{where}.from", "expert")
     if (expert.windows is not None or expert.window is not None) and recipe.corpora[expert.corpus].time is None:

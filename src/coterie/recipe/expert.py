@@ -67,8 +67,8 @@ class Expert(Spec):
 
     name: Annotated[str, AfterValidator(_expert_name)]
     """Name in this recipe; a family's holds `{start}` or `{end}`. Never part of the expert's identity."""
-    corpus: str
-    """Corpus it learns."""
+    corpus: str = ""
+    """Corpus it learns; of an `adapter` made elsewhere, the one that tells a fitted router what it is for."""
     kind: Literal["full", "ffn", "lora"] = "full"
     """All weights, feed-forward weights only, or a LoRA adapter."""
     from_: str = Field(default="base", alias="from")
@@ -82,13 +82,28 @@ class Expert(Spec):
     """Train on documents whose column has the value, or one of a list."""
     lora: Lora | None = None
     """Settings of kind `lora`."""
+    adapter: str | None = None
+    """A finished PEFT adapter of the base, as a directory (relative to the recipe): nothing is trained."""
     train: Train = Train()
     """Training settings."""
     seed: int | None = None
     """Seed of this expert's training; the recipe's by default."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _an_adapter_is_lora(cls, value: Any) -> Any:
+        return {"kind": "lora", **value} if isinstance(value, dict) and value.get("adapter") is not None else value
+
     @model_validator(mode="after")
     def _settings_apply(self) -> Expert:
+        if self.adapter is None and not self.corpus:
+            raise ValueError("an expert needs a corpus to learn, or a finished adapter")
+        if self.adapter is not None:
+            if self.kind != "lora":
+                raise ValueError(f"an adapter is of kind lora, not {self.kind}")
+            ignored = {"lora", "train", "windows", "window", "seed"} & self.model_fields_set
+            if said := sorted(k for k in ignored if k != "train" or self.train != Train()):
+                raise ValueError(f"{said[0]} has no effect on a finished adapter: remove it")
         if self.lora is not None and self.kind != "lora":
             raise ValueError(f"lora settings are ignored by kind {self.kind}: set kind: lora or remove them")
         if self.windows is not None and self.window is not None:

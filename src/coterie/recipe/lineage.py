@@ -30,7 +30,9 @@ def lineage(recipe: Recipe, experts: Iterable[Expert], name: str) -> Lineage:
     at = name
     while at in by_name:
         expert = by_name[at]
-        if expert.window is not None:
+        if expert.adapter is not None:
+            found.unknown.append(f"the adapter {expert.adapter} was made elsewhere")
+        elif expert.window is not None:
             found.dates.append(expert.window.end)
         else:
             _corpus(recipe, expert.corpus, found)

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from pydantic import Field
+
+from coterie.recipe.adapters import AdaptersSpec
 from coterie.recipe.outputs import OutputsSpec
 
-Mixture = OutputsSpec
+Mixture = Annotated[OutputsSpec | AdaptersSpec, Field(discriminator="at")]

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from coterie.errors import RequestError
 from coterie.recipe.expand import expand, long_form
 from coterie.recipe.recipe import Recipe
+from coterie.recipe.select import alone
 
 Lines = dict[tuple[str | int, ...], int]
 
@@ -21,12 +22,13 @@ class _Loader(yaml.SafeLoader):
     """Safe YAML that remembers the line of every key and refuses a key given twice."""
 
 
-def read(source: str | Path | Mapping[str, Any], settings: Iterable[str] = ()) -> Recipe:
+def read(source: str | Path | Mapping[str, Any], settings: Iterable[str] = (), *, selecting: bool = False) -> Recipe:
     """Read, complete and check a recipe.
 
     Args:
         source: a YAML or JSON file, or the same as a mapping.
         settings: overrides such as ``"seed=1"`` or ``"experts.0.train.tokens=1000"``.
+        selecting: the file may have no experts: it only selects.
 
     Returns:
         the recipe with families expanded, globs resolved, the flat form written out.
@@ -47,6 +49,8 @@ def read(source: str | Path | Mapping[str, Any], settings: Iterable[str] = ()) -
         raise RequestError("a recipe is a mapping of keys to values", where=file, found=type(raw).__name__)
     for setting in settings:
         _set(raw, setting)
+    if selecting:
+        raw = alone(raw)
     try:
         raw = long_form(raw, folder=folder, stem=stem)
         return expand(Recipe.model_validate(raw))
@@ -141,7 +145,10 @@ def _index(items: list, part: str, setting: str) -> int:
     raise RequestError("no such list item", where=f"--set {setting}", expected=known, found=part)
 
 
-_TAGS = {"fresh", "checkpoint", "losses", "choices", "uniform", "posterior", "linear", "mlp"}
+_TAGS = {
+    "fresh", "checkpoint", "losses", "choices", "uniform", "posterior", "linear", "mlp", "arrow", "ridge", "learned",
+    "outputs", "layers", "adapters",
+}  # fmt: skip
 
 
 def _readable(error: ValidationError, file: str | None, lines: Lines) -> RequestError:
@@ -150,6 +157,8 @@ def _readable(error: ValidationError, file: str | None, lines: Lines) -> Request
     for i, part in reversed(list(enumerate(key))):  # pydantic puts the union's tag into the path; people did not write it
         if part in _TAGS and i > 0 and (key[i - 1] in ("base", "router") or isinstance(key[i - 1], int)):
             del key[i]
+    if first["type"] in ("union_tag_invalid", "union_tag_not_found") and "'at'" in str(first["ctx"].get("discriminator")):
+        key.append("at")
     found = first.get("input")
     shown = None if isinstance(found, dict | list) or first["type"] == "missing" else f"{found!r} ({type(found).__name__})"
     what = {"extra_forbidden": "unknown key", "missing": "missing key"}.get(first["type"])

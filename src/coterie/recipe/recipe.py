@@ -55,7 +55,7 @@ class Recipe(Spec):
         context = getattr(self.base, "context", None)
         if context is not None and context < self.sequence_length:
             raise ValueError(f"base.context {context} is below sequence_length {self.sequence_length}")
-        if not self.experts:
+        if not self.experts and not any(getattr(m, "joint", None) for m in self.mixtures):
             raise ValueError("a recipe needs at least one expert")
         return self
 

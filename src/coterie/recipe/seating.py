@@ -7,6 +7,8 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from coterie.errors import RequestError
+from coterie.recipe import adapters
+from coterie.recipe.adapters import AdaptersSpec
 from coterie.recipe.expert import Expert
 from coterie.recipe.lineage import lineage
 from coterie.recipe.mixture import Mixture
@@ -41,7 +43,10 @@ def seat(recipe: Recipe, mixture: Mixture, experts: list[Expert], where: str) ->
             expected=f"at most {len(set(slots))}",
             found=str(mixture.router.top_k),
         )
-    return _outputs(recipe, mixture.model_copy(update={"slots": tuple(slots)}), experts, where)
+    seated = mixture.model_copy(update={"slots": tuple(slots)})
+    if isinstance(seated, AdaptersSpec):
+        return adapters.check(seated, experts, recipe.corpora, where)
+    return _outputs(recipe, seated, experts, where)
 
 
 def _outputs(recipe: Recipe, mixture: OutputsSpec, experts: list[Expert], where: str) -> OutputsSpec:

@@ -9,9 +9,9 @@ import torch
 from tests.models.architectures import make
 from torch import Tensor, nn
 
-from coterie.mixtures.adapters import files
+from coterie.models import adapters as files
 from coterie.mixtures.adapters.config import AdaptersConfig
-from coterie.mixtures.adapters.files import Adapter
+from coterie.models.adapters import Adapter
 from coterie.mixtures.adapters.model import AdaptersMixture
 from coterie.models.stack import Factors
 

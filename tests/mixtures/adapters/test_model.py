@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.mixtures.adapters.cases import ARCHITECTURES, Obvious, V, adapter, base, close, config, ids, mixture
 
 from coterie.errors import RequestError
-from coterie.mixtures.adapters import files
+from coterie.models import adapters as files
 from coterie.mixtures.adapters.model import AdaptersMixture
 
 routers = st.fixed_dictionaries(

@@ -22,7 +22,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from coterie.errors import RequestError
 from coterie.mixtures.adapters.config import MATURITY, AdaptersConfig
-from coterie.mixtures.adapters.files import Adapter
+from coterie.models.adapters import Adapter
 from coterie.mixtures.adapters.gates import AdaptersCache, Gates
 from coterie.mixtures.adapters.layout import Layout
 from coterie.mixtures.completion import complete

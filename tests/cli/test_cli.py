@@ -41,6 +41,7 @@ VERBS = {
     "report": {"--format", "--help"},
     "recipe": {"--help"},
     "store": {"--help"},
+    "select": {"--help"},
 }
 """Every verb and option. Settings belong into recipes, with `--set` as the only override: a flag changes this on purpose."""
 

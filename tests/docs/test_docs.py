@@ -80,7 +80,7 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
 def test_commands_on_pages_exist(page: Path) -> None:
     from coterie.cli import app
 
-    verbs = {c.name or c.callback.__module__.rpartition(".")[2] for c in app.registered_commands} | {"store"}  # type: ignore[union-attr]
+    verbs = {c.name or c.callback.__module__.rpartition(".")[2] for c in app.registered_commands} | {"store", "select"}  # type: ignore[union-attr]
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
     for command in re.findall(r"^\$ (.+)$", page.read_text(), re.M):
         program, *rest = command.split()

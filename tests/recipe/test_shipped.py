@@ -20,6 +20,7 @@ SMALL = {
     "two-domains.yaml": ["base.pretrain.tokens=20_000", "base.hidden_size=32", "base.layers=1"],
     "thirty-two-slots.json": ["base.pretrain.tokens=20_000", "base.hidden_size=32", "base.layers=1"],
     "from-checkpoint.yaml": [],
+    "select-prose.yaml": ["base.pretrain.tokens=20_000", "base.hidden_size=32", "base.layers=1"],
 }
 """What makes each small enough for a test."""
 
@@ -54,6 +55,8 @@ def _missing(path: Path) -> list[Path]:
 def _paths(path: Path) -> list[str]:
     """Point a recipe's data at DATA."""
     at = {"meetings": "qmsum/qmsum_compact.jsonl", "code": "mbpp/mbpp.jsonl"}
+    if path.name == "select-prose.yaml":
+        at = {"prose": "labelled_prose/labelled_prose.jsonl"}
     if path.suffix == ".json":
         return [f"paths.truthfulqa={DATA}/truthfulqa/truthfulqa.jsonl", f"paths.qmsum={DATA}/qmsum/qmsum_compact.jsonl"]
     return [f"corpora.{name}.path={DATA}/{file}" for name, file in at.items()]
@@ -65,7 +68,7 @@ def test_shipped_recipes_run_whole_on_real_data(tmp_path: Path) -> None:
     torch.manual_seed(0)
     few = ["train.tokens=20_000"]
     store = tmp_path / "store"
-    for name in ("two-domains.yaml", "thirty-two-slots.json", "from-checkpoint.yaml"):
+    for name in ("two-domains.yaml", "thirty-two-slots.json", "from-checkpoint.yaml", "select-prose.yaml"):
         path = ROOT / "recipes" / name
         settings = [*_paths(path), *SMALL[name], *few]
         if name == "from-checkpoint.yaml":

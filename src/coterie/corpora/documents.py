@@ -15,7 +15,7 @@ from coterie.progress import bar
 from coterie.recipe import Corpus, digest
 from coterie.store import Action, Artifact, Store
 
-_NOT_CONTENT = {"path", "hub", "config", "revision", "split_name", "format", "bad_rows", "limit"}
+_NOT_CONTENT = {"path", "hub", "config", "revision", "split_name", "format", "bad_rows", "limit", "select"}
 """Where the bytes are found, which the digest of the bytes replaces, and what does not change the result."""
 
 
@@ -33,6 +33,10 @@ def documents(store: Store, corpus: Corpus, *, label: str) -> Artifact:
         RequestError: a file is missing, empty, truncated or in another format or encoding; a column does not exist; no row
             is usable; more rows are bad than `bad_rows` allows.
     """
+    if corpus.select is not None:
+        from coterie.corpora.select.selection import selected_documents
+
+        return selected_documents(store, corpus, label=label)
     plan = Plan(corpus, f"corpora.{label}")
     try:
         sources = resolve(corpus, label, download=not store.dry)

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from coterie.recipe.select import Select
 from coterie.recipe.spec import Count, Share, Spec, Whole
 
 
@@ -96,6 +97,8 @@ class Corpus(Spec):
     """Use only a part: a share (`0.1`), `{rows: N}` or `{tokens: N}`."""
     bad_rows: BadRows = BadRows()
     """When to stop because of rows that cannot be read."""
+    select: Select | None = None
+    """Choose the training documents by plan."""
 
     @model_validator(mode="after")
     def _one_way_to_a_document(self) -> Corpus:

@@ -26,6 +26,9 @@ FORMATS = {
     "routers": 2,
     "mixtures": 1,
     "evaluations": 1,
+    "profiles": 1,
+    "topics": 1,
+    "selections": 1,
 }
 """Kinds of artifact and the version of their files. Raise a version when the same request would give other files."""
 

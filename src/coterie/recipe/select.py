@@ -1,0 +1,367 @@
+"""Selections: which of a corpus's documents are trained on, by plan."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from coterie.errors import RequestError
+from coterie.recipe.spec import Count, Number, Positive, Share, Spec, Whole, check_name
+
+if TYPE_CHECKING:
+    from coterie.recipe.recipe import Recipe
+
+CLUSTER, GROUP = "cluster", "cluster_group"
+"""Columns that a selection adds: a document's topic cluster, and the group of clusters it belongs to."""
+STRATEGIES = ("random", "quality", "diversity", "balanced", "proportional", "published")
+
+
+class Budget(Spec):
+    """How much is chosen: tokens or documents."""
+
+    tokens: Count | None = None
+    """Number of tokens, met to within half a document."""
+    docs: Count | None = None
+    """Number of documents, met exactly."""
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Budget:
+        if (self.tokens is None) == (self.docs is None):
+            raise ValueError("say exactly one of tokens, docs")
+        return self
+
+
+class NearDup(Spec):
+    """Near-duplicates by Jaccard similarity of word 5-grams: of each pair, the better document is kept."""
+
+    jaccard: Annotated[Share, Field(ge=0.3)] = 0.7
+    """Similarity from which two documents count as one. Candidates come from MinHash, 20 bands of 6, and are verified."""
+
+
+class Against(Spec):
+    """Evaluation texts that nothing chosen may repeat."""
+
+    path: str | tuple[str, ...]
+    """Files, relative to the recipe."""
+    text: str = "text"
+    """A column or template."""
+    words: Count = 13
+    """Length of a run of words that counts as repeated."""
+    share: Share = 0.0
+    """Largest share of a document's runs that may occur there."""
+
+
+class Keep(Spec):
+    """What a document must be to be chosen from; what is dropped is counted, each with its first reason."""
+
+    tokens: tuple[Whole, Whole] | None = None
+    """Least and most tokens."""
+    flesch: tuple[Number | None, Number | None] | None = None
+    """Least and most reading ease; null for no bound."""
+    quality: Share | None = None
+    """Least quality."""
+    complete: bool = False
+    """Drop texts that do not begin like a sentence or heading, or end without a closing mark."""
+    near_dup: NearDup | None = NearDup()
+    """Drop near-duplicates; null keeps them. Exact duplicates are always dropped."""
+    contamination: Against | None = None
+    """Drop what repeats evaluation texts."""
+
+    @field_validator("tokens", "flesch")
+    @classmethod
+    def _in_order(cls, value: Any) -> Any:
+        if value is not None and None not in value and value[0] > value[1]:
+            raise ValueError(f"[{value[0]}, {value[1]}]: the least is above the most")
+        return value
+
+
+class Axis(Spec):
+    """One property that the plan balances: topic clusters, or a column."""
+
+    column: str | None = None
+    """Column of the corpus. The axis called `cluster` without a column is the fitted topic clusters."""
+    k: Count | Literal["auto"] = 19
+    """Number of clusters; `auto` takes the best of several by silhouette."""
+    model: str | None = None
+    """Folder of clusters fitted earlier (`topics` of a profile): new data is assigned to them."""
+    embed: str | None = None
+    """Folder of a local sentence-embedding model; without it, clusters come from the words (TF-IDF, SVD)."""
+    groups: Count | None = None
+    """Number of groups that near clusters are put into, for experts `per: cluster_group`."""
+    target: dict[str, Share] | None = None
+    """Share of each value. Keys may be alternatives (`blogpost|wikihow`) and globs (`story_*`); shares must sum to 1.
+    What no key names is not chosen."""
+    mix: Share | None = None
+    """Without a target: 0 gives every value the pool's share, 1 equal shares, between them the mean. 0 by default."""
+    weight: Positive = 1.0
+    """How much a shortfall on this axis counts when not all targets can be met."""
+
+    @model_validator(mode="after")
+    def _one_kind_of_target(self) -> Axis:
+        if self.target is not None:
+            if self.mix is not None:
+                raise ValueError("give either target or mix")
+            if not self.target:
+                raise ValueError("an empty target")
+            total = sum(self.target.values())
+            if abs(total - 1) > 1e-6:
+                raise ValueError(f"the shares sum to {total:.6g}: they must sum to 1")
+        return self
+
+
+class Rank(Spec):
+    """Which documents of a cell are taken first."""
+
+    quality: Annotated[Number, Field(ge=0)] = 0.35
+    """Weight of the quality's mid-rank."""
+    length: Annotated[Number, Field(ge=0)] = 0.25
+    """Weight of the length score: 1 inside the range, falling off outside."""
+    by: str | None = None
+    """Numeric column that holds the quality; by default the profile's own (readability, richness, no repetition,
+    completeness)."""
+    within: str | None = None
+    """Axis within whose values quality is ranked and length ranges hold; over all documents by default."""
+    ranges: dict[str, tuple[Whole, Whole]] = Field(default_factory=dict)
+    """Length range in tokens of each value of `within` (globs allowed); by default its middle half in the pool."""
+    temperature: Annotated[Number, Field(ge=0)] = 0.2
+    """0 takes the best; larger draws are more random (Gumbel top-k on the score divided by this)."""
+
+
+class TokenCount(Spec):
+    """How tokens are counted; by default estimated from characters, words and marks, fitted on English prose."""
+
+    column: str | None = None
+    """Column that holds the number."""
+    tokenizer: str | None = None
+    """Folder of a tokenizer, relative to the recipe."""
+    sample: Count | None = 512
+    """Documents that are tokenized to fit an estimate, whose error is reported; null tokenizes all of them."""
+
+    @model_validator(mode="after")
+    def _one(self) -> TokenCount:
+        if (self.column is None) == (self.tokenizer is None):
+            raise ValueError("say either column or tokenizer")
+        return self
+
+
+class Select(Spec):
+    """Choose the training documents by plan. The valid and test splits stay as they are."""
+
+    budget: Budget
+    """How much to choose."""
+    strategy: Literal["plan", "random", "quality", "diversity", "balanced", "proportional", "published"] = "plan"
+    """`plan` does what the keys below say; the others replace axes and rank, for comparison."""
+    keep: Keep = Keep()
+    """Filters."""
+    axes: dict[str, Axis] = Field(default_factory=dict)
+    """Properties whose shares are planned, by name. `cluster: {k: 19, mix: 0.4}` needs no column."""
+    rank: Rank = Rank()
+    """Order within a cell of the plan."""
+    redundancy: Share | None = None
+    """Largest cosine between the topic vectors of two documents of one cell; null does not look."""
+    tokens: TokenCount | None = None
+    """How tokens are counted."""
+    relax: bool = False
+    """Choose what comes nearest when the targets cannot be met, instead of refusing."""
+    placebo: bool = False
+    """Permute the axes' values over the documents first: the control that a study needs."""
+    seed: int | None = None
+    """Of the draw; the recipe's by default."""
+    batch_bytes: Annotated[Count, Field(ge=4096)] = 1 << 19
+    """Bytes of text that are profiled at a time: bounds the memory, changes no result."""
+
+    @field_validator("axes", mode="after")
+    @classmethod
+    def _named(cls, axes: dict[str, Axis]) -> dict[str, Axis]:
+        for name, axis in axes.items():
+            check_name(name)
+            if name in RESERVED or name == GROUP:
+                raise ValueError(f"an axis cannot be called {name!r}: that is a figure of the profile")
+            if name != CLUSTER and axis.column is None:
+                axes = {**axes, name: axis.model_copy(update={"column": name})}
+            fitted = name == CLUSTER and axis.column is None
+            for key in ("k", "model", "embed", "groups"):
+                if not fitted and key in axis.model_fields_set:
+                    raise ValueError(f"{name}.{key} is for the fitted clusters (an axis called cluster, without a column)")
+            if axis.model is not None and {"k", "groups", "embed"} & axis.model_fields_set:
+                raise ValueError(f"{name}.model brings its own k, groups and embedding: take them out")
+        return axes
+
+    @model_validator(mode="after")
+    def _within_is_an_axis(self) -> Select:
+        if self.rank.within is not None and self.rank.within not in self.axes:
+            raise ValueError(
+                f"rank.within names no axis: {self.rank.within!r} (there are: {', '.join(self.axes) or 'none'})"
+            )
+        if self.rank.ranges and self.rank.within is None:
+            raise ValueError("rank.ranges needs rank.within")
+        return self
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """Every column of the corpus that is read for the selection, and the key that names it."""
+        named = {axis.column: f"axes.{name}.column" for name, axis in self.axes.items() if axis.column is not None}
+        if self.rank.by is not None:
+            named[self.rank.by] = "rank.by"
+        if self.tokens is not None and self.tokens.column is not None:
+            named[self.tokens.column] = "tokens.column"
+        return named
+
+
+RESERVED = frozenset(
+    "id prompt text time split content order key chars words sentences marks wide tokens flesch richness repetition "
+    "complete quality contaminated shard row".split()
+)
+"""Columns of the profile, which no axis may be called."""
+
+
+def absolute(select: Any, folder: Path) -> Any:
+    """Paths in a selection are relative to the recipe's folder."""
+    if not isinstance(select, dict):
+        return select
+
+    def at(value: Any) -> Any:
+        if isinstance(value, list):
+            return [at(v) for v in value]
+        return str(folder / Path(value).expanduser()) if isinstance(value, str) else value
+
+    def inside(part: Any, *keys: str) -> Any:
+        return {k: at(v) if k in keys else v for k, v in part.items()} if isinstance(part, dict) else part
+
+    out = dict(select)
+    if isinstance(out.get("axes"), dict):
+        out["axes"] = {
+            name: inside(axis if axis is not None else {}, "model", "embed") for name, axis in out["axes"].items()
+        }
+    if isinstance(out.get("keep"), dict):
+        out["keep"] = {**out["keep"], "contamination": inside(out["keep"].get("contamination"), "path")}
+    if "tokens" in out:
+        out["tokens"] = inside(out["tokens"], "tokenizer")
+    return out
+
+
+def seeded(recipe: Recipe) -> Recipe:
+    """Selections without a seed of their own draw with the recipe's."""
+    corpora = {
+        name: corpus.model_copy(update={"select": corpus.select.model_copy(update={"seed": recipe.seed})})
+        if corpus.select is not None and corpus.select.seed is None
+        else corpus
+        for name, corpus in recipe.corpora.items()
+    }
+    return recipe.model_copy(update={"corpora": corpora})
+
+
+def alone(raw: dict) -> dict:
+    """A file that only selects: without experts nothing is held out, and a corpus without a selection is only profiled."""
+    if "experts" in raw or "datasets" in raw:
+        return raw
+    corpora = raw.get("corpora")
+    if not isinstance(corpora, dict) or not corpora:
+        return raw
+    bare = {"budget": {"docs": 1}, "axes": {CLUSTER: {"k": "auto"}}}
+    asked = [name for name, c in corpora.items() if isinstance(c, dict) and c.get("select")]
+    complete = {
+        name: {"split": {"valid": 0, "test": 0}, **c, "select": c.get("select") or (None if asked else bare)}
+        if isinstance(c, dict)
+        else c
+        for name, c in corpora.items()
+    }
+    return {**raw, "corpora": complete, "experts": [{"name": "chosen", "corpus": next(iter([*asked, *corpora]))}]}
+
+
+def per_axis(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """`experts: {per: cluster, ...}` written out: one expert for each value of an axis.
+
+    Further keys: `corpus` (the one with a selection by default), `name` (a pattern with ``{value}``), `only` (some of the
+    values), and every key of an expert.
+    """
+    asked = recipe.get("experts")
+    if not isinstance(asked, dict):
+        return dict(recipe)
+    if "per" not in asked:
+        raise RequestError(
+            "experts are a list, or a mapping with per",
+            where="experts",
+            expected="per: cluster",
+            found=", ".join(map(str, asked)),
+        )
+    corpora = {n: c for n, c in (recipe.get("corpora") or {}).items() if isinstance(c, dict) and c.get("select")}
+    rest = dict(asked)
+    axis, corpus = rest.pop("per"), rest.pop("corpus", None)
+    if corpus is None and len(corpora) == 1:
+        corpus = next(iter(corpora))
+    if corpus not in corpora:
+        raise RequestError(
+            "experts per value need a corpus with a selection",
+            where="experts.corpus",
+            expected=", ".join(corpora) or "a corpus with select",
+            found=str(corpus),
+        )
+    values = _values(corpora[corpus]["select"].get("axes") or {}, str(axis))
+    only = rest.pop("only", None)
+    if only is not None:
+        unknown = [v for v in only if v not in values]
+        if unknown:
+            raise RequestError(f"no {axis} is called {unknown[0]!r}", where="experts.only", expected=", ".join(values))
+        values = list(only)
+    pattern = str(rest.pop("name", "{value}"))
+    if "{value}" not in pattern:
+        raise RequestError("the name of such experts needs {value}", where="experts.name", found=pattern)
+    column = axis if axis in (CLUSTER, GROUP) else (corpora[corpus]["select"]["axes"][axis] or {}).get("column") or axis
+    where = rest.pop("where", None) or {}
+    experts = [
+        {**rest, "name": pattern.replace("{value}", _plain(v)), "corpus": corpus, "where": {**where, column: v}}
+        for v in values
+    ]
+    return {**recipe, "experts": experts}
+
+
+def _values(axes: Mapping[str, Any], axis: str) -> list[str]:
+    """The values that an axis is known to have before any data is read."""
+    if axis == GROUP:
+        groups = (axes.get(CLUSTER) or {}).get("groups")
+        if isinstance(groups, int):
+            return group_names(groups)
+        raise RequestError("no groups are asked for", where="experts.per", do="set the axis's groups: cluster: {groups: 4}")
+    if axis not in axes:
+        raise RequestError(f"no axis is called {axis!r}", where="experts.per", expected=", ".join(axes) or "none is defined")
+    given = axes[axis] or {}
+    if axis == CLUSTER and not given.get("column"):
+        k = given.get("k", Axis.model_fields["k"].default)
+        if isinstance(k, int) and not given.get("model"):
+            return cluster_names(k)
+        raise RequestError(
+            "how many experts there will be must be known before the data is read",
+            where="experts.per",
+            found="k: auto" if not given.get("model") else "clusters fitted earlier",
+            do="give k as a number, or cluster: {groups: 4} and experts: {per: cluster_group}",
+        )
+    target = given.get("target") or {}
+    plain = [v for v in target if not set(v) & set("*?[|")]
+    if not target or len(plain) < len(target):
+        raise RequestError(
+            "how many experts there will be must be known before the data is read",
+            where="experts.per",
+            expected=f"a target for axis {axis!r} that names each value",
+            found=", ".join(target) or "no target",
+        )
+    return plain
+
+
+def _plain(value: str) -> str:
+    """A value as a part of a name."""
+    return re.sub(r"[^a-z0-9._-]", "-", value.lower()).lstrip("._-") or "none"
+
+
+def cluster_names(k: int) -> list[str]:
+    """c00, c01, ..."""
+    return [f"c{i:0{max(2, len(str(k - 1)))}}" for i in range(k)]
+
+
+def group_names(groups: int) -> list[str]:
+    """g0, g1, ..."""
+    return [f"g{i:0{len(str(groups - 1))}}" for i in range(groups)]

@@ -58,7 +58,7 @@ def checkpoint(path_or_id: str | Path, revision: str | None = None) -> Artifact:
         raise RequestError("a local directory has no revision", where=str(folder), found=revision, do="remove base.revision")
     config = _json(folder / "config.json")
     _refuse_code(folder, config)
-    shards = _shards(folder)
+    shards = weight_files(folder)
     _check_finite(shards)
     _check_complete(folder)
     files = {p.name: sha256(p) for p in sorted(folder.iterdir()) if p.is_file() and (p in shards or _kept(p.name))}
@@ -132,7 +132,7 @@ def _walk(value: Any) -> Iterator[tuple[str, Any]]:
             yield from _walk(child)
 
 
-def _shards(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
     """The weight files: one, or those an index names, which must lie in the directory itself."""
     index = folder / "model.safetensors.index.json"
     if (folder / "model.safetensors").is_file():

@@ -1,0 +1,177 @@
+"""Merging: one base's attention, norms and embeddings, and every distinct expert's feed-forward blocks.
+
+Experts of kind `ffn`, and adapters of nothing but feed-forward linears, share everything else with the base bit by bit, and
+so the merge is exact. Others are merged only by a rule that says what becomes of the rest: ``base`` keeps the base's,
+``average`` takes the mean of the experts' (as BTX does, arXiv 2403.07816). All that can be wrong with the request is found
+before a byte is written; a tensor that is not finite ends the writing, and who called throws the folder away.
+
+Shapes: S slots, H hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from coterie.errors import RequestError
+from coterie.mixtures.layers.block import feed_forward
+from coterie.mixtures.layers.shards import Wanted
+from coterie.mixtures.layers.sources import Directory, Source
+from coterie.mixtures.tokenizers import require_same_tokenizer
+
+Shared = Literal["base", "average"]
+
+_INDIFFERENT = {
+    "_name_or_path", "architectures", "bos_token_id", "dtype", "eos_token_id", "id2label", "label2id", "pad_token_id",
+    "torch_dtype", "transformers_version", "use_cache", "max_position_embeddings", "attention_dropout", "initializer_range",
+    "resid_pdrop", "embd_pdrop", "attn_pdrop", "chunk_size_feed_forward", "problem_type", "return_dict",
+    "output_hidden_states",
+}  # fmt: skip
+"""Settings of a model that do not change what its weights compute."""
+
+
+@dataclass(frozen=True)
+class Merge:
+    """One merge, as it was asked for."""
+
+    base: Directory
+    experts: Sequence[Source]
+    """The distinct ones."""
+    shared: Shared | None = None
+    """What becomes of tensors outside the feed-forward blocks in which experts differ; None: they must not differ."""
+    dtype: torch.dtype | None = None
+    """Of the result; the base's by default."""
+
+    @cached_property
+    def blocks(self) -> list[str]:
+        """Names of the feed-forward blocks, one a layer."""
+        return feed_forward(self.base.skeleton)
+
+    @cached_property
+    def names(self) -> list[str]:
+        """All of the base's tensors, in the architecture's order."""
+        return [name for name in self.base.skeleton.state_dict() if name in self.base.tensors]
+
+    def block_of(self, name: str) -> str | None:
+        """The feed-forward block that a tensor belongs to."""
+        return next((b for b in self.blocks if name.startswith(f"{b}.")), None)
+
+    def check(self) -> dict[str, float]:
+        """Whether these experts can be merged on this base.
+
+        Returns:
+            for each expert the largest difference of a shared weight from the base's; 0 where the merge is exact.
+
+        Raises:
+            RequestError: names the first thing in which two differ, and both files.
+        """
+        require_same_tokenizer([(s.name, s.folder) for s in (self.base, *self.experts)])
+        for expert in self.experts:
+            self._check_config(expert)
+            self._check_tensors(expert)
+        return {expert.name: self._difference(expert) for expert in self.experts}
+
+    def _check_config(self, expert: Source) -> None:
+        here, there = self.base.config.to_dict(), expert.config.to_dict()
+        for key in sorted((here.keys() | there.keys()) - _INDIFFERENT, key=lambda k: (k != "model_type", k)):
+            if here.get(key) != there.get(key):
+                raise RequestError(
+                    f"expert {expert.name!r} is of another architecture than the base", where=f"{expert.folder} ({key})",
+                    expected=f"{here.get(key)}, as in {self.base.folder}", found=str(there.get(key)),
+                    do="merge experts that branch from one base",
+                )  # fmt: skip
+
+    def _check_tensors(self, expert: Source) -> None:
+        for name in self.names:
+            if name not in expert.tensors:
+                raise RequestError(f"expert {expert.name!r} lacks a tensor", where=str(expert.folder), expected=name)
+            if expert.shape(name) != self.base.shape(name):
+                raise RequestError(
+                    f"a tensor of expert {expert.name!r} has another shape than the base's", where=name,
+                    expected=f"{list(self.base.shape(name))} in {self.base.where(name)}",
+                    found=f"{list(expert.shape(name))} in {expert.where(name)}", do="merge experts of one shape",
+                )  # fmt: skip
+            if self.dtype is None and expert.dtype(name) != self.base.dtype(name):
+                raise RequestError(
+                    f"a tensor of expert {expert.name!r} has another precision than the base's", where=name,
+                    expected=f"{self.base.dtype(name)} in {self.base.where(name)}",
+                    found=f"{expert.dtype(name)} in {expert.where(name)}", do="say which one is wanted (--dtype)",
+                )  # fmt: skip
+
+    def _difference(self, expert: Source) -> float:
+        """Largest difference from the base outside the feed-forward blocks."""
+        largest = 0.0
+        for name in self.names:
+            if self.block_of(name) is not None or not expert.changes(name):
+                continue
+            ours, theirs = self.base.read(name), expert.read(name)
+            if ours.dtype == theirs.dtype and torch.equal(ours, theirs):
+                continue
+            largest = max(largest, float((ours.double() - theirs.double()).abs().max()))
+            if self.shared is None and largest > 0:
+                raise RequestError(
+                    f"expert {expert.name!r} differs from the base outside its feed-forward blocks", where=name,
+                    expected=f"what {self.base.where(name)} holds",
+                    found=f"up to {largest:.3g} away in {expert.where(name)}",
+                    do="train experts of kind ffn, name the base that they branch from, or say what becomes of the rest "
+                    "(shared: base, or shared: average)",
+                )  # fmt: skip
+        return largest
+
+    def wanted(self) -> Iterator[Wanted]:
+        """The tensors of the result in the names of `LayersMixture`, without its gates."""
+        for name in self.names:
+            dtype, shape = self.dtype or self.base.dtype(name), self.base.shape(name)
+            block = self.block_of(name)
+            if block is None:
+                yield Wanted(f"model.{name}", dtype, shape, partial(self._shared, name))
+                continue
+            for u, expert in enumerate(self.experts):
+                rest = name.removeprefix(f"{block}.")
+                yield Wanted(f"model.{block}.experts.{u}.{rest}", dtype, shape, partial(expert.read, name))
+
+    def _shared(self, name: str) -> Tensor:
+        if self.shared != "average" or not any(e.changes(name) for e in self.experts):
+            return self.base.read(name)
+        total = self.experts[0].read(name).float()
+        for expert in self.experts[1:]:
+            total += expert.read(name)
+        return total / len(self.experts)
+
+
+def gate_names(blocks: Sequence[str], bias: bool) -> list[str]:
+    """Names of the gates' tensors in a `LayersMixture`."""
+    return [f"model.{block}.gate.{part}" for block in blocks for part in (("weight", "bias") if bias else ("weight",))]
+
+
+def like(tensor: Tensor, name: str, dtype: torch.dtype) -> Wanted:
+    """A tensor that is in memory, to be written."""
+    return Wanted(name, dtype, tuple(tensor.shape), lambda: tensor)
+
+
+def describe(
+    base: Directory, names: Sequence[str], seats: Sequence[int], digests: Sequence[str | None], gate: dict[str, Any]
+) -> dict[str, Any]:
+    """The text of `config.json` of a mixture with these distinct experts.
+
+    Args:
+        names: of each slot.
+        seats: expert in each slot.
+    """
+    text = {k: v for k, v in base.config.to_dict().items() if k not in ("_name_or_path", "transformers_version")}
+    first = {u: names[seats.index(u)] for u in dict.fromkeys(seats)}
+    return {
+        "model_type": "coterie_layers",
+        "architectures": ["LayersMixture"],
+        "text_config": text,
+        "slots": [{"name": n, "expert": u} for n, u in zip(names, seats, strict=True)],
+        "experts": [{"name": first[u], "digest": digest} for u, digest in enumerate(digests)],
+        "gate": gate,
+        "tie_word_embeddings": base.tied,
+        **{k: text.get(k) for k in ("bos_token_id", "eos_token_id", "pad_token_id")},
+    }

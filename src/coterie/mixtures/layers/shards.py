@@ -1,0 +1,181 @@
+"""safetensors files read and written one tensor at a time.
+
+The library's own writer wants a whole file's tensors in memory at once, and its reader maps the files, so that what was read
+counts as memory until it is let go. A merge has far more experts than memory; here one tensor is held, and the format is
+plain enough: eight bytes with the length of a JSON header, the header, then the bytes of all tensors in its order.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from coterie.errors import RequestError, WorkError
+
+DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+    "I32": torch.int32, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+INDEX = "model.safetensors.index.json"
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor in a file."""
+
+    file: Path
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    begin: int
+    bytes: int
+
+    def read(self) -> Tensor:
+        tensor = torch.empty(self.shape, dtype=self.dtype)
+        if self.bytes:
+            with self.file.open("rb", buffering=0) as stream:
+                stream.seek(self.begin)
+                view = _bytes_of(tensor)
+                while view:
+                    count = stream.readinto(view)
+                    if not count:
+                        raise WorkError("damaged weights: the file ends early", where=str(self.file))
+                    view = view[count:]
+        return tensor
+
+
+def stored(files: Iterable[Path]) -> dict[str, Stored]:
+    """Every tensor of some files, by name; nothing but headers is read.
+
+    Raises:
+        RequestError: a file is damaged, or two hold one name.
+    """
+    found: dict[str, Stored] = {}
+    for file in files:
+        try:
+            with file.open("rb") as stream:
+                length = int.from_bytes(stream.read(8), "little")
+                size = file.stat().st_size
+                if not 2 <= length <= size - 8:
+                    raise ValueError("the header's length is wrong")
+                header = json.loads(stream.read(length))
+            header.pop("__metadata__", None)
+            for name, entry in header.items():
+                begin, end = entry["data_offsets"]
+                tensor = Stored(file, DTYPES[entry["dtype"]], tuple(entry["shape"]), 8 + length + begin, end - begin)
+                if not 0 <= begin <= end <= size - 8 - length or _bytes(tensor.dtype, tensor.shape) != tensor.bytes:
+                    raise ValueError(f"{name} does not lie inside the file")
+                if name in found:
+                    raise ValueError(f"{name} is also in {found[name].file.name}")
+                found[name] = tensor
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise RequestError("damaged weights", where=str(file), found=str(error), do="fetch the file again") from None
+    return found
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A tensor to be written, and how to get it."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    get: Callable[[], Tensor]
+
+    @property
+    def bytes(self) -> int:
+        return _bytes(self.dtype, self.shape)
+
+
+def _bytes(dtype: torch.dtype, shape: Sequence[int]) -> int:
+    count = dtype.itemsize
+    for n in shape:
+        count *= n
+    return count
+
+
+def require_room(folder: Path, needed: int) -> None:
+    """RequestError unless the disk has so many bytes free."""
+    place = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.is_dir())
+    free = shutil.disk_usage(place).free
+    if needed > free:
+        raise RequestError(
+            "the disk is too small for the checkpoint", where=str(folder), expected=f"{needed / 1e9:.2f} GB free",
+            found=f"{free / 1e9:.2f} GB", do="make room, or write a smaller one (--dtype, without --expand)",
+        )  # fmt: skip
+
+
+def write(folder: Path, wanted: Sequence[Wanted], shard_bytes: int, stem: str = "model") -> dict[str, str]:
+    """Write tensors in order, a new file where one would grow beyond ``shard_bytes``; at most one tensor is held.
+
+    Returns:
+        the file of each tensor.
+
+    Raises:
+        WorkError: a tensor is not finite, or not what was promised.
+    """
+    parts: list[list[Wanted]] = [[]]
+    for tensor in wanted:
+        if parts[-1] and sum(t.bytes for t in parts[-1]) + tensor.bytes > shard_bytes:
+            parts.append([])
+        parts[-1].append(tensor)
+    where: dict[str, str] = {}
+    for number, part in enumerate(parts, start=1):
+        name = f"{stem}.safetensors" if len(parts) == 1 else f"{stem}-{number:05d}-of-{len(parts):05d}.safetensors"
+        _write_file(folder / name, part)
+        where |= {tensor.name: name for tensor in part}
+    return where
+
+
+def _write_file(file: Path, wanted: Sequence[Wanted]) -> None:
+    wanted = sorted(wanted, key=lambda t: -t.dtype.itemsize)  # so that each tensor starts at a multiple of its item's size
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    at = 0
+    for tensor in wanted:
+        span = [at, at + tensor.bytes]
+        header[tensor.name] = {"dtype": NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": span}
+        at += tensor.bytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with file.open("wb", buffering=0) as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        for tensor in wanted:
+            _write_tensor(stream, tensor, file)
+
+
+def _write_tensor(stream: Any, wanted: Wanted, file: Path) -> None:
+    tensor = wanted.get().to(wanted.dtype).contiguous()
+    assert tuple(tensor.shape) == wanted.shape, f"{wanted.name}: {tuple(tensor.shape)} is not {wanted.shape}"
+    if not finite(tensor):
+        raise RequestError(
+            "the weights are not finite", where=f"{file.name} ({wanted.name})", found="NaN or infinity",
+            kept="nothing was written", do="use another checkpoint, or a wider --dtype",
+        )  # fmt: skip
+    view = _bytes_of(tensor)
+    while view:
+        view = view[stream.write(view) :]
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    """A contiguous tensor's memory."""
+    raw: Any = tensor.view(-1).view(torch.uint8).numpy() if tensor.numel() else b""
+    return memoryview(raw)
+
+
+def finite(tensor: Tensor) -> bool:
+    """Whether no number is NaN or infinite. A finite sum says so at the speed of memory; one that is not may be large."""
+    if not tensor.is_floating_point() or bool(torch.isfinite(tensor.sum(dtype=torch.float32))):
+        return True
+    return bool(torch.isfinite(tensor).all())
+
+
+def index(where: dict[str, str], bytes: int) -> str:
+    """The text of an index file."""
+    return json.dumps({"metadata": {"total_size": bytes}, "weight_map": dict(sorted(where.items()))}, indent=1) + "\n"

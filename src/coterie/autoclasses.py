@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import Any
 
 THEIRS = "transformers.models.auto.configuration_auto"
-OURS = ("coterie.mixtures.outputs", "coterie.mixtures.layers.model")
+OURS = ("coterie.mixtures.outputs", "coterie.mixtures.layers.model", "coterie.mixtures.adapters.model")
 """Register their kinds when imported."""
 
 

@@ -62,7 +62,13 @@ class Measured:
         """The training blocks behind every expert, the base and `single`, and the documents they were cut from."""
         pretrain = self.recipe.base.pretrain
         used = [(self.c.blocks(name, "train"), name) for name in (pretrain.corpora if pretrain else ())]
-        used += [(self.c.blocks(e.corpus, "train", e.window, e.where), e.corpus) for e in self.recipe.experts]
+        trained = [e for e in self.recipe.experts if e.adapter is None]
+        used += [(self.c.blocks(e.corpus, "train", e.window, e.where), e.corpus) for e in trained]
+        used += [
+            (self.c.blocks(n, "train"), n)
+            for m in self.recipe.mixtures
+            for n in getattr(getattr(m, "joint", None), "corpora", ())
+        ]
         return list({b.digest: (b, self.c.documents(name)) for b, name in used}.values())
 
     @cached_property

@@ -64,7 +64,7 @@ def expert_entry(name: str, expert: Expert | None, artifact: Artifact, corpus: s
             valid.append([row["tokens"], row["eval_loss"]])
     return {
         "name": name,
-        "trained": not artifact.reused,
+        "trained": not artifact.reused and facts["tokens"] > 0,
         "tokens": facts["tokens"],
         "seconds": artifact.made.get("seconds"),
         "loss": facts["loss"],

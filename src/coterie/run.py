@@ -19,6 +19,7 @@ import polars as pl
 
 from coterie import assembly, corpora, evaluation, experts, models, outcome
 from coterie.errors import RequestError
+from coterie.experts.adopt import adopt
 from coterie.measure import Measured, summarise
 from coterie.outcome import Run
 from coterie.progress import say
@@ -50,7 +51,9 @@ class Conductor:
     def trained_corpora(self) -> list[str]:
         """Every corpus that something is trained on."""
         pretrain = self.recipe.base.pretrain
-        return list(dict.fromkeys([*(pretrain.corpora if pretrain else ()), *(e.corpus for e in self.recipe.experts)]))
+        joint = [name for m in self.recipe.mixtures for name in getattr(getattr(m, "joint", None), "corpora", ())]
+        learned = [e.corpus for e in self.recipe.experts if e.adapter is None]
+        return list(dict.fromkeys([*(pretrain.corpora if pretrain else ()), *learned, *joint]))
 
     @cached_property
     def used_corpora(self) -> list[str]:
@@ -136,6 +139,8 @@ class Conductor:
 
     def expert(self, name: str) -> Artifact:
         expert = self.by_name[name]
+        if expert.adapter is not None:
+            return adopt(self.store, expert.adapter, self.origin(expert), label=f"expert {name}")
         stops_early = expert.train.early_stopping is not None
         corpus, window, where = _data(expert)
         return experts.train(
@@ -336,7 +341,8 @@ def _look_first(c: Conductor, measured: Measured) -> None:
         c.documents(name)
     for expert in c.recipe.experts:
         corpus, window, where = _data(expert)
-        c.blocks(corpus, "train", window, where)
+        if expert.adapter is None:
+            c.blocks(corpus, "train", window, where)
     for spec in c.recipe.evaluation:
         if isinstance(spec, Losses):
             measured.tested(spec)

@@ -11,13 +11,14 @@ from torch import nn
 from transformers import AutoTokenizer, GenerationConfig
 
 from coterie.errors import RequestError
+from coterie.mixtures.adapters.model import AdaptersMixture
 from coterie.mixtures.config import OutputsConfig
 from coterie.mixtures.layers.model import LayersMixture
 from coterie.mixtures.outputs import OutputsMixture
 from coterie.models import open_model
 from coterie.recipe import Uniform
 
-KINDS: dict[str, Any] = {kind.config_class.model_type: kind for kind in (OutputsMixture, LayersMixture)}
+KINDS: dict[str, Any] = {kind.config_class.model_type: kind for kind in (OutputsMixture, LayersMixture, AdaptersMixture)}
 
 
 def load(

@@ -22,11 +22,21 @@ from coterie.store import Artifact
 def write(mixture: Artifact, blocks: Artifact, scores: Sequence[Artifact], folder: Path) -> None:
     """Write a mixture's scores; see `coterie.mixtures.routed`."""
     result = routed_nll(mixture, blocks, scores)
+    write_routed(blocks, -np.nan_to_num(result.nll), ~np.isnan(result.nll), result.weight, folder)
+
+
+def write_routed(
+    blocks: Artifact, logp_NT1: np.ndarray, answered_NT1: np.ndarray, weight_NT1U: np.ndarray, folder: Path, **more: Any
+) -> None:
+    """Write the scores of any mixture; ``more`` goes into the facts.
+
+    Args:
+        answered_NT1: where some expert may answer at the document's date.
+        weight_NT1U: over distinct experts, for predicting each token.
+    """
     files = load_file(blocks.file("blocks.safetensors"))
-    answered_NT1 = ~np.isnan(result.nll)
-    logp_NT1 = -np.nan_to_num(result.nll)
     counted_NT1 = (files["target"][:, 1:] != 0) & answered_NT1
-    weight_MU = result.weight[counted_NT1]
+    weight_MU = weight_NT1U[counted_NT1]
     usage = Usage(weight_MU.shape[-1])
     usage.add(torch.from_numpy(weight_MU))
     position_M = files["position"][:, :-1][counted_NT1]
@@ -39,6 +49,7 @@ def write(mixture: Artifact, blocks: Artifact, scores: Sequence[Artifact], folde
         **{k: figures[k] for k in ("utilization", "entropy", "confidence") if k in figures},
         "positions": seen_T.tolist(),
         "by_position": (sums_TU / np.maximum(seen_T, 1)[:, None]).round(6).tolist(),
+        **more,
     }
     (folder / "facts.json").write_text(json.dumps(facts, sort_keys=True))
     save_file({"logp": logp_NT1, "answered": answered_NT1.astype(np.uint8)}, folder / "scores.safetensors")

@@ -23,8 +23,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, GenerationConfig
 
 from coterie.errors import RequestError
-from coterie.models import adapters as files
 from coterie.mixtures.adapters.config import AdaptersConfig
+from coterie.models import adapters as files
 from coterie.models import open_model
 
 if TYPE_CHECKING:

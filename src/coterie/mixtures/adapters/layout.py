@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from coterie.errors import RequestError
+from coterie.mixtures.adapters.gates import WHOLE, Gates
 from coterie.models import adapters as files
 from coterie.models.adapters import Adapter
-from coterie.mixtures.adapters.gates import WHOLE, Gates
 from coterie.models.stack import Inlet, Stacked, Weights
 
 _LAYER = re.compile(r"(.*?\.\d+)\.")

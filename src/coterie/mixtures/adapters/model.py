@@ -22,11 +22,11 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from coterie.errors import RequestError
 from coterie.mixtures.adapters.config import MATURITY, AdaptersConfig
-from coterie.models.adapters import Adapter
 from coterie.mixtures.adapters.gates import AdaptersCache, Gates
 from coterie.mixtures.adapters.layout import Layout
 from coterie.mixtures.completion import complete
 from coterie.mixtures.query import Query, Times
+from coterie.models.adapters import Adapter
 from coterie.recipe.spec import check_name
 from coterie.routing import Eligibility
 from coterie.routing.gates import Gated
@@ -292,8 +292,8 @@ class AdaptersMixture(PreTrainedModel, GenerationMixin):
             time: changes nothing.
             seed: makes sampling repeatable without touching the global generator.
         """
-        kwargs.setdefault("generation_config", self.generation_config)
-        cached = kwargs.get("use_cache", kwargs["generation_config"].use_cache) is not False
+        self.base.generation_config = self.generation_config
+        cached = kwargs.get("use_cache", self.generation_config.use_cache) is not False
         if self.router.prefix and cached and kwargs.get("past_key_values") is None:
             kwargs["past_key_values"] = AdaptersCache(config=self.base.config)
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else [], enabled=seed is not None):

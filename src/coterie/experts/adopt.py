@@ -1,0 +1,63 @@
+"""An adapter made elsewhere becomes an expert like any other: checked against the base, then copied into the store."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from coterie.errors import RequestError
+from coterie.models import contents
+from coterie.recipe import digest
+from coterie.store import Action, Artifact, Store, sha256
+
+FILES = ("adapter_config.json", "adapter_model.safetensors")
+
+
+def adopt(store: Store, folder: str | Path, base: Artifact, *, label: str) -> Artifact:
+    """An ``experts`` artifact of kind ``lora`` with the adapter's weights as they are.
+
+    Args:
+        folder: a PEFT adapter directory.
+        base: what it is to rest on. If the adapter says which base it was trained on (``facts.json``), it must be this one.
+
+    Raises:
+        RequestError: it is no whole, finite LoRA adapter of this base.
+    """
+    folder = Path(folder).expanduser()
+    for name in FILES:
+        if not (folder / name).is_file():
+            raise RequestError("no adapter is here", where=str(folder), expected=name, do="correct the expert's adapter")
+    _same_base(folder, base)
+    files = {name: sha256(folder / name) for name in FILES}
+    action = Action("experts", {"adopted": True}, {"adapter": digest(files), "base": contents(base)}, ("peft",))
+
+    def build(target: Path) -> None:
+        from coterie.models import adapters, open_model
+        from coterie.models.initialise import copy_tokenizer
+
+        model = open_model(base)
+        adapter = adapters.read(folder, adapters.linears(model))
+        for name in FILES:
+            shutil.copyfile(folder / name, target / name)
+        copy_tokenizer(base.path, target)
+        trained = sum(f.A_RI.numel() + f.B_OR.numel() for f in adapter.values())
+        facts = {
+            "kind": "lora", "tokens": 0, "steps": 0, "loss": None, "precision": None, "start": contents(base),
+            "base": contents(base), "parameters": trained + sum(p.numel() for p in model.parameters()),
+            "trained_parameters": trained,
+        }  # fmt: skip
+        (target / "metrics.jsonl").write_text("")
+        (target / "facts.json").write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")
+
+    return store.make(action, build, label=label)
+
+
+def _same_base(folder: Path, base: Artifact) -> None:
+    facts = folder / "facts.json"
+    said = json.loads(facts.read_text()).get("base") if facts.is_file() else None
+    if said is not None and not base.planned and said != contents(base):
+        raise RequestError(
+            "the adapter was trained on another base", where=str(folder), expected=said[:16], found=contents(base)[:16],
+            do="use the base that it names",
+        )  # fmt: skip

@@ -141,11 +141,13 @@ class Conductor:
         expert = self.by_name[name]
         if expert.adapter is not None:
             return adopt(self.store, expert.adapter, self.origin(expert), label=f"expert {name}")
+        goes_on = expert.kind == "lora" and expert.from_ in self.by_name and self.by_name[expert.from_].kind == "lora"
         stops_early = expert.train.early_stopping is not None
         corpus, window, where = _data(expert)
         return experts.train(
             self.store,
-            start=self.origin(expert),
+            start=self.expert(expert.from_) if goes_on else self.origin(expert),
+            base=self.origin(expert) if goes_on else None,
             blocks=[self.blocks(corpus, "train", window, where)],
             weights=None,
             valid=self.blocks(corpus, "valid", window, where) if stops_early else None,
@@ -157,7 +159,10 @@ class Conductor:
         )
 
     def origin(self, expert: Expert) -> Artifact:
-        """The weights an expert branches from."""
+        """The weights an expert branches from; of an adapter that goes on from another, what both rest on."""
+        parent = self.by_name.get(expert.from_)
+        if parent is not None and parent.kind == expert.kind == "lora":
+            return self.origin(parent)
         if expert.from_ == "base":
             return self.base
         if expert.from_ == "fresh":

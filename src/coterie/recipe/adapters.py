@@ -40,7 +40,7 @@ class UniformGates(Gates):
 
     @model_validator(mode="after")
     def _says_nothing_else(self) -> UniformGates:
-        if said := sorted(self.model_fields_set - {"kind"}):
+        if said := changed(self, *(name for name in type(self).model_fields if name != "kind")):
             raise ValueError(f"{said[0]} has no effect on equal weights")
         return self
 
@@ -135,6 +135,12 @@ class Joint(Spec):
         return self
 
 
+def changed(spec: Spec, *names: str) -> list[str]:
+    """Which of these settings are not as they are by default (a resolved recipe says all of them)."""
+    fields = type(spec).model_fields
+    return [n for n in names if n in fields and getattr(spec, n) != fields[n].get_default(call_default_factory=True)]
+
+
 _OWN_BUDGET = ("tokens", "learning_rate", "batch_size", "accumulation")
 
 
@@ -156,9 +162,8 @@ class AdaptersSpec(Seats):
             return self
         if self.router.kind not in ("learned", "uniform"):
             raise ValueError(f"a router of kind {self.router.kind} is not trained, so joint cannot train it: use learned")
-        for key in _OWN_BUDGET:
-            if key in self.router.model_fields_set:
-                raise ValueError(f"router.{key} is ignored with joint: set joint.tokens and joint.train")
+        if said := changed(self.router, *_OWN_BUDGET):
+            raise ValueError(f"router.{said[0]} is ignored with joint: set joint.tokens and joint.train")
         if self.router.top_k is not None and self.router.top_k > self.joint.experts:
             raise ValueError(f"top_k {self.router.top_k} is above the number of experts, {self.joint.experts}")
         return self

@@ -218,11 +218,11 @@ def _no_circle(experts: list[Expert]) -> None:
 def _no_adapter_parent(recipe: Recipe, experts: list[Expert]) -> None:
     kinds = {e.name: e.kind for e in experts}
     for expert in experts:
-        if kinds.get(expert.from_) == "lora":
+        if kinds.get(expert.from_) == "lora" and expert.kind != "lora":
             raise RequestError(
                 f"expert {expert.name!r} branches from the adapter {expert.from_!r}, which is no whole model",
                 where="experts",
-                do="branch from base or from an expert of kind full or ffn",
+                do="branch from base or from an expert of kind full or ffn, or train the adapter on as kind lora",
             )
 
 

@@ -101,8 +101,8 @@ class Expert(Spec):
         if self.adapter is not None:
             if self.kind != "lora":
                 raise ValueError(f"an adapter is of kind lora, not {self.kind}")
-            ignored = {"lora", "train", "windows", "window", "seed"} & self.model_fields_set
-            if said := sorted(k for k in ignored if k != "train" or self.train != Train()):
+            fields, ignored = type(self).model_fields, ("lora", "windows", "window", "seed", "where")
+            if said := [k for k in ignored if getattr(self, k) not in (None, fields[k].default, {})]:
                 raise ValueError(f"{said[0]} has no effect on a finished adapter: remove it")
         if self.lora is not None and self.kind != "lora":
             raise ValueError(f"lora settings are ignored by kind {self.kind}: set kind: lora or remove them")

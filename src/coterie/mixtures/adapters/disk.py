@@ -25,7 +25,7 @@ from transformers import AutoTokenizer, GenerationConfig
 from coterie.errors import RequestError
 from coterie.mixtures.adapters.config import AdaptersConfig
 from coterie.models import adapters as files
-from coterie.models import open_model
+from coterie.models import checkpoint, contents, open_model
 
 if TYPE_CHECKING:
     from coterie.mixtures.adapters.model import AdaptersMixture
@@ -50,6 +50,8 @@ def read(
     options = options or {}
     dtype, place = options.get("dtype") or options.get("torch_dtype") or torch.float32, options.get("device_map")
     place = place.get("", None) if isinstance(place, dict) else place
+    if parts is None:  # the store has verified its own
+        _same_base(folder, config)
     base = open_model(_part(folder, config.base["dir"], parts), dtype=dtype, device=None if place == "auto" else place)
     places = files.linears(base)
     adapters = [files.read(_part(folder, entry["dir"], parts), places) for entry in config.experts]
@@ -69,6 +71,15 @@ def _gates(folder: Path) -> dict[str, torch.Tensor]:
         return load_file(file) if file.is_file() else {}
     except SafetensorError as error:
         raise RequestError("damaged weights", where=str(file), found=str(error)) from None
+
+
+def _same_base(folder: Path, config: AdaptersConfig) -> None:
+    expected, found = config.base["digest"], contents(checkpoint(_part(folder, config.base["dir"], None)))
+    if expected is not None and expected != found:
+        raise RequestError(
+            "the experts were trained on another base", where=str(folder / config.base["dir"]), expected=expected[:16],
+            found=found[:16], do="put the base beside them that they were saved with",
+        )  # fmt: skip
 
 
 def _part(folder: Path, name: str, parts: Mapping[str, Path] | None) -> Path:
@@ -92,11 +103,11 @@ def save(model: AdaptersMixture, target: Path) -> None:
     config = copy.deepcopy(model.config)
     target.mkdir(parents=True, exist_ok=True)
     write_parts(model, target)
-    config.base = {"dir": "base", "digest": None}
     _save_base(model, target / "base")
     if model.tokenizer is not None:
         model.tokenizer.save_pretrained(target)
         copy_tokenizer(target, target / "base")
+    config.base = {"dir": "base", "digest": contents(checkpoint(target / "base"))}
     config.architectures = [type(model).__name__]
     config.save_pretrained(target)
     model.generation_config.save_pretrained(target)

@@ -20,8 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from coterie.errors import RequestError
 from coterie.mixtures.layers.merge import Merge, describe, gate_names, like
 from coterie.mixtures.layers.shards import INDEX, Stored, index, require_room, stored, write
+from coterie.models.checkpoint import weight_files
 from coterie.models.initialise import copy_tokenizer
 
 GATES = "gates.safetensors"
@@ -61,6 +63,23 @@ def write_rest(
     ends = {k: said[k] for k in ("bos_token_id", "eos_token_id", "pad_token_id") if said[k] is not None}
     (folder / "generation_config.json").write_text(json.dumps(ends, indent=1, sort_keys=True) + "\n")
     copy_tokenizer(tokenizer, folder)
+
+
+def tensors_of(folder: Path) -> dict[str, Stored]:
+    """Every tensor of a mixture directory.
+
+    Raises:
+        RequestError: a file is missing, damaged, or outside the directory.
+    """
+    if not (folder / INDEX).is_file():
+        return stored(weight_files(folder))
+    names = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
+    for name in names:
+        if not (folder / name).resolve().is_relative_to(folder.resolve()) or not name.endswith(".safetensors"):
+            raise RequestError("the index points outside the directory", where=str(folder / INDEX), found=name)
+        if not (folder / name).is_file():
+            raise RequestError("a part of the weights is missing", where=str(folder / name), expected="named in the index")
+    return stored([folder / name for name in names])
 
 
 def zero_gates(blocks: Sequence[str], slots: int, hidden: int) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ from coterie.recipe.base import Base, CheckpointBase, FreshBase, Pretrain, Train
 from coterie.recipe.corpus import Corpus, Limit, Split
 from coterie.recipe.evaluation import Choices, Evaluation, Losses
 from coterie.recipe.expert import Expert, Lora, Single, Window
+from coterie.recipe.layers import LayersSpec, Tune
 from coterie.recipe.lineage import Lineage, lineage
 from coterie.recipe.mixture import Mixture
 from coterie.recipe.outputs import Linear, Mlp, OutputsSpec, Posterior, Router, Uniform
@@ -15,7 +16,7 @@ from coterie.recipe.train import EarlyStopping, Train
 
 __all__ = [
     "AdaptersSpec", "Arrow", "Base", "CheckpointBase", "Choices", "Corpus", "EarlyStopping", "Evaluation", "Expert",
-    "FreshBase", "Joint", "Learned", "Limit", "Lineage", "Linear", "Lora", "Losses", "Mixture", "Mlp", "OutputsSpec",
-    "Posterior", "Pretrain", "Recipe", "RidgeGates", "Router", "Single", "Spec", "Split", "Train", "TrainedTokenizer",
-    "Uniform", "UniformGates", "Window", "canonical_json", "digest", "lineage", "read",
+    "FreshBase", "Joint", "LayersSpec", "Learned", "Limit", "Lineage", "Linear", "Lora", "Losses", "Mixture", "Mlp",
+    "OutputsSpec", "Posterior", "Pretrain", "Recipe", "RidgeGates", "Router", "Single", "Spec", "Split", "Train",
+    "TrainedTokenizer", "Tune", "Uniform", "UniformGates", "Window", "canonical_json", "digest", "lineage", "read",
 ]  # fmt: skip

@@ -15,7 +15,7 @@ from coterie.recipe.recipe import Recipe
 from coterie.recipe.seating import known, seat
 from coterie.recipe.spec import check_name
 
-_FLAT = {"datasets", "paths", "kind", "router", "eligible"}
+_FLAT = {"datasets", "paths", "kind", "at", "router", "eligible"}
 
 
 def long_form(raw: dict, *, folder: Path, stem: str) -> dict:
@@ -76,7 +76,7 @@ def _flat(raw: dict) -> dict:
         corpora.setdefault(name, {})
     mixture: dict[str, Any] = {
         "name": "mixture",
-        "at": "outputs",
+        "at": flat.get("at", "outputs"),
         "slots": datasets,
         "router": flat.get("router", "uniform"),
     }

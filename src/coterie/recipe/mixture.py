@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from coterie.recipe.adapters import AdaptersSpec
+from coterie.recipe.layers import LayersSpec
 from coterie.recipe.outputs import OutputsSpec
 
-Mixture = Annotated[OutputsSpec | AdaptersSpec, Field(discriminator="at")]
+Mixture = Annotated[OutputsSpec | LayersSpec | AdaptersSpec, Field(discriminator="at")]

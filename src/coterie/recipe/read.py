@@ -147,6 +147,7 @@ def _index(items: list, part: str, setting: str) -> int:
 
 _TAGS = {
     "fresh", "checkpoint", "losses", "choices", "uniform", "posterior", "linear", "mlp", "arrow", "ridge", "learned",
+    "random", "prompt", "label",
     "outputs", "layers", "adapters",
 }  # fmt: skip
 

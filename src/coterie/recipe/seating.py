@@ -7,9 +7,10 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from coterie.errors import RequestError
-from coterie.recipe import adapters
+from coterie.recipe import adapters, layers
 from coterie.recipe.adapters import AdaptersSpec
 from coterie.recipe.expert import Expert
+from coterie.recipe.layers import LayersSpec
 from coterie.recipe.lineage import lineage
 from coterie.recipe.mixture import Mixture
 from coterie.recipe.outputs import OutputsSpec
@@ -36,6 +37,9 @@ def seat(recipe: Recipe, mixture: Mixture, experts: list[Expert], where: str) ->
         else:
             known(pattern, names, f"{where}.slots", "expert")
             slots.append(pattern)
+    seated = mixture.model_copy(update={"slots": tuple(slots)})
+    if isinstance(seated, LayersSpec):
+        return layers.check(seated, experts, recipe.corpora, where)
     if mixture.router.top_k is not None and slots and mixture.router.top_k > len(set(slots)):
         raise RequestError(
             "top_k is above the number of experts",
@@ -43,7 +47,6 @@ def seat(recipe: Recipe, mixture: Mixture, experts: list[Expert], where: str) ->
             expected=f"at most {len(set(slots))}",
             found=str(mixture.router.top_k),
         )
-    seated = mixture.model_copy(update={"slots": tuple(slots)})
     if isinstance(seated, AdaptersSpec):
         return adapters.check(seated, experts, recipe.corpora, where)
     return _outputs(recipe, seated, experts, where)

@@ -23,6 +23,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from coterie.errors import WorkError
 from coterie.experts import resume
+from coterie.experts.job import Loss
 from coterie.progress import Bar
 from coterie.recipe import EarlyStopping
 
@@ -42,16 +43,17 @@ class Loop(Trainer):
 
     Args:
         home: where checkpoints go.
+        loss: of the model, a batch and the counted targets of the step; the model's own by default.
     """
 
     model: Any
     optimizer: Any
     lr_scheduler: Any
 
-    def __init__(self, *, home: Path, **options: Any) -> None:
+    def __init__(self, *, home: Path, loss: Loss | None = None, **options: Any) -> None:
         super().__init__(**options)
         self.remove_callback(PrinterCallback)
-        self.home = home
+        self.home, self.loss = home, loss
         self.best = Best()
         self.best_weights: dict[str, Tensor] = {}
         self.snapshots: list[dict[str, Any]] = []
@@ -61,6 +63,17 @@ class Loop(Trainer):
     def moving(self) -> dict[str, nn.Parameter]:
         """What is trained, by name."""
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
+    def compute_loss(
+        self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        if self.loss is None:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        assert num_items_in_batch is not None, "without the count of the whole step, accumulated batches would not add up"
+        loss = self.loss(model, inputs, num_items_in_batch)
+        if self.args.average_tokens_across_devices:  # the count is that of all ranks, and gradients are averaged over them
+            loss = loss * self.accelerator.num_processes
+        return (loss, {}) if return_outputs else loss
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         require_finite(self.moving, self.state.global_step)

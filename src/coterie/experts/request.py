@@ -14,6 +14,7 @@ from typing import Any
 from transformers import Trainer, TrainingArguments
 
 from coterie.errors import RequestError
+from coterie.experts.job import Job
 from coterie.experts.verbs import Kind
 from coterie.models import device, open_model, parameters
 from coterie.recipe import Lora, Train
@@ -78,7 +79,7 @@ def opened(request: Request) -> Any:
     return model
 
 
-def arguments(request: Request, steps: int) -> TrainingArguments:
+def arguments(request: Request | Job, steps: int) -> TrainingArguments:
     """The Trainer's settings for ``steps`` optimizer steps."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise _overruled(["processes"], {"processes": 1}, {"processes": os.environ["WORLD_SIZE"]})
@@ -108,7 +109,7 @@ def arguments(request: Request, steps: int) -> TrainingArguments:
     )
 
 
-def require_effective(loop: Trainer, request: Request) -> None:
+def require_effective(loop: Trainer, request: Request | Job) -> None:
     """The Trainer takes settings from the environment, and falls back from some that it cannot have: compare."""
     args, accelerator = loop.args, loop.accelerator
     effective = {

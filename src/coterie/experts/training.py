@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from coterie.corpora import Blocks, Order
@@ -20,6 +21,7 @@ from coterie.experts import loop as loops
 from coterie.experts import outcome, resume, schedule, verbs
 from coterie.experts.data import Rows, as_is, require_fit
 from coterie.experts.interrupt import Interrupt
+from coterie.experts.job import Job
 from coterie.experts.request import Request, arguments, opened, require_effective
 from coterie.experts.scoring import mean_nll
 from coterie.models import parameters
@@ -28,9 +30,16 @@ from coterie.models.quiet import quiet, seeded
 from coterie.progress import bar, say
 
 
+@contextmanager
+def prepared(threads: int, seed: int) -> Iterator[int]:
+    """The threads, random numbers and silence of a training run; gives the number of threads."""
+    with _threads(threads) as count, seeded(seed), quiet():
+        yield count
+
+
 def make(request: Request, folder: Path) -> dict[str, Any]:
     """Train, check, write into ``folder``; returns what the record says of the making."""
-    with _threads(request.train.threads) as threads, seeded(request.seed), quiet():
+    with prepared(request.train.threads, request.seed) as threads:
         _run(request, folder)
     return {"threads": threads, "device": str(request.where)}
 
@@ -47,22 +56,61 @@ def _run(request: Request, folder: Path) -> None:
     budget = {"tokens": settings.tokens} if settings.tokens else {"epochs": settings.epochs or 1.0}
     order = Order([source.tokens_per_block for source in sources], request.weights, request.seed, **budget)
     rows = Rows(sources, order, mask=needs_mask(model))
-    tokens = rows.tokens_after(settings.batch_size * settings.accumulation)
-    loop = _loop(request, model, rows, len(tokens))
 
     def held_out() -> float:
         assert valid is not None
+        return mean_nll(model, valid)
+
+    def snapshot(loop: loops.Loop, tokens: int) -> None:
+        _snapshot(request, loop, tokens)
+
+    loop = train_job(
+        Job(
+            home=request.home, output=request.output, model=model, rows=rows, train=settings, where=request.where,
+            precision=request.precision, seed=request.seed, label=request.label, held_out=held_out, snapshot=snapshot,
+        )
+    )  # fmt: skip
+    outcome.check_moved(loop, before)
+    tokens = seen(loop)
+    lines = outcome.log(loop, tokens)
+    with loop.accelerator.autocast():
+        loss = held_out() if valid else next(line["loss"] for line in reversed(lines) if "loss" in line)
+    figures = outcome.facts(request, loop, int(tokens[loop.state.global_step - 1]), loss=loss)
+    figures |= {"snapshots": loop.snapshots, "best_step": loop.best.step if loop.best_weights else None}
+    outcome.write(request, loop, folder, figures, lines)
+
+
+def seen(loop: loops.Loop) -> np.ndarray:
+    """Tokens seen after each step of a run."""
+    return loop.train_dataset.tokens_after(loop.args.per_device_train_batch_size * loop.args.gradient_accumulation_steps)  # type: ignore[union-attr]
+
+
+def train_job(job: Job) -> loops.Loop:
+    """Train, going on from the newest checkpoint that verifies; the best weights are in the model when it returns.
+
+    Raises:
+        WorkError: a loss, a gradient or a weight is not finite.
+        RequestError: the environment would change how it is trained.
+    """
+    settings = job.train
+    tokens = job.rows.tokens_after(settings.batch_size * settings.accumulation)
+    loop = _loop(job, len(tokens))
+
+    def held_out() -> float:
+        assert job.held_out is not None
         with loop.accelerator.autocast():
-            return mean_nll(model, valid)
+            return job.held_out()
 
     def snapshot(step: int) -> None:
-        _snapshot(request, loop, int(tokens[step - 1]))
+        assert job.snapshot is not None
+        job.snapshot(loop, int(tokens[step - 1]))
 
-    found = resume.newest(request.home)
-    with bar(request.label, int(tokens[-1])) as progress, Interrupt() as interrupt:
-        watch = loops.Watch(loop, every=1 if request.where == "cpu" else 20)
+    found = resume.newest(job.home)
+    with bar(job.label, int(tokens[-1])) as progress, Interrupt() as interrupt:
+        watch = loops.Watch(loop, every=1 if job.where == "cpu" else 20)
         callbacks = [
-            loops.Seeds(request.seed),
+            loops.Seeds(job.seed),
+            *job.callbacks,
             interrupt,
             loops.Calendar(tokens, progress, settings.save_every, settings.snapshots, snapshot),
             watch,
@@ -70,44 +118,39 @@ def _run(request: Request, folder: Path) -> None:
         if settings.early_stopping is not None:
             callbacks.append(loops.StopEarly(loop, settings.early_stopping, tokens, held_out))
         if found is not None:
-            say(f"  {request.label}: goes on from {found.name}")
+            say(f"  {job.label}: goes on from {found.name}")
             callbacks.append(loops.Continue(loop, found))
         for callback in callbacks:
             loop.add_callback(callback)
         loop.train(resume_from_checkpoint=str(found) if found else None)
     watch.check()
-
     if loop.best_weights:
         for name, parameter in loop.moving.items():
             parameter.data.copy_(loop.best_weights[name])
     loops.require_finite(loop.moving, loop.state.global_step)
-    outcome.check_moved(loop, before)
-    lines = outcome.log(loop, tokens)
-    loss = held_out() if valid else next(line["loss"] for line in reversed(lines) if "loss" in line)
-    figures = outcome.facts(request, loop, int(tokens[loop.state.global_step - 1]), loss=loss)
-    figures |= {"snapshots": loop.snapshots, "best_step": loop.best.step if loop.best_weights else None}
-    outcome.write(request, loop, folder, figures, lines)
+    return loop
 
 
-def _loop(request: Request, model: Any, rows: Rows, steps: int) -> loops.Loop:
-    adamw = schedule.optimizer(model, request.train)
+def _loop(job: Job, steps: int) -> loops.Loop:
+    adamw = schedule.optimizer(job.model, job.train)
     try:
         loop = loops.Loop(
-            home=request.home,
-            model=model,
-            args=arguments(request, steps),
-            train_dataset=rows,
+            home=job.home,
+            loss=job.loss,
+            model=job.model,
+            args=arguments(job, steps),
+            train_dataset=job.rows,
             data_collator=as_is,
-            optimizers=(adamw, schedule.scheduler(adamw, steps, request.train)),
+            optimizers=(adamw, schedule.scheduler(adamw, steps, job.train)),
         )
     except (ImportError, RuntimeError, ValueError) as error:
-        if isinstance(error, RequestError) or not request.train.report_to:
+        if isinstance(error, RequestError) or not job.train.report_to:
             raise
         raise RequestError(
             "a tracking backend cannot be used here", where="train.report_to", found=str(error),
             do="pip install coterie[track], or leave it out: metrics.jsonl is always written",
         ) from error  # fmt: skip
-    require_effective(loop, request)
+    require_effective(loop, job)
     return loop
 
 

@@ -39,7 +39,10 @@ class NearDup(Spec):
     """Near-duplicates by Jaccard similarity of word 5-grams: of each pair, the better document is kept."""
 
     jaccard: Annotated[Share, Field(ge=0.3)] = 0.7
-    """Similarity from which two documents count as one. Candidates come from MinHash, 20 bands of 6, and are verified."""
+    """Similarity from which two documents count as one. Candidates come from MinHash and are verified."""
+    bands: tuple[Count, Count] = (40, 5)
+    """Bands and values in a band of the MinHash. `[20, 6]` is cheaper and finds 92 % of the pairs at 0.7, 99.7 % at 0.8; the
+    default finds 99.9 % at 0.7."""
 
 
 class Against(Spec):

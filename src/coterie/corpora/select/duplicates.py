@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Bool, UInt64
 
-from coterie.corpora.select.sketch import BANDS, bands, chance, jaccard, shingles
+from coterie.corpora.select.sketch import BANDS, ROWS, bands, chance, jaccard, shingles
 from coterie.corpora.select.words import mixed, words
 
 Bands = Callable[[int], UInt64[np.ndarray, " n"]]
@@ -42,7 +42,7 @@ class Found:
 
 
 def near_duplicates(
-    band: Bands, texts: Texts, n: int, threshold: float, fixed_n: Bool[np.ndarray, " n"] | None = None
+    band: Bands, texts: Texts, n: int, threshold: float, fixed_n: Bool[np.ndarray, " n"] | None = None, count: int = BANDS
 ) -> Found:
     """Find what goes.
 
@@ -51,8 +51,9 @@ def near_duplicates(
         texts: reads some of these documents.
         threshold: Jaccard similarity of their word 5-grams from which two documents count as one.
         fixed_n: documents that stay; they must come first.
+        count: number of bands.
     """
-    bucket_of, rows_of = _buckets(band, n)
+    bucket_of, rows_of = _buckets(band, n, count)
     found = Found()
     staying: dict[int, list[int]] = {}
     sets = _Sets(texts, rows_of[:, 0])
@@ -75,10 +76,10 @@ def near_duplicates(
     return found
 
 
-def _buckets(band: Bands, n: int) -> tuple[np.ndarray, np.ndarray]:
+def _buckets(band: Bands, n: int, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Documents that share a band with another: numbers of their shared bands, and (document, start, end) in order."""
     rows, numbers, base = [], [], 0
-    for b in range(BANDS):
+    for b in range(count):
         key = band(b)
         order = np.argsort(key, kind="stable")
         ordered = key[order]
@@ -93,7 +94,7 @@ def _buckets(band: Bands, n: int) -> tuple[np.ndarray, np.ndarray]:
     order = np.argsort(row, kind="stable")
     row, number = row[order], number[order]
     distinct, start = np.unique(row, return_index=True)
-    return number, np.stack([distinct, start, np.append(start[1:], len(row))], 1).astype(np.int64)
+    return number, np.stack([distinct, start, np.append(start, len(row))[1:]], 1).astype(np.int64)
 
 
 class _Sets:
@@ -127,7 +128,7 @@ def shingle_sets(texts: Sequence[str]) -> list[np.ndarray]:
     return out
 
 
-def planted_recall(texts: Sequence[str], seed: int) -> list[dict[str, float]]:
+def planted_recall(texts: Sequence[str], seed: int, count: int = BANDS, rows: int = ROWS) -> list[dict[str, float]]:
     """Recall measured on copies of these texts whose words were changed here and there: for each band of similarity, how
     many of the copies meet their original, and how many are expected to by the closed form."""
     pairs: list[tuple[float, bool]] = []
@@ -139,7 +140,7 @@ def planted_recall(texts: Sequence[str], seed: int) -> list[dict[str, float]]:
         for rate in (0.01, 0.022, 0.04, 0.06):
             changed = [w if z >= rate else f"{w}x{number}" for w, z in zip(split, noise / 2.0**64, strict=True)]
             found = shingles(words([text, " ".join(changed)]))
-            key = bands(found)
+            key = bands(found, count, rows)
             first, second = (
                 np.unique(found.hash_S[a:b]) for a, b in zip(found.first_D1[:-1], found.first_D1[1:], strict=True)
             )
@@ -148,7 +149,7 @@ def planted_recall(texts: Sequence[str], seed: int) -> list[dict[str, float]]:
     for low in (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9):
         inside = [(j, hit) for j, hit in pairs if low <= j < low + (0.1 if low < 0.7 else 0.05)]
         if inside:
-            expected = float(np.mean(chance(np.array([j for j, _ in inside]))))
+            expected = float(np.mean(chance(np.array([j for j, _ in inside]), count, rows)))
             figures = {"jaccard": low, "pairs": len(inside), "recall": round(sum(h for _, h in inside) / len(inside), 4)}
             table.append({**figures, "expected": round(expected, 4)})
     return table

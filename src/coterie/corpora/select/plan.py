@@ -90,11 +90,12 @@ def plan(capacity_C: Float64[np.ndarray, " C"], margins: Sequence[Margin], budge
     short = {m.name: _short(m, room_C) for m in given}
     if total <= 0:
         zero = [np.zeros(len(m.groups)) for m in given]
-        return Plan(np.zeros_like(room_C), given, zero, {"total": budget}, short, 0.0, budget, 0)
+        lost = {"budget": budget, **{m.name: budget for m in given}, "total": budget * max(len(given), 1)}
+        return Plan(np.zeros_like(room_C), given, zero, lost, short, 0.0, budget, 0)
     missing = {"budget": budget - total} if budget > total else {}
     _, below = _least_missed(room_C, [m.target_G for m in given], given, total, budget)
     missing |= {m.name: b for m, b in zip(given, below, strict=True)}
-    missing["total"] = max([0.0, *missing.values()]) if not below else sum(below)
+    missing["total"] = sum(below) if below else budget - total
     filled = [water_fill(m.of(room_C), m.target_G, total) for m in given]
     vertex_C, moved = _least_missed(room_C, filled, given, total, budget)
     attained = filled if sum(moved) <= _TOLERANCE * budget else [m.of(vertex_C) for m in given]

@@ -24,7 +24,7 @@ from coterie.corpora.select.measures import estimated
 from coterie.corpora.select.profile import Shard, _encoder
 from coterie.corpora.select.topics import Space, sample
 from coterie.errors import RequestError
-from coterie.recipe.select import CLUSTER, GROUP, Keep, Select, TokenCount
+from coterie.recipe.select import CLUSTER, GROUP, Keep, NearDup, Select, TokenCount
 from coterie.store import Action, Artifact, Store
 
 REASONS = (
@@ -96,7 +96,7 @@ def _write(folder: Path, shards: Sequence[Shard], space: Space | None, names: An
     reason = reasons(table, select.keep)
     pairs = _near(table, shards, places, reason, select.keep)
     table = table.with_columns(pl.Series("dropped", reason))
-    facts = _facts(table, pairs, shards, places, label)
+    facts = _facts(table, pairs, shards, places, (select.keep.near_dup or NearDup()).bands, label)
     table.select("id").write_parquet(folder / "ids.parquet", compression="zstd")
     table.drop("id").rename({c: c.removeprefix("column ") for c in table.columns}, strict=False).write_parquet(
         folder / "pool.parquet", compression="zstd", statistics=False
@@ -204,7 +204,12 @@ def _near(table: pl.DataFrame, shards: Sequence[Shard], places: np.ndarray, reas
         return out
 
     found = near_duplicates(
-        band, lambda at: texts_of(shards, places, rows[at]), len(rows), keep.near_dup.jaccard, reason[rows] == held
+        band,
+        lambda at: texts_of(shards, places, rows[at]),
+        len(rows),
+        keep.near_dup.jaccard,
+        reason[rows] == held,
+        keep.near_dup.bands[0],
     )
     for row, (like, _) in found.dropped.items():
         of_held = reason[rows[like]] == held
@@ -228,7 +233,7 @@ def texts_of(shards: Sequence[Shard], places: np.ndarray, rows: np.ndarray) -> l
 
 
 def _facts(
-    table: pl.DataFrame, pairs: pl.DataFrame, shards: Sequence[Shard], places: np.ndarray, label: str
+    table: pl.DataFrame, pairs: pl.DataFrame, shards: Sequence[Shard], places: np.ndarray, width: tuple[int, int], label: str
 ) -> dict[str, Any]:
     reason, tokens = table["dropped"].to_numpy(), table["tokens"].to_numpy()
     read = {k: sum(s.documents.facts[k] for s in shards) for k in ("read", "filtered", "quarantined")}
@@ -249,7 +254,7 @@ def _facts(
         raise RequestError(
             "no document is left to choose from", where=f"corpora.{label}.select.keep", found=said, do="loosen the filters"
         )
-    planted = planted_recall(texts_of(shards, places, np.flatnonzero(reason == 0)[:_PLANTED]), 0)
+    planted = planted_recall(texts_of(shards, places, np.flatnonzero(reason == 0)[:_PLANTED]), 0, *width)
     error = float(table["token_error"][0]) if "token_error" in table.columns else None
     return {
         "funnel": funnel,

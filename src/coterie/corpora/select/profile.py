@@ -1,7 +1,7 @@
 """The profile of one part of a corpus: what is measured of every document, streamed, in memory bounded by the batch.
 
     profile.parquet   a row a document, in the documents' order: key, content, split, the measures, the columns
-    bands.npy         [20, N] keys under which near-duplicates meet
+    bands.npy         [b, N] keys under which near-duplicates meet
     terms/*.npy       hashed term counts (sparse), for topics
     texts.arrow       prompt and text in compressed batches of 64, so that single documents are read without a scan
 
@@ -26,11 +26,11 @@ from jaxtyping import UInt64
 from coterie.corpora.plan import OWN
 from coterie.corpora.select import contamination
 from coterie.corpora.select.measures import measure, terms
-from coterie.corpora.select.sketch import BANDS, bands, shingles
+from coterie.corpora.select.sketch import bands, shingles
 from coterie.corpora.select.words import batches, words
 from coterie.corpora.splits import SPLITS
 from coterie.progress import bar
-from coterie.recipe.select import Select
+from coterie.recipe.select import NearDup, Select
 from coterie.store import Action, Artifact, Store
 
 _TOGETHER = 64
@@ -53,7 +53,8 @@ def profile(store: Store, documents: Artifact, select: Select, *, has_id: bool, 
     against = contamination.identity(store, select.keep.contamination)
     count = select.tokens if select.tokens is not None and select.tokens.sample is None else None
     tokenizer = Path(str(count.tokenizer)) / "tokenizer.json" if count is not None and count.tokenizer else None
-    spec = {"has_id": has_id, "contamination": against, "version": 1}
+    width = (select.keep.near_dup or NearDup()).bands
+    spec = {"has_id": has_id, "contamination": against, "bands": list(width)}
     inputs = {"documents": documents.content("documents.parquet")}
     if tokenizer is not None:
         inputs["tokenizer"] = store.digest_file(tokenizer)
@@ -78,8 +79,9 @@ def _write(
     file = pq.ParquetFile(documents.file("documents.parquet"))
     extra = [name for name in file.schema_arrow.names if name not in OWN]
     total = file.metadata.num_rows
+    width = (select.keep.near_dup or NearDup()).bands
     encode = _encoder(tokenizer) if tokenizer is not None else None
-    keys_N = np.zeros((BANDS, total), dtype=np.uint64)
+    keys_N = np.zeros((width[0], total), dtype=np.uint64)
     sizes, buckets, counts, tables = [], [], [], []
     done = 0
     (folder / "terms").mkdir()
@@ -96,7 +98,7 @@ def _write(
             for part in batches(((t, len(t)) for t in whole), select.batch_bytes):
                 found = words(part)
                 made = shingles(found)
-                keys_N[:, done : done + len(part)] = bands(made).T
+                keys_N[:, done : done + len(part)] = bands(made, *width).T
                 measured = measure(part, found, made)
                 if encode is not None:
                     measured["exact_tokens"] = np.array([len(e.ids) for e in encode.encode_batch(part)], dtype=np.int64)

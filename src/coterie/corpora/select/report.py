@@ -22,11 +22,11 @@ import polars as pl
 from coterie.corpora.select import figures
 from coterie.corpora.select.choose import Chosen
 from coterie.corpora.select.selection import Profiled, chosen_table, plan_json
-from coterie.corpora.select.sketch import BANDS, ROWS, chance
+from coterie.corpora.select.sketch import chance
 from coterie.corpora.select.strategies import selected, side_by_side
 from coterie.errors import RequestError
 from coterie.recipe import digest
-from coterie.recipe.select import CLUSTER
+from coterie.recipe.select import CLUSTER, NearDup
 
 DRAWS = 20
 """Random selections that chance is judged by."""
@@ -111,6 +111,7 @@ def _duplicates(it: Profiled) -> dict[str, Any]:
     facts = it.artifact.facts
     pairs = it.pool.pairs()
     near = it.select.keep.near_dup
+    width = (near or NearDup()).bands
     border: list[dict[str, Any]] = []
     if near is not None and len(pairs):
         closest = pairs.sort((pl.col("jaccard") - near.jaccard).abs()).head(10)
@@ -128,8 +129,8 @@ def _duplicates(it: Profiled) -> dict[str, Any]:
         "near_held_out": dropped.get("near-duplicate of held-out text", {}).get("documents", 0),
         "duplicate_ids": dropped.get("duplicate id", {}).get("documents", 0),
         "nearly": facts["near_pairs"]["nearly"],
-        "bands": [BANDS, ROWS],
-        "s_curve": [[float(j), round(float(p), 4)] for j, p in zip(curve, chance(curve), strict=True)],
+        "bands": list(width),
+        "s_curve": [[float(j), round(float(p), 4)] for j, p in zip(curve, chance(curve, *width), strict=True)],
         "recall_on_planted": facts["planted"],
         "borderline": border,
     }

@@ -102,7 +102,7 @@ def _fit(folder: Path, shards: Sequence[Shard], axis: Axis, seed: int) -> None:
         components = np.zeros((1, 1))
         vectors = SentenceModel(axis.embed).embed([shards[s].whole([r])[0] for s, r in chosen])
     k, tried = _k(axis.k, vectors, seed, len(chosen))
-    labels, centroids = _means(vectors, k, seed)
+    labels, centroids = means(vectors, k, seed)
     facts = _described(shards, chosen, counts, idf_F, vectors, labels, seed)
     groups = axis.groups or 1
     if groups > k:
@@ -154,7 +154,7 @@ def _unit(vectors: np.ndarray) -> Float32[np.ndarray, "N E"]:
     return (vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)).astype(np.float32)
 
 
-def _means(vectors: np.ndarray, k: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def means(vectors: np.ndarray, k: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """k-means; clusters numbered by size, the largest first."""
     from sklearn.cluster import KMeans
 
@@ -175,7 +175,7 @@ def _k(asked: int | str, vectors: np.ndarray, seed: int, documents: int) -> tupl
                 do="lower k",
             )
         return asked, {}
-    tried = {k: _silhouette(vectors, _means(vectors, k, seed)[0], seed) for k in _AUTO if k < documents / 2}
+    tried = {k: _silhouette(vectors, means(vectors, k, seed)[0], seed) for k in _AUTO if k < documents / 2}
     return max(tried, key=lambda k: tried[k], default=1), {str(k): v for k, v in tried.items()}
 
 
@@ -213,7 +213,7 @@ def _described(
     half = len(vectors) // 2
     agreement = None
     if half > 2 * k:
-        first, second = (_means(part, k, seed)[1] for part in (vectors[:half], vectors[half:]))
+        first, second = (means(part, k, seed)[1] for part in (vectors[:half], vectors[half:]))
         agreement = round(float(adjusted_rand_score(nearest(vectors, first), nearest(vectors, second))), 3)
     return {
         "terms": top,

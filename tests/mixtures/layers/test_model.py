@@ -70,6 +70,8 @@ def test_copies_of_one_expert_are_that_expert(slots: int, top_k: int, kind: str,
 def test_one_hot_is_that_expert(kind: str, top_k: int | None) -> None:
     model, experts = mixture(kind, top_k=top_k)
     for slot, entry in enumerate(model.slots):
+        with model.only(entry["expert"]):
+            assert (model.log_probs(ids()) - logp(experts[entry["expert"]], ids())).abs().max() < 1e-5
         for gate in model.router:
             gate.forward = lambda x, s=slot: hot(x, s, 4)
         assert (model.log_probs(ids()) - logp(experts[entry["expert"]], ids())).abs().max() < 1e-5

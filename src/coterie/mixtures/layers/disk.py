@@ -13,6 +13,7 @@ differ in nothing but their gates share it; `save_pretrained` from memory writes
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,11 @@ from torch import Tensor
 
 from coterie.errors import RequestError
 from coterie.mixtures.layers.merge import Merge, describe, gate_names, like
+from coterie.mixtures.layers.model import LayersMixture
 from coterie.mixtures.layers.shards import INDEX, Stored, index, require_room, stored, write
 from coterie.models.checkpoint import weight_files
 from coterie.models.initialise import copy_tokenizer
+from coterie.models.quiet import quiet
 
 GATES = "gates.safetensors"
 SHARD = 5 * 10**9
@@ -51,12 +54,12 @@ def write_gates(gates: Mapping[str, Tensor], folder: Path) -> None:
 
 def write_rest(
     said: Mapping[str, Any], tokenizer: Path, experts: Mapping[str, Stored],
-    gates: Mapping[str, Tensor], folder: Path
+    gates: Mapping[str, Tensor], folder: Path, place: str = "experts",
 ) -> None:  # fmt: skip
-    """Write configuration, gates, index and tokenizer: all but the experts, which lie in ``experts/``."""
+    """Write configuration, gates, index and tokenizer: all but the experts, which lie in ``place``."""
     write_gates(gates, folder)
     of_gates = stored([folder / GATES])
-    where = {name: f"experts/{tensor.file.name}" for name, tensor in experts.items()} | dict.fromkeys(of_gates, GATES)
+    where = {name: f"{place}/{tensor.file.name}" for name, tensor in experts.items()} | dict.fromkeys(of_gates, GATES)
     size = sum(t.bytes for t in (*experts.values(), *of_gates.values()))
     (folder / INDEX).write_text(index(where, size))
     (folder / "config.json").write_text(json.dumps(said, indent=1, sort_keys=True) + "\n")
@@ -98,3 +101,13 @@ def write_whole(
     written = stored(sorted((folder / "experts").glob("*.safetensors")))
     write_rest(said, merge.base.folder, written, gates, folder)
     return figures
+
+
+def open_parts(said: Mapping[str, Any], experts: Path, gates: Mapping[str, Tensor], device: str = "cpu") -> LayersMixture:
+    """A mixture from its configuration, the folder of its experts and gates that are in memory, in fp32."""
+    with tempfile.TemporaryDirectory() as temp:
+        folder = Path(temp)
+        found = stored(sorted(experts.glob("model*.safetensors")))
+        write_rest(said, folder, found, gates, folder, experts.absolute().as_posix())
+        with quiet():
+            return LayersMixture.from_pretrained(folder, dtype=torch.float32, device_map=device)

@@ -88,6 +88,17 @@ class LayersMixture(PreTrainedModel, GenerationMixin):
             for block in self.blocks:
                 block.heard = None
 
+    @contextmanager
+    def only(self, expert: int) -> Iterator[None]:
+        """Inside, one expert answers everything, as with one-hot gates."""
+        for block in self.blocks:
+            block.only = expert
+        try:
+            yield
+        finally:
+            for block in self.blocks:
+                block.only = None
+
     def forward(
         self,
         input_ids: Int[Tensor, "B T"] | None = None,

@@ -138,7 +138,7 @@ def show_plan(recipe: Recipe, plan: list[tuple[str, str, str, int | None]]) -> N
         cost = f"{tokens:>14,} tokens" if tokens and state == "make" else ""
         print(f"{state:<7} {kind:<12} {what:<{width}} {cost}".rstrip())
     missing = [tokens for _, _, state, tokens in plan if state == "make"]
-    training = sum(t for (kind, _, state, t) in plan if kind == "experts" and state == "make" and t)
+    training = sum(t for (kind, _, state, t) in plan if kind in ("experts", "routers", "mixtures") and state == "make" and t)
     print(
         f"{recipe.name}: {len(plan) - len(missing)} cached, {len(missing)} to make; "
         f"{training:,} tokens to train on" + (f", {_estimate(recipe, training)}" if training else "")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from coterie.mixtures.adapters import verbs
 from coterie.mixtures.adapters.verbs import Seat
-from coterie.recipe import AdaptersSpec
+from coterie.recipe import AdaptersSpec, Lora
 from coterie.store import Artifact
 
 if TYPE_CHECKING:
@@ -71,7 +71,9 @@ def _seats(c: Conductor, mixture: AdaptersSpec) -> list[Seat]:
         if artifact.digest in found:
             found[artifact.digest].slots.append(slot)
         else:
-            found[artifact.digest] = Seat(slot, artifact)
+            expert = c.by_name[slot]
+            said = artifact.content("adapter_config.json") if expert.adapter else (expert.lora or Lora()).targets
+            found[artifact.digest] = Seat(slot, artifact, [slot], said)
     return list(found.values())
 
 
@@ -79,8 +81,7 @@ def router(c: Conductor, mixture: AdaptersSpec) -> Artifact | None:
     """The fitted gates; None where nothing is fitted."""
     seated, rest, label = _seats(c, mixture), base(c, mixture), f"router of {mixture.name}"
     if mixture.router.kind == "ridge":
-        most = mixture.router.tokens and max(mixture.router.tokens // len(seated), 1)
-        blocks = [_valid(c, seat.name, most) for seat in seated]
+        blocks = [_valid(c, seat.name, mixture.router.tokens) for seat in seated]
         return verbs.fit_ridge(c.store, mixture=mixture, seats=seated, base=rest, blocks=blocks, label=label)
     if mixture.router.kind == "learned":
         distinct = {b.digest: b for b in (_valid(c, seat.name, None) for seat in seated)}

@@ -136,16 +136,20 @@ class Block(nn.Module):
         self.register_buffer("scale_R", torch.tensor(scale, dtype=like_I.dtype, device=like_I.device), persistent=False)
         self.scales = scales
 
+    def spans(self, member: int) -> list[slice]:
+        """Which ranks of each linear are one member's."""
+        at = self.members.index(member)
+        return [slice(sum(ranks[:at]), sum(ranks[: at + 1])) for ranks in self.ranks]
+
     def of(self, member: int) -> dict[str, Factors]:
         """One member's factors, as views."""
-        at, low, found = self.members.index(member), 0, {}
-        for name, ranks, scales, up_OR in zip(self.linears, self.ranks, self.scales, self.ups, strict=True):
-            first = sum(ranks[:at])
-            r = ranks[at]
-            if r:
-                A_RI, B_OR = self.down[low + first : low + first + r], up_OR[:, first : first + r]
-                found[name] = Factors(A_RI, B_OR, scales[at])
-            low += sum(ranks)
+        low, found = 0, {}
+        at = self.members.index(member)
+        for number, span in enumerate(self.spans(member)):
+            if span.stop > span.start:
+                A_RI, B_OR = self.down[low + span.start : low + span.stop], self.ups[number][:, span]
+                found[self.linears[number]] = Factors(A_RI, B_OR, self.scales[number][at])
+            low += sum(self.ranks[number])
         return found
 
     @property
@@ -288,6 +292,27 @@ class Inlet(nn.Module):
             else:
                 y_MO.index_add_(0, one, two.to(y_MO.dtype))
         return y_MO
+
+
+def moments(inlet: Inlet, optimizer: torch.optim.Optimizer) -> dict[int | str, bool]:
+    """Which parts of an inlet that train have had a gradient, by AdamW's first moment: members by number, and ``gate``."""
+    heard: dict[int | str, bool] = {}
+
+    def moved(parameter: Tensor) -> Tensor:
+        return optimizer.state.get(parameter, {}).get("exp_avg", torch.zeros_like(parameter)) != 0
+
+    for number, block in enumerate(inlet.blocks):
+        if not block.down.requires_grad:
+            continue
+        ups = [moved(up) for up in block.ups]  # type: ignore[union-attr]
+        for member in block.members:  # type: ignore[union-attr]
+            spans = block.spans(member)  # type: ignore[operator]
+            heard[member] = any(bool(up[:, span].any()) for up, span in zip(ups, spans, strict=True))
+        if number == inlet.fused:
+            heard["gate"] = bool(moved(block.down)[block.total :].any())  # type: ignore[arg-type]
+    if inlet.gate is not None and inlet.gate.requires_grad:
+        heard["gate"] = bool(moved(inlet.gate).any())
+    return heard
 
 
 class Stacked(nn.Module):

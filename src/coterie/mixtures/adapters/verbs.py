@@ -13,7 +13,7 @@ from typing import Any
 
 from coterie.models import contents, device
 from coterie.recipe import AdaptersSpec, Joint, Learned, RidgeGates, Train
-from coterie.recipe.spec import digest
+from coterie.recipe.spec import canonical_json, digest
 from coterie.store import Action, Artifact, Store, link_tree
 
 _LATER = {"top_k", "top_p", "temperature"}
@@ -27,6 +27,8 @@ class Seat:
     name: str
     artifact: Artifact
     slots: list[str] = field(default_factory=list)
+    targets: Any = None
+    """What says which linears it updates, as JSON."""
 
     def __post_init__(self) -> None:
         self.slots = self.slots or [self.name]
@@ -65,7 +67,7 @@ def fit_ridge(
     router = mixture.router
     assert isinstance(router, RidgeGates)
     reads = {"scope": router.scope, "reads": router.reads}
-    targets = sorted({seat.artifact.content("adapter_config.json") for seat in seats})
+    targets = sorted({canonical_json(seat.targets) for seat in seats})  # they decide what a layer's gate reads
     where = device.pick()
     sums = []
     for u, (seat, block) in enumerate(zip(seats, blocks, strict=True)):

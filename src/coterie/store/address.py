@@ -25,10 +25,14 @@ FORMATS = {
     "scores": 1,
     "routers": 2,
     "mixtures": 1,
+    "merged": 1,
+    "gates": 1,
     "evaluations": 1,
     "profiles": 1,
     "topics": 1,
     "selections": 1,
+    "features": 1,
+    "libraries": 1,
 }
 """Kinds of artifact and the version of their files. Raise a version when the same request would give other files."""
 

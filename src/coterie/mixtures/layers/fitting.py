@@ -51,7 +51,7 @@ def texts(blocks: Sequence[Any], experts: Sequence[int], tokens: int | None) -> 
             rows = min(rows, int((np.cumsum(source.tokens_per_block) < tokens).sum()) + 1)
         for begin in range(0, rows, ROWS):
             part = slice(begin, min(begin + ROWS, rows))
-            ids, position, document = (np.asarray(a[part]) for a in (source.ids, source.position, source.document))
+            ids, position, document = (np.array(a[part]) for a in (source.ids, source.position, source.document))
             yield Text(
                 expert, torch.from_numpy(ids).long(), torch.from_numpy(position).long(), torch.from_numpy(document) >= 0
             )

@@ -1,0 +1,153 @@
+"""Training of a merged model: its gates, its experts too, or all of it; and gates that learn to tell corpora apart.
+
+Shapes: B rows, T positions, S slots, U distinct experts, M counted tokens.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from coterie.corpora import Blocks, Order
+from coterie.experts import outcome
+from coterie.experts.data import Batch, Rows, require_fit
+from coterie.experts.job import Job
+from coterie.experts.training import prepared, seen, train_job
+from coterie.mixtures.layers import disk, fitting
+from coterie.mixtures.layers.making import opened
+from coterie.mixtures.layers.merge import like
+from coterie.mixtures.layers.model import LayersMixture
+from coterie.mixtures.layers.shards import write
+from coterie.mixtures.layers.verbs import Model
+from coterie.models import device, parameters
+from coterie.models.packing import needs_mask
+from coterie.recipe import Train
+from coterie.routing.gates import Gated, auxiliary, by_expert
+from coterie.store import Action, Artifact, Store
+
+
+@dataclass(frozen=True)
+class Request:
+    """One training of a merged model."""
+
+    store: Store
+    action: Action
+    model: Model
+    what: str
+    """`gate`, `gate+experts` or `all`."""
+    by_label: bool
+    """Train gates to tell the sources apart instead of on the language-model loss."""
+    losses: dict[str, float]
+    """Coefficients ``balance_by``, ``z_by``, ``entropy_by``."""
+    blocks: Sequence[Artifact]
+    weights: Sequence[float] | None
+    train: Train
+    seed: int
+    label: str
+    where: str
+    precision: device.Precision
+
+
+class Sourced(Rows):
+    """Rows that also say which of the sources each came from."""
+
+    def __getitems__(self, rows: Sequence[int]) -> Batch:
+        return super().__getitems__(rows) | {"source": torch.from_numpy(self.order.source[list(rows)]).long()}
+
+
+def make(request: Request, folder: Path) -> dict[str, Any]:
+    """Train, check, write; returns what the record says of the making."""
+    with prepared(request.train.threads, request.seed) as threads:
+        _run(request, folder)
+    return {"threads": threads, "device": request.where}
+
+
+def _run(request: Request, folder: Path) -> None:
+    model = opened(request.model, request.where)
+    freeze(model, request.what)
+    if request.train.gradient_checkpointing:
+        model.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    before = parameters.fingerprints(model)
+    sources = [Blocks.open(blocks) for blocks in request.blocks]
+    for blocks in sources:
+        require_fit(model, blocks)
+    order = Order([s.tokens_per_block for s in sources], request.weights, request.seed, tokens=request.train.tokens)
+    loss = ByLabel(model, request.losses) if request.by_label else ByText(model, request.losses)
+    loop = train_job(
+        Job(
+            home=request.store.scratch(request.action), output=request.store.scratch(request.action), model=model,
+            rows=(Sourced if request.by_label else Rows)(sources, order, mask=needs_mask(model.model)), train=request.train,
+            where=request.where, precision=request.precision, seed=request.seed, label=request.label, loss=loss,
+        )
+    )  # fmt: skip
+    outcome.check_moved(loop, before)
+    tokens = seen(loop)
+    lines = outcome.log(loop, tokens)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    figures = {
+        "what": request.what,
+        "tokens": int(tokens[loop.state.global_step - 1]),
+        "steps": loop.state.global_step,
+        "loss": next((line["loss"] for line in reversed(lines) if "loss" in line), None),
+        "trained_parameters": parameters.count(model, trained=True),
+    }
+    (folder / "facts.json").write_text(json.dumps(figures, sort_keys=True) + "\n")
+    disk.write_gates(fitting.gates(model), folder)
+    if request.what != "gate":
+        tensors = {n: p.detach().cpu() for n, p in model.named_parameters() if ".gate." not in n}
+        write(folder, [like(t, n, t.dtype) for n, t in tensors.items()], disk.SHARD)
+
+
+def freeze(model: LayersMixture, what: str) -> None:
+    """Set trainable what moves, and nothing else."""
+    for name, parameter in model.named_parameters():
+        moves = {"gate": ".gate." in name, "gate+experts": ".gate." in name or ".experts." in name, "all": True}
+        parameter.requires_grad_(moves[what])
+
+
+class ByText:
+    """The language-model loss of a batch, and the gates' auxiliary losses over the tokens that predict a counted one."""
+
+    def __init__(self, model: LayersMixture, losses: dict[str, float]) -> None:
+        self.losses, self.U = losses, len(model.config.experts)
+        self.seats = model.config.slot_to_expert
+
+    def __call__(self, model: Any, batch: Batch, count: Tensor) -> Tensor:
+        given = {k: batch[k] for k in ("input_ids", "position_ids", "attention_mask") if k in batch}
+        target_BT1 = batch["labels"][:, 1:]
+        with model.listening() as heard:
+            logits_BTV = model(**given, use_cache=False).logits
+        gates = [Gated(*(part[:, :-1] for part in one[0])) for one in heard]
+        counted_BT1 = target_BT1 != -100
+        return self.loss(logits_BTV[:, :-1], target_BT1, gates, counted_BT1, batch, count)
+
+    def loss(
+        self, logits_BT1V: Tensor, target_BT1: Tensor, gates: list[Gated], counted_BT1: Tensor, batch: Batch, count: Tensor
+    ) -> Tensor:
+        nll = F.cross_entropy(logits_BT1V[counted_BT1].float(), target_BT1[counted_BT1], reduction="sum") / count
+        return nll + self.auxiliary(gates, counted_BT1) * counted_BT1.sum() / count
+
+    def auxiliary(self, gates: list[Gated], counted_BT1: Tensor) -> Tensor:
+        return auxiliary(gates, torch.tensor(self.seats, device=counted_BT1.device), self.U, counted_BT1, **self.losses)
+
+
+class ByLabel(ByText):
+    """Cross-entropy of every gate's softmax over distinct experts against the source of the text, mean over gates."""
+
+    def loss(
+        self, logits_BT1V: Tensor, target_BT1: Tensor, gates: list[Gated], counted_BT1: Tensor, batch: Batch, count: Tensor
+    ) -> Tensor:
+        seats_S = torch.tensor(self.seats, device=counted_BT1.device)
+        label_M = batch["source"][:, None].expand_as(counted_BT1)[counted_BT1]
+        total = torch.zeros((), device=label_M.device)
+        for gated in gates:
+            share_MU = by_expert(gated.logits_NS[counted_BT1].float().softmax(-1), seats_S, self.U)
+            total = total + F.nll_loss(share_MU.clamp_min(1e-30).log(), label_M, reduction="sum")
+        return total / len(gates) / count + self.auxiliary(gates, counted_BT1) * counted_BT1.sum() / count

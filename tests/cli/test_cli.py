@@ -38,9 +38,23 @@ VERBS = {
     "mix": {"--store", "--out", "--set", "--dry-run", "--help"},
     "evaluate": {"--store", "--out", "--set", "--dry-run", "--help"},
     "generate": {"--time", "--max-new-tokens", "--temperature", "--top-k", "--top-p", "--seed", "--help"},
+    "export": {"--to", "--format", "--expand", "--dtype", "--shard-size", "--help"},
     "report": {"--format", "--help"},
     "recipe": {"--help"},
     "store": {"--help"},
+    "grow": {
+        "--corpus",
+        "--train-on",
+        "--alarm",
+        "--prune",
+        "--below",
+        "--merge",
+        "--above",
+        "--mixture",
+        "--store",
+        "--set",
+        "--help",
+    },
     "select": {"--help"},
 }
 """Every verb and option. Settings belong into recipes, with `--set` as the only override: a flag changes this on purpose."""

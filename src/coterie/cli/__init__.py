@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from coterie import progress
-from coterie.cli import evaluate, generate, mix, quickstart, recipe, report, run, select, store, train
+from coterie.cli import evaluate, export, generate, grow, mix, quickstart, recipe, report, run, select, store, train
 from coterie.errors import CoterieError
 
 app = typer.Typer(
@@ -63,7 +63,7 @@ def _interruptible(verb: Callable[..., None]) -> Callable[..., None]:
     return called
 
 
-for verb in (quickstart, run, train, mix, evaluate, generate, report, recipe):
+for verb in (quickstart, run, train, mix, evaluate, generate, export, report, recipe, grow):
     app.command(verb.NAME)(_interruptible(verb.command))
 app.add_typer(select.app, name="select")
 app.add_typer(store.app, name="store")

@@ -32,28 +32,36 @@ class Rows(Dataset[Batch]):
         self.ids, self.position, self.target = (
             [np.asarray(getattr(s, name)) for s in sources] for name in ("ids", "position", "target")
         )
+        self.padded = 0
         self.tokens_N = np.zeros(len(order), dtype=np.int64)
         for number, source in enumerate(sources):
             here = order.source == number
             self.tokens_N[here] = source.tokens_per_block[order.block[here]]
 
     def __len__(self) -> int:
-        return len(self.order)
+        return self.padded or len(self.order)
+
+    def pad(self, multiple: int) -> None:
+        """Rows without targets at the end, up to a multiple: ranks that share a step must all have rows for it."""
+        self.padded = -(-len(self.order) // multiple) * multiple
 
     def __getitem__(self, i: int) -> Batch:
         return {name: tensor[0] for name, tensor in self.__getitems__([i]).items()}
 
     def __getitems__(self, rows: Sequence[int]) -> Batch:
         """A whole batch at once: one read a tensor instead of one a row."""
-        places = [(int(self.order.source[i]), int(self.order.block[i])) for i in rows]
-        return batch(
-            *(np.stack([arrays[s][b] for s, b in places]) for arrays in (self.ids, self.position, self.target)),
-            mask=self.mask,
+        N = len(self.order)
+        places = [(int(self.order.source[i % N]), int(self.order.block[i % N])) for i in rows]
+        ids_BT, position_BT, target_BT = (
+            np.stack([arrays[s][b] for s, b in places]) for arrays in (self.ids, self.position, self.target)
         )
+        if max(rows) >= N:
+            target_BT = target_BT * (np.asarray(rows) < N)[:, None].astype(target_BT.dtype)
+        return batch(ids_BT, position_BT, target_BT, mask=self.mask)
 
     def tokens_after(self, rows_per_step: int) -> np.ndarray:
         """Tokens seen after each step (padding not counted), cumulative."""
-        return np.add.reduceat(self.tokens_N, np.arange(0, len(self), rows_per_step)).cumsum()
+        return np.add.reduceat(self.tokens_N, np.arange(0, len(self.order), rows_per_step)).cumsum()
 
 
 def batch(ids_BT: np.ndarray, position_BT: np.ndarray, target_BT: np.ndarray, *, mask: bool) -> Batch:

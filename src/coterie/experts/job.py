@@ -34,6 +34,7 @@ class Job:
         held_out: nats a token, for early stopping.
         snapshot: called after each of ``train.snapshots`` with the loop and the tokens seen.
         callbacks: of the Trainer, besides those that watch every run.
+        sparse: some trainable parameters take no part in some steps; their optimizer state then stays as it is.
     """
 
     home: Path
@@ -49,3 +50,4 @@ class Job:
     held_out: Callable[[], float] | None = None
     snapshot: Callable[[Loop, int], None] | None = None
     callbacks: Sequence[TrainerCallback] = ()
+    sparse: bool = False

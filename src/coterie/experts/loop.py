@@ -22,7 +22,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_callback import PrinterCallback
 
 from coterie.errors import WorkError
-from coterie.experts import resume
+from coterie.experts import ranks, resume
 from coterie.experts.job import Loss
 from coterie.progress import Bar
 from coterie.recipe import EarlyStopping
@@ -76,6 +76,9 @@ class Loop(Trainer):
         return (loss, {}) if return_outputs else loss
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        loss_sum = self.accelerator.reduce(self._tr_loss.clone(), "mean").item()  # over ranks; each goes on from the mean
+        if not ranks.first():
+            return
         require_finite(self.moving, self.state.global_step)
         names = {parameter: name for name, parameter in self.moving.items()}
         files: dict[str, Mapping[str, Tensor]] = {
@@ -88,7 +91,7 @@ class Loop(Trainer):
             "best": asdict(self.best),
             "rates": [group["lr"] for group in self.optimizer.param_groups],
             "schedule": self.lr_scheduler.state_dict(),
-            "loss_sum": self._tr_loss.item(),
+            "loss_sum": loss_sum,
             "last_logged": self._globalstep_last_logged,
             "snapshots": self.snapshots,
         }
@@ -159,7 +162,8 @@ class Seeds(TrainerCallback):
         self.seed = seed
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        word = hashlib.sha256(f"{self.seed}/{state.global_step}".encode()).digest()
+        rank = f"/{args.process_index}" if args.process_index else ""  # ranks see different rows, and drop different units
+        word = hashlib.sha256(f"{self.seed}/{state.global_step}{rank}".encode()).digest()
         number = int.from_bytes(word[:8], "little")
         torch.default_generator.manual_seed(number)  # torch.manual_seed also takes 2 ms for a GPU that is absent
         if args.device.type == "cuda":

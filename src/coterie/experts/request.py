@@ -6,7 +6,7 @@ The Trainer's defaults that would change a result without a word are set here, e
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 from transformers import Trainer, TrainingArguments
 
 from coterie.errors import RequestError
+from coterie.experts import ranks
 from coterie.experts.job import Job
 from coterie.experts.verbs import Kind
 from coterie.models import device, open_model, parameters
@@ -41,6 +42,26 @@ class Request:
     """`cpu` or `cuda`."""
     precision: device.Precision
 
+    def payload(self) -> dict[str, Any]:
+        """As JSON values, for other processes."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        values["store"] = str(self.store.root)
+        values["action"] = {f.name: getattr(self.action, f.name) for f in fields(self.action)}
+        values |= {name: _said(values[name]) for name in ("start", "base", "valid")}
+        values["sources"] = [_said(source) for source in self.sources]
+        return values | {name: v.model_dump(mode="json") if (v := values[name]) else None for name in ("train", "lora")}
+
+    @classmethod
+    def of(cls, payload: dict[str, Any]) -> Request:
+        """The reverse of `payload`."""
+        values = dict(payload)
+        values["store"] = Store(values["store"])
+        values["action"] = Action(**values["action"] | {"libraries": tuple(values["action"]["libraries"])})
+        values |= {name: _artifact(values[name]) for name in ("start", "base", "valid")}
+        values["sources"] = tuple(_artifact(source) for source in values["sources"])
+        values |= {"train": Train(**values["train"]), "lora": Lora(**values["lora"]) if values["lora"] else None}
+        return cls(**values)
+
     @cached_property
     def home(self) -> Path:
         """Where checkpoints go."""
@@ -50,6 +71,16 @@ class Request:
     def output(self) -> Path:
         """What tracking backends write is to outlive the run."""
         return self.store.root / "tracking" / self.action.key[:16] if self.train.report_to else self.home
+
+
+def _said(artifact: Artifact | None) -> dict[str, Any] | None:
+    if artifact is None:
+        return None
+    return {"kind": artifact.kind, "digest": artifact.digest, "path": str(artifact.path), "files": dict(artifact.files)}
+
+
+def _artifact(said: dict[str, Any] | None) -> Any:
+    return Artifact(said["kind"], said["digest"], Path(said["path"]), said["files"]) if said else None
 
 
 def opened(request: Request) -> Any:
@@ -81,14 +112,15 @@ def opened(request: Request) -> Any:
 
 def arguments(request: Request | Job, steps: int) -> TrainingArguments:
     """The Trainer's settings for ``steps`` optimizer steps."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise _overruled(["processes"], {"processes": 1}, {"processes": os.environ["WORLD_SIZE"]})
-    train = request.train
+    train, count = request.train, ranks.count()
+    if count > 1 and train.parallel is None:
+        raise _overruled(["processes"], {"processes": 1}, {"processes": count})
+    batch_size = ranks.batch_size(train)
     return TrainingArguments(
         output_dir=str(request.output),
         max_steps=steps,  # one pass over the order: the Trainer's epochs never restart it
-        per_device_train_batch_size=train.batch_size,
-        gradient_accumulation_steps=train.accumulation,
+        per_device_train_batch_size=batch_size,
+        gradient_accumulation_steps=train.batch_size * train.accumulation // (batch_size * count),
         train_sampling_strategy="sequential",  # the order is shuffled already
         max_grad_norm=train.clip,
         bf16=request.precision == "bf16",
@@ -106,6 +138,8 @@ def arguments(request: Request | Job, steps: int) -> TrainingArguments:
         report_to=list(train.report_to) or "none",
         run_name=request.label,
         dataloader_pin_memory=request.where == "cuda",
+        ddp_backend=None if count == 1 else ("nccl" if request.where == "cuda" else "gloo"),
+        ddp_find_unused_parameters=isinstance(request, Job) and request.sparse,
     )
 
 
@@ -117,14 +151,14 @@ def require_effective(loop: Trainer, request: Request | Job) -> None:
         "distribution": str(accelerator.distributed_type.value),
         "device": args.device.type,
         "precision": accelerator.mixed_precision,
-        "accumulation": args.gradient_accumulation_steps,
+        "sequences": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
     }
     requested = {
-        "processes": 1,
-        "distribution": "NO",
+        "processes": ranks.count(),
+        "distribution": "NO" if ranks.count() == 1 else ("MULTI_GPU" if request.where == "cuda" else "MULTI_CPU"),
         "device": request.where,
         "precision": "bf16" if request.precision == "bf16" else "no",
-        "accumulation": request.train.accumulation,
+        "sequences": request.train.batch_size * request.train.accumulation,
     }
     if wrong := [key for key in requested if requested[key] != effective[key]]:
         raise _overruled(wrong, requested, effective)
@@ -137,5 +171,7 @@ def _overruled(wrong: list[str], requested: dict[str, Any], effective: dict[str,
         where=", ".join(wrong),
         expected=str({key: requested[key] for key in wrong}),
         found=str({key: effective[key] for key in wrong}),
-        do=f"unset {', '.join(names)}" if names else "make one device visible (CUDA_VISIBLE_DEVICES)",
+        do=f"unset {', '.join(names)}; for several processes set train.parallel: ddp and start coterie once"
+        if names
+        else "make one device visible (CUDA_VISIBLE_DEVICES), or set train.parallel: ddp",
     )

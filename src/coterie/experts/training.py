@@ -18,12 +18,13 @@ import torch
 from coterie.corpora import Blocks, Order
 from coterie.errors import RequestError
 from coterie.experts import loop as loops
-from coterie.experts import outcome, resume, schedule, verbs
+from coterie.experts import outcome, ranks, resume, schedule, verbs
 from coterie.experts.data import Rows, as_is, require_fit
 from coterie.experts.interrupt import Interrupt
 from coterie.experts.job import Job
 from coterie.experts.request import Request, arguments, opened, require_effective
 from coterie.experts.scoring import mean_nll
+from coterie.launch import on_ranks
 from coterie.models import parameters
 from coterie.models.packing import needs_mask
 from coterie.models.quiet import quiet, seeded
@@ -39,9 +40,19 @@ def prepared(threads: int, seed: int) -> Iterator[int]:
 
 def make(request: Request, folder: Path) -> dict[str, Any]:
     """Train, check, write into ``folder``; returns what the record says of the making."""
+    if request.train.parallel and ranks.count() == 1:
+        processes = ranks.wanted(request.train, request.where)
+        payload = {"request": request.payload(), "folder": str(folder)}
+        return on_ranks("coterie.experts.training:on_rank", payload, processes=processes, label=request.label)
     with prepared(request.train.threads, request.seed) as threads:
         _run(request, folder)
     return {"threads": threads, "device": str(request.where)}
+
+
+def on_rank(payload: dict[str, Any]) -> dict[str, Any]:
+    """`make` on one of several ranks; the first one writes."""
+    made = make(Request.of(payload["request"]), Path(payload["folder"]))
+    return made | {"processes": ranks.count()}
 
 
 def _run(request: Request, folder: Path) -> None:
@@ -77,12 +88,15 @@ def _run(request: Request, folder: Path) -> None:
         loss = held_out() if valid else next(line["loss"] for line in reversed(lines) if "loss" in line)
     figures = outcome.facts(request, loop, int(tokens[loop.state.global_step - 1]), loss=loss)
     figures |= {"snapshots": loop.snapshots, "best_step": loop.best.step if loop.best_weights else None}
-    outcome.write(request, loop, folder, figures, lines)
+    if ranks.first():
+        outcome.write(request, loop, folder, figures, lines)
 
 
 def seen(loop: loops.Loop) -> np.ndarray:
     """Tokens seen after each step of a run."""
-    return loop.train_dataset.tokens_after(loop.args.per_device_train_batch_size * loop.args.gradient_accumulation_steps)  # type: ignore[union-attr]
+    args = loop.args
+    per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    return loop.train_dataset.tokens_after(per_step)  # type: ignore[union-attr]
 
 
 def train_job(job: Job) -> loops.Loop:
@@ -94,6 +108,8 @@ def train_job(job: Job) -> loops.Loop:
     """
     settings = job.train
     tokens = job.rows.tokens_after(settings.batch_size * settings.accumulation)
+    if ranks.count() > 1:
+        job.rows.pad(settings.batch_size * settings.accumulation)
     loop = _loop(job, len(tokens))
 
     def held_out() -> float:
@@ -103,7 +119,8 @@ def train_job(job: Job) -> loops.Loop:
 
     def snapshot(step: int) -> None:
         assert job.snapshot is not None
-        job.snapshot(loop, int(tokens[step - 1]))
+        if ranks.first():
+            job.snapshot(loop, int(tokens[step - 1]))
 
     found = resume.newest(job.home)
     with bar(job.label, int(tokens[-1])) as progress, Interrupt() as interrupt:

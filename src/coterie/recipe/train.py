@@ -65,6 +65,11 @@ class Train(Spec):
     """Tracking backends of the Trainer (`tensorboard`, `trackio`, ...). Not part of the expert's identity."""
     threads: Whole = 0
     """CPU threads; 0 leaves torch's choice. Not part of the expert's identity."""
+    parallel: Literal["ddp"] | None = None
+    """`ddp`: several processes under torchrun train it together; batch_size x accumulation stays the batch of one step of
+    all of them. Not part of the expert's identity."""
+    processes: Count | None = None
+    """Processes for `parallel`; by default one for each GPU. Not part of the expert's identity."""
 
     @model_validator(mode="after")
     def _one_budget(self) -> Train:
@@ -72,8 +77,16 @@ class Train(Spec):
             raise ValueError("give either tokens or epochs")
         if self.schedule == "wsd" and self.warmup + self.decay > 1:
             raise ValueError("warmup + decay is above 1")
+        if self.processes is not None and self.parallel is None:
+            raise ValueError("processes is ignored without parallel: set parallel: ddp")
+        if self.processes is not None and self.batch_size * self.accumulation % self.processes:
+            raise ValueError(
+                f"batch_size x accumulation = {self.batch_size * self.accumulation} sequences cannot be shared evenly by "
+                f"{self.processes} processes"
+            )
         return self
 
     def identity(self) -> dict:
-        """The settings that make an expert what it is; saving, logging and threads are left out."""
-        return self.model_dump(mode="json", exclude={"save_every", "log_every", "report_to", "threads"})
+        """The settings that make an expert what it is; saving, logging, threads and processes are left out."""
+        left_out = {"save_every", "log_every", "report_to", "threads", "parallel", "processes"}
+        return self.model_dump(mode="json", exclude=left_out)

@@ -1,0 +1,97 @@
+"""One piece of work on several processes of this machine, started by torchrun and owned by this process.
+
+The request goes to the ranks as a JSON file; what rank 0 returns, and the error of the rank that failed first, come back the
+same way, so that a person reads one message and not one traceback a rank. Ranks end when this process does, however it
+ends: work whose owner is gone must not go on beside its successor.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from coterie import errors
+from coterie.errors import WorkError
+from coterie.progress import say
+
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone")
+
+
+def on_ranks(call: str, payload: Mapping[str, Any], *, processes: int, label: str) -> Any:
+    """Call a function on every rank.
+
+    Args:
+        call: ``module:function``; it is given ``payload``.
+        payload: JSON values.
+        processes: ranks on this machine.
+        label: what it is, for people.
+
+    Returns:
+        what rank 0 returned (a JSON value).
+
+    Raises:
+        CoterieError: as raised on a rank.
+        WorkError: a rank ended otherwise.
+    """
+    with tempfile.TemporaryDirectory(prefix="coterie-ranks-") as temp:
+        folder = Path(temp)
+        (folder / "request.json").write_text(json.dumps({"call": call, "payload": payload, "owner": os.getpid()}))
+        command = [*TORCHRUN, f"--nproc-per-node={processes}", "-m", "coterie.launch.rank", str(folder)]
+        environment = {"OMP_NUM_THREADS": str(max((os.cpu_count() or 1) // processes, 1)), **os.environ}
+        with (folder / "log.txt").open("w") as log:
+            # A session of its own: Ctrl-C reaches this process alone, which then ends the ranks.
+            agent = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
+            try:
+                _follow(agent, folder / "progress.txt")
+            finally:
+                _end(agent)
+        if agent.returncode == 0:
+            return json.loads((folder / "result.json").read_text())
+        raise _error(folder, label)
+
+
+def _follow(agent: subprocess.Popen[bytes], progress: Path) -> None:
+    """Pass on rank 0's lines until all ranks have ended."""
+    progress.touch()
+    with progress.open() as lines:
+        while True:
+            with suppress(subprocess.TimeoutExpired):
+                agent.wait(timeout=0.2)
+            for line in lines.read().splitlines():
+                say(line)
+            if agent.returncode is not None:
+                return
+
+
+def _end(agent: subprocess.Popen[bytes]) -> None:
+    if agent.poll() is not None:
+        return
+    os.killpg(agent.pid, signal.SIGTERM)
+    try:
+        agent.wait(timeout=10)
+    except subprocess.TimeoutExpired:
+        os.killpg(agent.pid, signal.SIGKILL)
+        agent.wait()
+
+
+def _error(folder: Path, label: str) -> errors.CoterieError:
+    failed = sorted(folder.glob("error-*.json"), key=lambda path: path.stat().st_mtime_ns)
+    if failed:
+        said = json.loads(failed[0].read_text())
+        kind = getattr(errors, said.pop("kind"))
+        return kind(said.pop("what"), **said)
+    lines = [line for line in (folder / "log.txt").read_text(errors="replace").splitlines() if line.strip()]
+    return WorkError(
+        f"{label}: a rank ended before its work was done",
+        found=next((line.strip() for line in reversed(lines) if "Error" in line), lines[-1] if lines else "no message"),
+        kept="the newest checkpoint",
+        do="run the same command again: it goes on from there",
+    )

@@ -49,7 +49,8 @@ def test_what_is_wrong_is_said(select: dict[str, Any], says: str) -> None:
 def test_seed_and_paths_come_from_the_recipe(tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text(
         "corpora:\n  prose:\n    path: p.jsonl\n    select:\n      budget: {docs: 3}\n"
-        "      axes: {cluster: {model: topics}}\n      keep: {contamination: {path: [e.jsonl]}}\n      tokens: {tokenizer: tok}\nseed: 7\n"
+        "      axes: {cluster: {model: topics}}\n      keep: {contamination: {path: [e.jsonl]}}\n"
+        "      tokens: {tokenizer: tok}\nseed: 7\n"
     )
     asked = read(tmp_path / "r.yaml", selecting=True)
     select = asked.corpora["prose"].select

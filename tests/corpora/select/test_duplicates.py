@@ -7,7 +7,7 @@ import pytest
 from tests.corpora.select.texts import edited, rows, true_jaccard
 
 from coterie.corpora.select.duplicates import near_duplicates, planted_recall, shingle_sets
-from coterie.corpora.select.sketch import bands, shingles
+from coterie.corpora.select.sketch import bands, shingles, short_values, values
 from coterie.corpora.select.words import words
 
 
@@ -20,8 +20,11 @@ def planted(seed: int, rate: float = 0.02) -> list[str]:
 
 
 def find(texts: list[str], threshold: float = 0.7, fixed: np.ndarray | None = None):
-    key = bands(shingles(words(texts)))
-    return near_duplicates(lambda b: key[:, b], lambda rows: [texts[r] for r in rows], len(texts), threshold, fixed)
+    value = values(shingles(words(texts)))
+    key, short = bands(value), short_values(value)
+    return near_duplicates(
+        lambda b: key[:, b], lambda rows: short[rows], lambda rows: [texts[r] for r in rows], len(texts), threshold, fixed
+    )
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -44,7 +47,7 @@ def test_what_stays_has_no_pair_and_what_goes_is_like_something_that_stays(seed:
 
 def test_recall_on_planted_pairs_at_08_is_at_least_09() -> None:
     texts = planted(9, rate=0.022)
-    key = bands(shingles(words(texts)))
+    key = bands(values(shingles(words(texts))))
     pairs = [(i, 60 + i) for i in range(20)] + [(60 + i, 80 + i) for i in range(20)]
     near = [(i, j) for i, j in pairs if true_jaccard(texts[i], texts[j]) >= 0.78]
     assert len(near) >= 15

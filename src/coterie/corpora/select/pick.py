@@ -64,9 +64,7 @@ def length_ranges(
         if hit is not None:
             out[v] = hit
         elif len(mine):
-            out[v] = np.percentile(
-                mine[np.linspace(0, len(mine) - 1, 100_000, dtype=int)] if len(mine) > 100_000 else mine, (25, 75)
-            )
+            out[v] = np.percentile(mine, (25, 75))
     return out
 
 

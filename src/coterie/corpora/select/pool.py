@@ -33,7 +33,7 @@ REASONS = (
 )  # fmt: skip
 """Why a row is not chosen from, by number; the first that applies."""
 CODE = {name: number for number, name in enumerate(REASONS)}
-_PLANTED = 250
+_PLANTED = 120
 
 
 def pool(
@@ -203,8 +203,12 @@ def _near(table: pl.DataFrame, shards: Sequence[Shard], places: np.ndarray, reas
             out[mine] = np.asarray(bands[s][b])[place[mine]]
         return out
 
+    def shorts(at: Sequence[int]) -> np.ndarray:
+        return np.stack([shards[s].short[r] for s, r in zip(part[list(at)], place[list(at)], strict=True)])
+
     found = near_duplicates(
         band,
+        shorts,
         lambda at: texts_of(shards, places, rows[at]),
         len(rows),
         keep.near_dup.jaccard,

@@ -2,6 +2,7 @@
 
     profile.parquet   a row a document, in the documents' order: key, content, split, the measures, the columns
     bands.npy         [b, N] keys under which near-duplicates meet
+    short.npy         [N, b * r] one byte of each MinHash value
     terms/*.npy       hashed term counts (sparse), for topics
     texts.arrow       prompt and text in compressed batches of 64, so that single documents are read without a scan
 
@@ -26,7 +27,7 @@ from jaxtyping import UInt64
 from coterie.corpora.plan import OWN
 from coterie.corpora.select import contamination
 from coterie.corpora.select.measures import measure, terms
-from coterie.corpora.select.sketch import bands, shingles
+from coterie.corpora.select.sketch import bands, shingles, short_values, values
 from coterie.corpora.select.words import batches, words
 from coterie.corpora.splits import SPLITS
 from coterie.progress import bar
@@ -82,6 +83,7 @@ def _write(
     width = (select.keep.near_dup or NearDup()).bands
     encode = _encoder(tokenizer) if tokenizer is not None else None
     keys_N = np.zeros((width[0], total), dtype=np.uint64)
+    short_N = np.zeros((total, width[0] * width[1]), dtype=np.uint8)
     sizes, buckets, counts, tables = [], [], [], []
     done = 0
     (folder / "terms").mkdir()
@@ -98,7 +100,9 @@ def _write(
             for part in batches(((t, len(t)) for t in whole), select.batch_bytes):
                 found = words(part)
                 made = shingles(found)
-                keys_N[:, done : done + len(part)] = bands(made, *width).T
+                value_rDb = values(made, *width)
+                keys_N[:, done : done + len(part)] = bands(value_rDb).T
+                short_N[done : done + len(part)] = short_values(value_rDb)
                 measured = measure(part, found, made)
                 if encode is not None:
                     measured["exact_tokens"] = np.array([len(e.ids) for e in encode.encode_batch(part)], dtype=np.int64)
@@ -115,6 +119,7 @@ def _write(
     assert done == total
     pl.concat(tables).write_parquet(folder / "profile.parquet", compression="zstd", statistics=False)
     np.save(folder / "bands.npy", keys_N)
+    np.save(folder / "short.npy", short_N)
     np.save(folder / "terms/first.npy", np.concatenate([[0], np.cumsum(np.concatenate([*sizes, np.zeros(0, int)]))]))
     np.save(folder / "terms/bucket.npy", np.concatenate([*buckets, np.zeros(0, np.uint16)]))
     np.save(folder / "terms/count.npy", np.concatenate([*counts, np.zeros(0, np.uint8)]))
@@ -167,6 +172,11 @@ class Shard:
         return np.load(self.artifact.file("bands.npy"), mmap_mode="r")
 
     @cached_property
+    def short(self) -> np.ndarray:
+        """One byte of each MinHash value, [N, b * r]."""
+        return np.load(self.artifact.file("short.npy"), mmap_mode="r")
+
+    @cached_property
     def terms(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """First term of each document (and the number of terms), bucket, count."""
         names = ("first", "bucket", "count")
@@ -175,7 +185,7 @@ class Shard:
 
     @cached_property
     def _texts(self) -> pa.ipc.RecordBatchFileReader:
-        return pa.ipc.open_file(pa.memory_map(str(self.artifact.file("texts.arrow"))))
+        return pa.ipc.open_file(pa.OSFile(str(self.artifact.file("texts.arrow"))))
 
     @cached_property
     def _starts(self) -> np.ndarray:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float64, Int64, UInt64
+from jaxtyping import Float64, Int64, UInt8, UInt32, UInt64
 
 from coterie.corpora.select.words import Words, mixed
 
@@ -64,24 +64,40 @@ def shingles(words: Words, gram: int = GRAM) -> Shingles:
     return Shingles(mixed(hash_S), out_D1)
 
 
-def bands(made: Shingles, count: int = BANDS, rows: int = ROWS) -> UInt64[np.ndarray, "D b"]:
-    """The band keys of every document; 0 throughout for a document without words."""
+def values(made: Shingles, count: int = BANDS, rows: int = ROWS) -> UInt32[np.ndarray, "r D b"]:
+    """The MinHash values of every document."""
     D, size_D = len(made.first_D1) - 1, np.diff(made.first_D1)
     base_S = np.repeat(np.arange(D, dtype=np.int64) * count, size_D)
-    key_Db = np.zeros((D, count), dtype=np.uint64)
     seeds = mixed(np.arange(1, rows + 1, dtype=np.uint64) * np.uint64(0xA0761D6478BD642F)) | np.uint64(1)
-    for seed in seeds:
+    least = np.full((rows, D * count), _EMPTY, dtype=np.uint32)
+    for row, seed in zip(least, seeds, strict=True):
         spread = ((made.hash_S ^ (made.hash_S >> np.uint64(29))) * seed >> np.uint64(32)) * np.uint64(count)
-        least = np.full(D * count, _EMPTY, dtype=np.uint32)
-        np.minimum.at(least, base_S + (spread >> np.uint64(32)).astype(np.int64), spread.astype(np.uint32))
-        key_Db = mixed(key_Db * _STEP + _lent(least.reshape(D, count)))
-    key_Db = mixed(key_Db + np.arange(1, count + 1, dtype=np.uint64))
-    key_Db[size_D == 0] = 0
+        np.minimum.at(row, base_S + (spread >> np.uint64(32)).astype(np.int64), spread.astype(np.uint32))
+    for row in least:
+        _lend(row.reshape(D, count))
+    return least.reshape(rows, D, count)
+
+
+def bands(value_rDb: UInt32[np.ndarray, "r D b"]) -> UInt64[np.ndarray, "D b"]:
+    """The band keys of every document; 0 throughout for a document without words."""
+    _, D, b = value_rDb.shape
+    key_Db = np.zeros((D, b), dtype=np.uint64)
+    for value_Db in value_rDb:
+        key_Db = mixed(key_Db * _STEP + value_Db)
+    key_Db = mixed(key_Db + np.arange(1, b + 1, dtype=np.uint64))
+    key_Db[(value_rDb[0] == _EMPTY).all(1)] = 0
     return key_Db
 
 
-def _lent(least_Db: np.ndarray) -> np.ndarray:
-    """Fill empty bins from others of the document."""
+def short_values(value_rDb: UInt32[np.ndarray, "r D b"]) -> UInt8[np.ndarray, "D rb"]:
+    """One byte of each value: the share of equal bytes estimates the similarity of two documents (b-bit MinHash, Li and
+    Konig 2010), well enough to leave most pairs that only share a band uncompared."""
+    r, D, b = value_rDb.shape
+    return np.moveaxis(value_rDb, 0, 1).reshape(D, r * b).astype(np.uint8)
+
+
+def _lend(least_Db: np.ndarray) -> None:
+    """Fill empty bins from others of the document, in place."""
     short = np.flatnonzero((least_Db == _EMPTY).any(1))
     if len(short):
         count = least_Db.shape[1]
@@ -94,7 +110,6 @@ def _lent(least_Db: np.ndarray) -> np.ndarray:
                 break
             full = np.where(empty, own[:, loan], full)
         least_Db[short] = full
-    return least_Db.astype(np.uint64)
 
 
 def jaccard(a: UInt64[np.ndarray, " A"], b: UInt64[np.ndarray, " B"]) -> float:

@@ -27,7 +27,7 @@ from coterie.errors import RequestError
 from coterie.recipe.select import Axis, cluster_names, group_names
 from coterie.store import Action, Artifact, Store
 
-SAMPLE = 6000
+SAMPLE = 4096
 """Documents that the fit looks at."""
 DIMENSIONS = 64
 _AUTO = (4, 6, 8, 11, 15, 19, 24, 32)
@@ -154,11 +154,11 @@ def _unit(vectors: np.ndarray) -> Float32[np.ndarray, "N E"]:
     return (vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)).astype(np.float32)
 
 
-def means(vectors: np.ndarray, k: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def means(vectors: np.ndarray, k: int, seed: int, starts: int = 4) -> tuple[np.ndarray, np.ndarray]:
     """k-means; clusters numbered by size, the largest first."""
     from sklearn.cluster import KMeans
 
-    fitted = KMeans(k, n_init=4, random_state=seed % 2**32).fit(vectors)
+    fitted = KMeans(k, n_init=starts, random_state=seed % 2**32).fit(vectors)
     order = np.argsort(-np.bincount(fitted.labels_, minlength=k), kind="stable")
     number = np.argsort(order)
     return number[fitted.labels_], fitted.cluster_centers_[order]
@@ -175,7 +175,7 @@ def _k(asked: int | str, vectors: np.ndarray, seed: int, documents: int) -> tupl
                 do="lower k",
             )
         return asked, {}
-    tried = {k: _silhouette(vectors, means(vectors, k, seed)[0], seed) for k in _AUTO if k < documents / 2}
+    tried = {k: _silhouette(vectors, means(vectors, k, seed, 1)[0], seed) for k in _AUTO if k < documents / 2}
     return max(tried, key=lambda k: tried[k], default=1), {str(k): v for k, v in tried.items()}
 
 
@@ -201,7 +201,7 @@ def _described(
     from sklearn.metrics import adjusted_rand_score
 
     k = int(labels.max()) + 1
-    spelled = _spelled(shards, chosen[:1500])
+    spelled = _spelled(shards, chosen[:600])
     weighted = _weighted(counts, idf_F)
     mean = np.asarray(weighted.mean(0)).ravel()
     top = []
@@ -213,7 +213,7 @@ def _described(
     half = len(vectors) // 2
     agreement = None
     if half > 2 * k:
-        first, second = (means(part, k, seed)[1] for part in (vectors[:half], vectors[half:]))
+        first, second = (means(part, k, seed, 1)[1] for part in (vectors[:half], vectors[half:]))
         agreement = round(float(adjusted_rand_score(nearest(vectors, first), nearest(vectors, second))), 3)
     return {
         "terms": top,

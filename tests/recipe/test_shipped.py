@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -21,7 +22,17 @@ SMALL = {
     "thirty-two-slots.json": ["base.pretrain.tokens=20_000", "base.hidden_size=32", "base.layers=1"],
     "from-checkpoint.yaml": [],
     "select-prose.yaml": ["base.pretrain.tokens=20_000", "base.hidden_size=32", "base.layers=1"],
-}
+    "lora-code.yaml": [
+        "base.pretrain.tokens=20_000", "base.hidden_size=32", "base.layers=1", "mixtures.joint.joint.tokens=40_000",
+        "mixtures.routed.router.tokens=20_000", "experts.alpaca.train.tokens=20_000", "experts.mbpp.train.tokens=20_000",
+    ],
+    "lora-code-large.yaml": [
+        "base.pretrain.tokens=20_000", "base.hidden_size=32", "base.layers=1", "mixtures.joint.joint.tokens=60_000",
+    ],
+    "lora-code-small.yaml": [
+        "base.pretrain.tokens=20_000", "base.hidden_size=32", "base.layers=1", "mixtures.joint.joint.tokens=40_000",
+    ],
+}  # fmt: skip
 """What makes each small enough for a test."""
 
 
@@ -79,3 +90,23 @@ def test_shipped_recipes_run_whole_on_real_data(tmp_path: Path) -> None:
         if name == "thirty-two-slots.json":
             assert run.summary["reuse"]["requested"] == 32
             assert run.summary["reuse"]["distinct"] == 2
+
+
+@pytest.mark.data
+@pytest.mark.skipif(not DATA.is_dir(), reason=f"no data at {DATA} (set COTERIE_DATA)")
+@pytest.mark.parametrize("name", ["lora-code.yaml", "lora-code-large.yaml", "lora-code-small.yaml"])
+def test_mixtures_of_adapters_run_whole_on_real_data(name: str, tmp_path: Path) -> None:
+    """Joint training is evaluated on each corpus separately, before and after, and gets better on both."""
+    files = {
+        "alpaca": "codealpaca/code_alpaca_20k.jsonl",
+        "mbpp": "mbpp/mbpp.jsonl",
+        "meetings": "qmsum/qmsum_compact.jsonl",
+    }
+    at = [f"corpora.{corpus}.path={DATA}/{file}" for corpus, file in files.items()]
+    limits = ["corpora.alpaca.limit={rows: 2000}", "evaluation.losses.tokens=20_000"]
+    run = coterie.run(
+        ROOT / "recipes" / name, store=tmp_path / "store", out=tmp_path / "out", settings=[*at, *limits, *SMALL[name]]
+    )
+    facts = json.loads((tmp_path / "out" / "mixtures" / "joint" / "facts.json").read_text())
+    assert all(facts["after"][corpus] < facts["before"][corpus] for corpus in ("alpaca", "mbpp"))
+    assert {"alpaca", "mbpp", "all"} <= run.summary["evaluation"]["losses"]["joint"].keys()

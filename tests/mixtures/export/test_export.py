@@ -277,3 +277,38 @@ def test_an_export_that_is_not_the_mixture_is_not_published(tmp_path: Path, monk
     with pytest.raises(WorkError, match="does not compute"):
         export(tmp_path / "own", tmp_path / "out")
     assert [p.name for p in tmp_path.iterdir()] == ["own"]
+
+
+# import -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("kind", "format"), PAIRS)
+def test_an_expanded_checkpoint_comes_back_with_equal_experts_folded(kind: str, format: str, tmp_path: Path) -> None:
+    model, _ = mixture(kind, (0, 1, 0, 0, 2), top_k=3)
+    model.save_pretrained(tmp_path / "own")
+    wide = export(tmp_path / "own", tmp_path / "wide", format, expand=True)
+    done = export(tmp_path / "wide", tmp_path / "back")
+    assert (wide.experts, done.experts, done.format) == (5, 3, "coterie")
+    assert done.difference < 1e-5
+    back = opened(tmp_path / "back")
+    assert back.config.slot_to_expert == [0, 1, 0, 0, 2]
+    assert (back.log_probs(ids()) - model.log_probs(ids())).abs().max() < 1e-5
+    again = export(tmp_path / "back", tmp_path / "again", expand=True)
+    assert again.difference < 1e-5
+
+
+def test_what_ours_cannot_hold_is_not_imported(tmp_path: Path) -> None:
+    model, _ = mixture("qwen2", (0, 1))
+    model.save_pretrained(tmp_path / "own")
+    export(tmp_path / "own", tmp_path / "moe")
+    with pytest.raises(RequestError, match="only become a mixture of ours"):
+        export(tmp_path / "moe", tmp_path / "back", "mixtral")
+    stock = opened(tmp_path / "moe")
+    torch.nn.init.normal_(stock.model.layers[1].mlp.shared_expert.down_proj.weight)
+    stock.save_pretrained(tmp_path / "shared")
+    with pytest.raises(RequestError, match="shared expert"):
+        export(tmp_path / "shared", tmp_path / "back")
+    config = json.loads((tmp_path / "moe/config.json").read_text())
+    (tmp_path / "moe/config.json").write_text(json.dumps(config | {"norm_topk_prob": False}))
+    with pytest.raises(RequestError, match="norm_topk_prob"):
+        export(tmp_path / "moe", tmp_path / "back")

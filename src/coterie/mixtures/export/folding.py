@@ -1,8 +1,8 @@
 """When slots that share an expert can be written as one expert, and what is written then.
 
-A standard gate has no bias, so it cannot say that one expert stands for several slots. With the same number c of slots for
-each expert, and equal rows for the slots of one, it need not: softmax over slots gives each expert c equal shares, and the k
-largest are those of whole experts if c divides k, or of one alone if k <= c.
+A standard gate has no bias, so it cannot say that one expert stands for several slots. Where the slots of each expert have
+equal rows it need not say so in two cases: if the k largest are slots of one expert, because each has at least k; and if
+each has the same number c of slots and c divides k, as softmax then gives each c equal shares.
 
 Shapes: S slots, U distinct experts, H hidden.
 """
@@ -42,16 +42,18 @@ def folded(seats: Sequence[int], gates: Mapping[str, Tensor], top_k: int | None)
 
 def why_not(seats: Sequence[int], gates: Mapping[str, Tensor], top_k: int | None) -> str | None:
     """Why folding would change the function; None if it would not."""
-    counts = Counter(seats)
-    if len(counts) == 1:
+    counts, where = Counter(seats), torch.tensor(list(seats))
+    if len(counts) in (1, len(seats)):
         return None
-    if len(set(counts.values())) > 1:
-        return f"experts have different numbers of slots ({', '.join(str(counts[u]) for u in sorted(counts))})"
-    c, where = counts[0], torch.tensor(list(seats))
-    if c > 1 and any(not bool((gate_SH == gate_SH[_first(where)]).all()) for gate_SH in gates.values()):
+    if any(not bool((gate_SH == gate_SH[_first(where)]).all()) for gate_SH in gates.values()):
         return "slots of one expert have different rows in the gate"
-    if top_k is not None and top_k > c and top_k % c:
-        return f"top_k {top_k} keeps a part of an expert's {c} slots"
+    fewest, most = min(counts.values()), max(counts.values())
+    if top_k is not None and top_k <= fewest:
+        return None
+    if fewest != most:
+        return f"experts have different numbers of slots ({', '.join(str(counts[u]) for u in sorted(counts))})"
+    if top_k is not None and top_k % most:
+        return f"top_k {top_k} keeps a part of an expert's {most} slots"
     return None
 
 

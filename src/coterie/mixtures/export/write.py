@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,9 @@ import torch
 from torch import Tensor
 
 from coterie.errors import RequestError, WorkError
-from coterie.mixtures.export import compare
+from coterie.mixtures.export import compare, importing
 from coterie.mixtures.export.folding import Seating, expanded, folded, why_not
-from coterie.mixtures.export.formats import Format, standard
+from coterie.mixtures.export.formats import FORMATS, Format, standard
 from coterie.mixtures.layers.config import LayersConfig
 from coterie.mixtures.layers.disk import SHARD, tensors_of
 from coterie.mixtures.layers.shards import INDEX, Stored, Wanted, index, require_room, write
@@ -60,9 +61,7 @@ class Mixture:
     @classmethod
     def at(cls, folder: Path) -> Mixture:
         """Raises RequestError where no mixture inside the layers is."""
-        if not (folder / "config.json").is_file():
-            raise RequestError("no mixture is here", where=str(folder), expected="a directory with config.json")
-        kind = json.loads((folder / "config.json").read_text()).get("model_type")
+        kind = model_type(folder)
         if kind != LayersConfig.model_type:
             why = {
                 "coterie_outputs": "a mixture at outputs runs whole models side by side, which no checkpoint format says",
@@ -97,6 +96,17 @@ class Mixture:
         return {block: self.tensors[f"model.{block}.gate.weight"].read() for block in self.blocks}
 
 
+def model_type(folder: Path) -> str:
+    """What a directory says that it holds.
+
+    Raises:
+        RequestError: nothing is there.
+    """
+    if not (folder / "config.json").is_file():
+        raise RequestError("no mixture is here", where=str(folder), expected="a directory with config.json")
+    return json.loads((folder / "config.json").read_text()).get("model_type")
+
+
 def export(
     folder: str | Path,
     to: str | Path,
@@ -110,6 +120,8 @@ def export(
     """Write a mixture inside the layers as a checkpoint, read it back and compare.
 
     Args:
+        folder: a mixture directory; or a standard mixture-of-experts checkpoint, which becomes a mixture of ours with
+            experts that are equal folded into one.
         format: ``mixtral``, ``qwen2_moe``, ``qwen3_moe``, ``flex_olmo``, ``coterie``; by default the one that the base's
             kind has.
         expand: write one copy of its expert for each slot.
@@ -120,17 +132,48 @@ def export(
         RequestError: the format cannot hold it, slots cannot be folded exactly, the disk is too small; nothing is written.
         WorkError: what was read back is not the mixture; nothing is left.
     """
-    mixture, to = Mixture.at(Path(folder)), Path(to)
+    folder, to = Path(folder), Path(to)
+    if (kind := model_type(folder)) in FORMATS:
+        return _imported(folder, to, kind, format, expand, DTYPES[dtype] if dtype else None, shard_bytes, say)
+    mixture = Mixture.at(folder)
     kept = DTYPES[dtype] if dtype else mixture.dtype
     if format == "coterie":
-        wanted, said, experts = _ours(mixture, kept), _our_config(mixture, kept), len(mixture.config.experts)
-    else:
-        kind = standard(mixture.config.text_config.to_dict(), format)
-        _require_plain_gates(mixture)
-        seating = _seating(mixture, expand)
-        wanted, experts, format = _standard(mixture, kind, seating, kept), len(seating.experts), kind.name
-        precision = str(kept).removeprefix("torch.")
-        said = kind.config(mixture.config.text_config.to_dict(), experts, seating.top_k, precision)
+        return _finish(
+            folder, to, format, len(mixture.config.experts), _ours(mixture, kept), _our_config(mixture, kept),
+            kept == mixture.dtype, shard_bytes, say,
+        )  # fmt: skip
+    base = mixture.config.text_config.to_dict()
+    chosen = standard(base, format)
+    require_plain_gates(mixture)
+    placed = seating(mixture, expand)
+    E = len(placed.experts)
+    said = chosen.config(base, E, placed.top_k, str(kept).removeprefix("torch."))
+    wanted = _standard(mixture, chosen, placed, kept)
+    return _finish(folder, to, chosen.name, E, wanted, said, kept == mixture.dtype, shard_bytes, say)
+
+
+def _imported(
+    folder: Path, to: Path, kind: str, format: str | None, expand: bool, dtype: torch.dtype | None, shard_bytes: int,
+    say: Callable[[str], None],
+) -> Exported:  # fmt: skip
+    """A standard checkpoint as a mixture of ours."""
+    if format not in (None, "coterie") or expand:
+        raise RequestError(
+            f"a {kind} checkpoint can only become a mixture of ours", where="--format", expected="coterie, without --expand",
+            found=str(format), do="import it first, and export that",
+        )  # fmt: skip
+    said, wanted = importing.read(folder, tensors_of(folder))
+    same = dtype is None
+    if dtype is not None:
+        wanted = [t if ".gate." in t.name else replace(t, dtype=dtype) for t in wanted]
+    return _finish(folder, to, "coterie", len(said["experts"]), wanted, said, same, shard_bytes, say)
+
+
+def _finish(
+    folder: Path, to: Path, format: str, experts: int, wanted: list[Wanted], said: dict[str, Any], exact: bool,
+    shard_bytes: int, say: Callable[[str], None],
+) -> Exported:  # fmt: skip
+    """Say the size, write, read back, compare; ``exact``: nothing was rounded."""
     size = sum(t.bytes for t in wanted)
     say(f"{format}, {experts} experts, {size / 1e9:,.2f} GB")
     with appearing(to, size) as draft:
@@ -140,11 +183,11 @@ def export(
         (draft / "config.json").write_text(json.dumps(said, indent=2, sort_keys=True) + "\n")
         ends = {k: said.get(k) for k in ("bos_token_id", "eos_token_id", "pad_token_id") if said.get(k) is not None}
         (draft / "generation_config.json").write_text(json.dumps(ends, indent=2, sort_keys=True) + "\n")
-        copy_tokenizer(mixture.folder, draft)
-        difference = compare.largest(mixture.folder, draft)
-        if kept == mixture.dtype and not difference <= CLOSE:
+        copy_tokenizer(folder, draft)
+        difference = compare.largest(folder, draft)
+        if exact and not difference <= CLOSE:
             raise WorkError(
-                "what was written does not compute what the mixture does", where=f"{format} of {mixture.folder}",
+                "what was written does not compute what the mixture does", where=f"{format} of {folder}",
                 expected=f"log-probabilities within {CLOSE}", found=f"{difference:.3g} apart",
                 kept="nothing was left at --to", do="export as coterie, and report this",
             )  # fmt: skip
@@ -165,7 +208,7 @@ def appearing(to: Path, size: int) -> Iterator[Path]:
     draft.mkdir()
     try:
         yield draft
-        for path in [*(p for p in draft.rglob("*")), draft]:
+        for path in [*draft.rglob("*"), draft]:
             sync(path)
         if to.exists():
             to.rmdir()
@@ -175,7 +218,27 @@ def appearing(to: Path, size: int) -> Iterator[Path]:
         discard(draft)
 
 
-def _seating(mixture: Mixture, expand: bool) -> Seating:
+@contextmanager
+def appearing_file(to: Path, size: int) -> Iterator[Path]:
+    """As `appearing`, for one file."""
+    if to.exists():
+        raise RequestError("there is something already", where=str(to), expected="a new file", do="choose another --to")
+    with tempfile.TemporaryDirectory(dir=_existing(to.absolute().parent), prefix=".export-") as temp:
+        require_room(to, size)
+        draft = Path(temp) / to.name
+        yield draft
+        sync(draft)
+        to.absolute().parent.mkdir(parents=True, exist_ok=True)
+        os.rename(draft, to.absolute())
+    sync(to.absolute().parent)
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that is there."""
+    return next(p for p in (folder, *folder.parents) if p.is_dir())
+
+
+def seating(mixture: Mixture, expand: bool) -> Seating:
     """Which experts are written, in what order.
 
     Raises:
@@ -198,7 +261,7 @@ def _seating(mixture: Mixture, expand: bool) -> Seating:
     )  # fmt: skip
 
 
-def _require_plain_gates(mixture: Mixture) -> None:
+def require_plain_gates(mixture: Mixture) -> None:
     if mixture.config.gate["bias"]:
         raise RequestError(
             "standard gates have no bias, and this mixture's have", where=str(mixture.folder), do="fit them with bias: false"

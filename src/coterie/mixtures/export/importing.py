@@ -1,0 +1,110 @@
+"""Standard mixture-of-experts checkpoints as mixtures of ours: the reverse of an export.
+
+Experts that are equal byte by byte in every layer are one expert in several slots, as they were before `--expand` wrote them
+out; what was paid for in disk is got back.
+
+Shapes: E experts as written, S slots, U distinct experts, H hidden.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from coterie.errors import RequestError
+from coterie.mixtures.export.formats import FORMATS, Format, Settings
+from coterie.mixtures.layers.shards import Stored, Wanted
+
+_DENSE = {"mixtral": "mistral", "qwen2_moe": "qwen2", "qwen3_moe": "qwen3", "flex_olmo": "olmo2"}
+"""What each format is without its experts. A Llama is a Mistral without a window."""
+_OF_EXPERTS = {
+    "num_experts", "num_local_experts", "num_experts_per_tok", "norm_topk_prob", "output_router_logits",
+    "router_aux_loss_coef", "router_jitter_noise", "moe_intermediate_size", "decoder_sparse_step", "mlp_only_layers",
+    "shared_expert_intermediate_size", "architectures", "torch_dtype", "transformers_version",
+}  # fmt: skip
+
+
+def read(folder: Path, tensors: Mapping[str, Stored]) -> tuple[Settings, list[Wanted]]:
+    """The configuration of a mixture of ours, and its tensors, from a standard checkpoint.
+
+    Raises:
+        RequestError: it holds something that ours does not: fused experts, weights that are not divided by their sum, a
+            shared expert that is not zero, dense layers between.
+    """
+    said: Settings = json.loads((folder / "config.json").read_text())
+    kind = FORMATS[said["model_type"]]
+    if not said.get("norm_topk_prob", kind.name == "mixtral"):
+        raise RequestError(
+            "its weights are not divided by their sum, and those of a mixture are", where=str(folder / "config.json"),
+            expected="norm_topk_prob: true", do="keep it as it is",
+        )  # fmt: skip
+    E = said.get("num_experts") or said["num_local_experts"]
+    layers = [f"model.layers.{i}" for i in range(said["num_hidden_layers"])]
+    _check(folder, kind, layers, E, tensors)
+    seats = _seats(kind, layers, E, tensors)
+    first = {u: e for e, u in reversed(list(enumerate(seats)))}
+    wanted, ours = [], {kind.gate(layer) for layer in layers}
+    for layer in layers:
+        gate = tensors[kind.gate(layer)]
+        wanted.append(Wanted(f"model.{layer}.mlp.gate.weight", torch.float32, gate.shape, gate.read))
+        for u, e in first.items():
+            for matrix in kind.parts:
+                tensor = tensors[kind.expert(layer, e, matrix)]
+                name = f"model.{layer}.mlp.experts.{u}.{matrix}.weight"
+                wanted.append(Wanted(name, tensor.dtype, tensor.shape, tensor.read))
+        ours |= {kind.expert(layer, e, matrix) for e in range(E) for matrix in kind.parts}
+    rest = {n: t for n, t in tensors.items() if n not in ours and "shared_expert" not in n}
+    wanted += [Wanted(f"model.{n}", t.dtype, t.shape, t.read) for n, t in rest.items()]
+    text = {k: v for k, v in said.items() if k not in _OF_EXPERTS} | {"model_type": _DENSE[kind.name]}
+    if "moe_intermediate_size" in said:
+        text["intermediate_size"] = said["moe_intermediate_size"]
+    ends = {k: said.get(k) for k in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    config: dict[str, Any] = {
+        "model_type": "coterie_layers",
+        "architectures": ["LayersMixture"],
+        "text_config": text,
+        "slots": [{"name": f"expert-{u + 1}", "expert": u} for u in seats],
+        "experts": [{"name": f"expert-{u + 1}", "digest": None} for u in range(len(first))],
+        "gate": {"kind": "given", "top_k": said["num_experts_per_tok"], "bias": False},
+        "tie_word_embeddings": bool(said.get("tie_word_embeddings", False)),
+        **ends,
+    }
+    return config, wanted
+
+
+def _check(folder: Path, kind: Format, layers: list[str], E: int, tensors: Mapping[str, Stored]) -> None:
+    for layer in layers:
+        needed = [kind.gate(layer), *(kind.expert(layer, e, matrix) for e in range(E) for matrix in kind.parts)]
+        missing = [name for name in needed if name not in tensors]
+        if missing:
+            raise RequestError(
+                "its experts are not written one tensor each", where=str(folder), expected=missing[0],
+                found=next((n for n in tensors if n.startswith(f"{layer}.") and "expert" in n), "no expert in that layer"),
+                do="write it with an older transformers, or with save_original_format",
+            )  # fmt: skip
+        down = tensors.get(f"{layer}.mlp.shared_expert.down_proj.weight")
+        if down is not None and bool(down.read().any()):
+            raise RequestError(
+                "it has a shared expert that is not zero, which a mixture cannot hold", where=str(folder),
+                found=f"{layer}.mlp.shared_expert.down_proj.weight", do="keep it as it is",
+            )  # fmt: skip
+
+
+def _seats(kind: Format, layers: list[str], E: int, tensors: Mapping[str, Stored]) -> list[int]:
+    """For each expert as written, the distinct one that it is."""
+    numbers: dict[str, int] = {}
+    return [numbers.setdefault(_content(kind, layers, e, tensors), len(numbers)) for e in range(E)]
+
+
+def _content(kind: Format, layers: list[str], e: int, tensors: Mapping[str, Stored]) -> str:
+    seen = hashlib.sha256()
+    for layer in layers:
+        for matrix in kind.parts:
+            raw: Any = tensors[kind.expert(layer, e, matrix)].read().view(-1).view(torch.uint8).numpy()
+            seen.update(raw)
+    return seen.hexdigest()

@@ -259,8 +259,8 @@ class Inlet(nn.Module):
             columns = weights.columns(block)
             if block.even:
                 L, U, r = len(self.linears), len(block.members), block.width
-                h_MLR = (h_MR.view(-1, L, U, r) * columns.to(h_MR.dtype)).view(-1, L, U * r)
-                parts = h_MLR.unbind(1) if L > 1 else [h_MLR[:, 0]]
+                h_MR = (h_MR.view(-1, L, U, r) * columns.to(h_MR.dtype)).view(-1, L * U * r)
+                parts = h_MR.view(-1, L, U * r).unbind(1) if L > 1 else [h_MR]
             else:
                 parts = (h_MR * columns.to(h_MR.dtype)).split([sum(ranks) for ranks in block.ranks], -1)
             for name, part_MR, up_OR in zip(self.linears, parts, block.ups, strict=True):

@@ -26,6 +26,7 @@ from coterie.mixtures.adapters.gates import AdaptersCache, Gates
 from coterie.mixtures.adapters.layout import Layout
 from coterie.mixtures.completion import complete
 from coterie.mixtures.query import Query, Times
+from coterie.models import packing
 from coterie.models.adapters import Adapter
 from coterie.recipe.spec import check_name
 from coterie.routing import Eligibility
@@ -264,6 +265,8 @@ class AdaptersMixture(PreTrainedModel, GenerationMixin):
         given: dict[str, Any] = {"attention_mask": attention_mask, "position_ids": position_ids, "use_cache": False}
         if input_ids is None:
             given |= {"inputs_embeds": inputs_embeds}
+        elif attention_mask is None and past_key_values is None:
+            given = packing.inputs(self.base, input_ids, position_ids)
         elif attention_mask is not None and attention_mask.ndim > 2:
             given |= {"input_ids": input_ids}
         else:

@@ -47,6 +47,8 @@ def seats(c: Conductor, mixture: OutputsSpec) -> list[tuple[str, str]]:
 
 def members(c: Conductor, mixture: OutputsSpec) -> list[mixtures.Member]:
     """The distinct experts of a mixture with the number of their slots, in order of first use."""
+    if mixture.adapt is not None:
+        return mixtures.adapted(adaptation(c, mixture), members(c, _start(c, mixture)))
     found: dict[str, mixtures.Member] = {}
     for slot in mixture.slots:
         artifact = c.experts[slot]
@@ -69,6 +71,8 @@ def router(c: Conductor, mixture: OutputsSpec) -> Artifact | None:
     """The fitted router; None where nothing is learned."""
     if isinstance(mixture.router, Uniform):
         return None
+    if mixture.adapt is not None:
+        return adaptation(c, mixture).part("router", "routers")
     seated = members(c, mixture)
     data = c.data_of(mixture.slots)
     most = mixture.router.tokens and max(mixture.router.tokens // len(data), 1)
@@ -83,6 +87,30 @@ def router(c: Conductor, mixture: OutputsSpec) -> Artifact | None:
         seed=c.recipe.seed,
         label=f"router of {mixture.name}",
     )
+
+
+def adaptation(c: Conductor, mixture: OutputsSpec) -> Artifact:
+    """Copies of the start's router and experts, trained on together."""
+    start = _start(c, mixture)
+    seated = members(c, start)
+    slices = [c.by_name[member.name] for member in seated]
+    return mixtures.coadapt(
+        c.store,
+        mixture=mixture,
+        members=seated,
+        router=None if isinstance(mixture.router, Uniform) else router(c, start),
+        blocks=[c.blocks(e.corpus, "train", e.window, e.where) for e in slices],
+        valid=[c.blocks(e.corpus, "valid", e.window, e.where) for e in slices],
+        seed=c.recipe.seed,
+        label=f"co-adaptation {mixture.name}",
+    )
+
+
+def _start(c: Conductor, mixture: OutputsSpec) -> OutputsSpec:
+    assert mixture.adapt is not None
+    found = next(m for m in c.recipe.mixtures if m.name == mixture.adapt.start)
+    assert isinstance(found, OutputsSpec)
+    return found
 
 
 def _scores(c: Conductor, member: mixtures.Member, blocks: Artifact) -> Artifact:

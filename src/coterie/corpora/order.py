@@ -25,6 +25,8 @@ class Order:
         weights: share of the tokens of each source; in proportion to their tokens if none are given, so that one epoch
             is one pass over each.
         seed: of the shuffles.
+        group: rows that belong together: so many blocks of one source stand side by side, as one optimizer step takes
+            them. What is left of a pass goes into the next one.
         tokens: budget; the first block with which the sum reaches it is the last one.
         epochs: budget in units of all sources' tokens, instead; need not be whole.
 
@@ -39,6 +41,7 @@ class Order:
         weights: Sequence[float] | None = None,
         seed: int = 0,
         *,
+        group: int = 1,
         tokens: int | None = None,
         epochs: float | None = None,
     ) -> None:
@@ -53,20 +56,22 @@ class Order:
         assert budget > 0, "an empty budget"
 
         # After virtual time `until`, the merged lines hold at least the budget: each is at most half a block behind.
-        until = (budget + sum(int(tokens_N.max()) for tokens_N in sources)) / sum(share_S)
+        until = (budget + group * sum(int(tokens_N.max()) for tokens_N in sources)) / sum(share_S)
         blocks, counts, times, owners = [], [], [], []
         for s, (tokens_N, share) in enumerate(zip(sources, share_S, strict=True)):
-            passes = math.ceil((share * until + int(tokens_N.max())) / sizes[s])
+            passes = math.ceil((share * until + 2 * group * int(tokens_N.max())) / sizes[s])
             block = np.concatenate([shuffled(len(tokens_N), seed, s, p) for p in range(passes)])
+            block = block[: len(block) // group * group]
             count = tokens_N[block].astype(np.int64)
+            together = count.reshape(-1, group).sum(1)
             blocks.append(block)
             counts.append(count)
-            times.append((np.cumsum(count) - count / 2) / share)
+            times.append(np.repeat((np.cumsum(together) - together / 2) / share, group))
             owners.append(np.full(len(block), s, dtype=np.int64))
         time_I, source_I = np.concatenate(times), np.concatenate(owners)
         merged = np.lexsort((source_I, time_I))
         total_I = np.cumsum(np.concatenate(counts)[merged])
-        last = int(np.searchsorted(total_I, budget))
+        last = int(np.searchsorted(total_I, budget)) // group * group + group - 1
         assert last < len(total_I)
         merged = merged[: last + 1]
         self.source: Int64[np.ndarray, " I"] = source_I[merged]

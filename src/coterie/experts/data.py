@@ -24,10 +24,10 @@ Batch = dict[str, Tensor]
 
 
 class Rows(Dataset[Batch]):
-    """Row i is block ``order.block[i]`` of ``sources[order.source[i]]``."""
+    """Row i is block ``order.block[i]`` of ``sources[order.source[i]]``; with ``named``, batches say of which source."""
 
-    def __init__(self, sources: Sequence[Blocks], order: Order, *, mask: bool) -> None:
-        self.order, self.mask = order, mask
+    def __init__(self, sources: Sequence[Blocks], order: Order, *, mask: bool, named: bool = False) -> None:
+        self.order, self.mask, self.named = order, mask, named
         # Views without memmap's own bookkeeping, which costs more a row than the row.
         self.ids, self.position, self.target = (
             [np.asarray(getattr(s, name)) for s in sources] for name in ("ids", "position", "target")
@@ -57,7 +57,8 @@ class Rows(Dataset[Batch]):
         )
         if max(rows) >= N:
             target_BT = target_BT * (np.asarray(rows) < N)[:, None].astype(target_BT.dtype)
-        return batch(ids_BT, position_BT, target_BT, mask=self.mask)
+        rows_of = batch(ids_BT, position_BT, target_BT, mask=self.mask)
+        return rows_of | {"source": torch.tensor([source for source, _ in places])} if self.named else rows_of
 
     def tokens_after(self, rows_per_step: int) -> np.ndarray:
         """Tokens seen after each step (padding not counted), cumulative."""

@@ -47,8 +47,8 @@ class Request:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         values["store"] = str(self.store.root)
         values["action"] = {f.name: getattr(self.action, f.name) for f in fields(self.action)}
-        values |= {name: _said(values[name]) for name in ("start", "base", "valid")}
-        values["sources"] = [_said(source) for source in self.sources]
+        values |= {name: values[name] and values[name].said() for name in ("start", "base", "valid")}
+        values["sources"] = [source.said() for source in self.sources]
         return values | {name: v.model_dump(mode="json") if (v := values[name]) else None for name in ("train", "lora")}
 
     @classmethod
@@ -57,8 +57,8 @@ class Request:
         values = dict(payload)
         values["store"] = Store(values["store"])
         values["action"] = Action(**values["action"] | {"libraries": tuple(values["action"]["libraries"])})
-        values |= {name: _artifact(values[name]) for name in ("start", "base", "valid")}
-        values["sources"] = tuple(_artifact(source) for source in values["sources"])
+        values |= {name: values[name] and Artifact.of(values[name]) for name in ("start", "base", "valid")}
+        values["sources"] = tuple(Artifact.of(source) for source in values["sources"])
         values |= {"train": Train(**values["train"]), "lora": Lora(**values["lora"]) if values["lora"] else None}
         return cls(**values)
 
@@ -71,16 +71,6 @@ class Request:
     def output(self) -> Path:
         """What tracking backends write is to outlive the run."""
         return self.store.root / "tracking" / self.action.key[:16] if self.train.report_to else self.home
-
-
-def _said(artifact: Artifact | None) -> dict[str, Any] | None:
-    if artifact is None:
-        return None
-    return {"kind": artifact.kind, "digest": artifact.digest, "path": str(artifact.path), "files": dict(artifact.files)}
-
-
-def _artifact(said: dict[str, Any] | None) -> Any:
-    return Artifact(said["kind"], said["digest"], Path(said["path"]), said["files"]) if said else None
 
 
 def opened(request: Request) -> Any:

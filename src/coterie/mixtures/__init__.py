@@ -3,6 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from coterie.mixtures.adapting import adapted, coadapt
 from coterie.mixtures.members import Member
 from coterie.mixtures.verbs import assemble, fit_router, materialise, routed
 
@@ -18,7 +19,8 @@ _HOMES = {
 }  # fmt: skip
 
 __all__ = [
-    "Member", "OutputsConfig", "OutputsMixture", "Routed", "assemble", "combine", "fit_router", "load", "materialise",
+    "Member", "OutputsConfig", "OutputsMixture", "Routed", "adapted", "assemble", "coadapt", "combine", "fit_router", "load",
+    "materialise",
     "routed", "routed_nll",
 ]  # fmt: skip
 

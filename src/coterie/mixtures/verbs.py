@@ -49,7 +49,7 @@ def fit_router(
     shared = [f"{m.name!r} ({len(m.slots)} slots)" for m in members if len(m.slots) > 1]
     if shared and not store.dry:
         say(f"  {label}: slots of one expert cannot be told apart and share its weight: {', '.join(shared)}")
-    eligible = _eligible(mixture, members)
+    eligible = eligible_of(mixture, members)
     inputs = {"tokenizer": tokenizer.digest}
     for b, (block, row) in enumerate(zip(blocks, scores, strict=True)):
         inputs[f"blocks.{b}"] = block.digest
@@ -70,7 +70,7 @@ def fit_router(
     return store.make(action, build, label=label)
 
 
-def _eligible(mixture: OutputsSpec, members: Sequence[Member]) -> dict[str, Any]:
+def eligible_of(mixture: OutputsSpec, members: Sequence[Member]) -> dict[str, Any]:
     """The rule and the dates it goes by; nothing where every date may use every expert."""
     if mixture.eligible == "all":
         return {"rule": {"rule": "all"}, "dates": [{} for _ in members]}

@@ -12,7 +12,7 @@ from coterie.errors import RequestError
 from coterie.recipe import named, select
 from coterie.recipe.expert import Expert, Window, Windows
 from coterie.recipe.recipe import Recipe
-from coterie.recipe.seating import known, seat
+from coterie.recipe.seating import check_adaptations, known, seat
 from coterie.recipe.spec import check_name
 
 _FLAT = {"datasets", "paths", "kind", "at", "router", "eligible"}
@@ -42,7 +42,7 @@ def long_form(raw: dict, *, folder: Path, stem: str) -> dict:
     if "experts" not in raw and isinstance(mixtures, list) and any(isinstance(m, dict) and m.get("joint") for m in mixtures):
         raw["experts"] = []  # those trained together are of their mixture
     if isinstance(raw.get("experts"), list):
-        raw["experts"] = [_absolute(e, "adapter", folder) for e in raw["experts"]]
+        raw["experts"] = [_absolute(_absolute(e, "adapter", folder), "model", folder) for e in raw["experts"]]
     if isinstance(raw.get("evaluation"), list):
         raw["evaluation"] = [_absolute(e, "choices", folder) for e in raw["evaluation"]]
     if raw.get("single") is True:
@@ -175,6 +175,7 @@ def expand(recipe: Recipe) -> Recipe:
     _no_circle(experts)
     _no_adapter_parent(recipe, experts)
     mixtures = tuple(seat(recipe, m, experts, f"mixtures.{i}") for i, m in enumerate(recipe.mixtures))
+    check_adaptations(mixtures)
     for i, evaluation in enumerate(recipe.evaluation):
         for corpus in getattr(evaluation, "corpora", ()):
             known(corpus, recipe.corpora, f"evaluation.{i}.corpora", "corpus")

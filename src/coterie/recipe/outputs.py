@@ -9,6 +9,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from coterie.recipe.seats import Policy, Seats
 from coterie.recipe.spec import Count, Number, Positive, Whole
+from coterie.recipe.train import Train
 
 
 class Uniform(Policy):
@@ -84,6 +85,15 @@ Router = Annotated[
 ]
 
 
+class Adapt(Train):
+    """Co-adaptation: the router and the expert of each document's own slice go on learning together."""
+
+    start: str
+    """Mixture of the same slots to start from. Its router must be of the same kind, or uniform."""
+    learning_rate: Positive = 1e-4
+    """Peak learning rate, of the router and of the experts."""
+
+
 class OutputsSpec(Seats):
     """Slots over experts whose probabilities a router mixes."""
 
@@ -94,6 +104,8 @@ class OutputsSpec(Seats):
     eligible: Literal["all", "strict", "inclusive"] = "all"
     """Which experts a date may use. `strict`: their knowledge ends by the query date (no leak). `inclusive`: their
     window has started (leaks at most one window)."""
+    adapt: Adapt | None = None
+    """Train router and experts on together, in copies: the experts themselves stay as they are."""
     fallback: str | None = None
     """Expert that answers dates at which no other is eligible."""
     default_time: date | None = None

@@ -75,6 +75,45 @@ def _outputs(recipe: Recipe, mixture: OutputsSpec, experts: list[Expert], where:
     return mixture
 
 
+def check_adaptations(mixtures: tuple[Mixture, ...]) -> None:
+    """Co-adaptation starts from a mixture of the same experts, whose router can go on learning.
+
+    Args:
+        mixtures: with their slots by name.
+    """
+    outputs = {m.name: m for m in mixtures if isinstance(m, OutputsSpec)}
+    for i, mixture in enumerate(mixtures):
+        if not isinstance(mixture, OutputsSpec) or mixture.adapt is None:
+            continue
+        where = f"mixtures.{i}.adapt.start"
+        known(mixture.adapt.start, outputs, where, "mixture at outputs")
+        start = outputs[mixture.adapt.start]
+        seen = [mixture.name]
+        while start.adapt is not None and start.name not in seen:
+            seen.append(start.name)
+            start = outputs[start.adapt.start]
+        if start.name in seen:
+            raise RequestError("mixtures start from each other in a circle", where=where, found=" from ".join(seen))
+        start = outputs[mixture.adapt.start]
+        if start.slots != mixture.slots:
+            raise RequestError(
+                "co-adaptation goes on with the experts of the mixture that it starts from", where=f"mixtures.{i}.slots",
+                expected=", ".join(start.slots), found=", ".join(mixture.slots),
+            )  # fmt: skip
+        if start.eligible != mixture.eligible:
+            raise RequestError(
+                "co-adaptation goes on under the rule of the mixture that it starts from", where=f"mixtures.{i}.eligible",
+                expected=start.eligible, found=mixture.eligible,
+            )  # fmt: skip
+        shape = {"kind", "features", "hidden"}
+        ours, theirs = (m.router.model_dump(include=shape) for m in (mixture, start))
+        if theirs not in (ours, {"kind": "uniform"}):
+            raise RequestError(
+                "the router to start from is of another shape", where=f"mixtures.{i}.router", expected=str(theirs),
+                found=str(ours), do="use the router of the mixture to start from, or start from a uniform one",
+            )  # fmt: skip
+
+
 def known(name: str, among: Any, where: str, what: str) -> None:
     if name not in among:
         near = difflib.get_close_matches(name, list(among), 1)

@@ -24,6 +24,7 @@ FORMATS = {
     "experts": 1,
     "scores": 1,
     "routers": 2,
+    "adaptations": 1,
     "mixtures": 1,
     "merged": 1,
     "gates": 1,

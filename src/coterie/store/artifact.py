@@ -37,6 +37,20 @@ class Artifact:
         """Digest of some of the files, so that what depends on these alone is not made again when others change."""
         return self.files[names[0]] if len(names) == 1 else digest([self.files[n] for n in names])
 
+    def part(self, folder: str, kind: str) -> Artifact:
+        """A folder inside it, as an artifact of its own, named by its content. No file is written twice."""
+        files = {name.removeprefix(f"{folder}/"): h for name, h in self.files.items() if name.startswith(f"{folder}/")}
+        return Artifact(kind, digest(files), self.path / folder, files, self.made, self.reused)
+
+    def said(self) -> dict[str, Any]:
+        """As JSON values, for other processes."""
+        return {"kind": self.kind, "digest": self.digest, "path": str(self.path), "files": dict(self.files)}
+
+    @classmethod
+    def of(cls, said: Mapping[str, Any]) -> Artifact:
+        """The reverse of `said`."""
+        return cls(said["kind"], said["digest"], Path(said["path"]), said["files"])
+
     @cached_property
     def facts(self) -> dict[str, Any]:
         """The figures in ``facts.json``."""
@@ -52,6 +66,9 @@ class Planned(Artifact):
 
     def content(self, *names: str) -> str:
         return digest([self.digest, *names])
+
+    def part(self, folder: str, kind: str) -> Artifact:
+        return Planned(kind, digest([self.digest, folder]), self.path / folder)
 
 
 def sha256(path: Path) -> str:

@@ -18,7 +18,7 @@ from coterie.errors import WorkError
 from coterie.mixtures import fit_router, routed, routed_nll
 from coterie.mixtures.members import eligibility
 from coterie.mixtures.scored import held_documents, open_scored
-from coterie.mixtures.verbs import _eligible
+from coterie.mixtures.verbs import eligible_of
 from coterie.store import Artifact, DryStore, Store
 
 LINEAR = {"kind": "linear", "epochs": 3, "learning_rate": 0.1}
@@ -88,7 +88,7 @@ def test_documents_that_nobody_may_answer_are_left_out(store: Store, tiny_tokeni
     assert 0 < len(answered) < len(DOCUMENTS)
     record = json.loads(fitted(store, tiny_tokenizer, spec, seated, [valid]).file("router.json").read_text())
     assert record["tokens"] == sum(len(DOCUMENTS[d]) - 1 for d in answered)
-    rule = _eligible(spec, seated)
+    rule = eligible_of(spec, seated)
     allowed = eligibility(rule["rule"], ["a", "b"], rule["dates"])
     data, document_NT, _ = open_scored(valid, scores(store, seated, valid), allowed)
     for d in answered:

@@ -47,6 +47,7 @@ def documents(store: Store, corpus: Corpus, *, label: str) -> Artifact:
         sources, read = [], digest(["not on this machine", corpus.hub, corpus.config, corpus.revision, corpus.split_name])
     limit = corpus.limit.model_dump(mode="json") if corpus.limit and corpus.limit.tokens is None else None
     spec = {**corpus.model_dump(mode="json", exclude=_NOT_CONTENT), "limit": limit}
+    spec = {key: value for key, value in spec.items() if value is not None}
 
     def build(folder: Path) -> dict[str, int]:
         size = sum(source.size for source in sources)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import date
 from typing import Any, NamedTuple
 
-from coterie.corpora.template import Template, day, plain, string, wanted
+from coterie.corpora.template import RowError, Template, day, plain, string, wanted
 from coterie.errors import RequestError
 from coterie.recipe import Corpus
 
@@ -54,10 +55,12 @@ class Plan:
                     do="take it out of the list",
                 )
         self.where = wanted(corpus.where)
-        self.extra = tuple(c for c in corpus.columns if c not in OWN)
+        self.extra = tuple(c for c in corpus.columns if c not in OWN and c != "undated")
+        self.names = (*self.extra, *(["undated"] if corpus.undated is not None else []))
+        """Columns of the documents besides their own."""
         self.needed = {column: name for name, template in self.templates.items() for column in template.columns}
         """Every column that the recipe names, and the key that names it."""
-        self.needed |= dict.fromkeys(corpus.columns, "columns") | dict.fromkeys(corpus.where, "where")
+        self.needed |= dict.fromkeys(self.extra, "columns") | dict.fromkeys(corpus.where, "where")
         for name, single in (("id", corpus.id), ("time", corpus.time), ("split.group", corpus.split.group)):
             if single is not None:
                 self.needed[single] = name
@@ -78,11 +81,27 @@ class Plan:
             id=string(row, corpus.id, numbers=True) if corpus.id is not None else None,
             prompt=parts.get("prompt"),
             text=text,
-            time=day(row, corpus.time) if corpus.time is not None else None,
+            time=self._time(row),
             group=plain(row.get(corpus.split.group)) if corpus.split.group is not None else None,
             extra=tuple(plain(row.get(column)) for column in self.extra),
         )
+        if corpus.undated is not None:
+            found = found._replace(extra=(*found.extra, None if found.time else corpus.undated))
         return found if text.strip() else "empty"
+
+    def _time(self, row: Mapping[str, Any]) -> date | None:
+        """The row's date; None only where the recipe says what becomes of documents without one."""
+        column = self.corpus.time
+        if column is None or (self.corpus.undated is not None and row.get(column) in (None, "")):
+            return None
+        if self.corpus.time_pattern is None:
+            return day(row, column)
+        value = row.get(column)
+        match = re.search(self.corpus.time_pattern, value) if isinstance(value, str) else None
+        if match is None or match[1] is None:
+            found = repr(value)[:80] if column in row else "missing"
+            raise RowError(f'field "{column}" is {found} (expected to match {self.corpus.time_pattern})')
+        return day({column: match[1]}, column)
 
     def check_columns(self, seen: set[str], read: int) -> None:
         """Every column that the recipe names must be in the data."""

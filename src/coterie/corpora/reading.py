@@ -48,7 +48,7 @@ class Reading:
         self._text_hash: list[bytes] = []
         self._groups: list[str | None] = []
         types = {"time": pa.date32(), "row": pa.int64(), "order": pa.uint64()}
-        names = ["id", "prompt", "text", "time", "content", "order", "row", *plan.extra]
+        names = ["id", "prompt", "text", "time", "content", "order", "row", *plan.names]
         schema = pa.schema([(name, types.get(name, pa.string())) for name in names])
         self._bits = min(8, (size // _PART).bit_length())
         self._parts = [_Part(folder / f"part-{i}.parquet", schema) for i in range(1 << self._bits)]

@@ -61,7 +61,7 @@ def rule(mixture: OutputsSpec, members: Sequence[Member]) -> dict:
     """The eligibility rule as JSON, the form in which it is hashed and stored."""
     fallback = next((i for i, m in enumerate(members) if mixture.fallback in m.slots), None)
     return {
-        "rule": mixture.eligible,
+        "rule": mixture.eligible or "all",
         "fallback": fallback,
         "default_time": mixture.default_time.isoformat() if mixture.default_time else None,
     }

@@ -72,7 +72,7 @@ def fit_router(
 
 def eligible_of(mixture: OutputsSpec, members: Sequence[Member]) -> dict[str, Any]:
     """The rule and the dates it goes by; nothing where every date may use every expert."""
-    if mixture.eligible == "all":
+    if mixture.eligible in (None, "all"):
         return {"rule": {"rule": "all"}, "dates": [{} for _ in members]}
     return {"rule": rule(mixture, members), "dates": [m.dates for m in members]}
 

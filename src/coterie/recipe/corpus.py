@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -86,7 +87,12 @@ class Corpus(Spec):
     id: str | None = None
     """Column with the document's id; file and row number by default."""
     time: str | None = None
-    """Column with the document's date (`2016-05-01`, `2016-05` or `2016`)."""
+    """Column with the document's date (`2016-05-01`, `2016-05` or `2016`). A month or a year stands for its last day."""
+    time_pattern: str | None = None
+    """Regular expression over the `time` column; its first group is the date, as `CC-MAIN-(\\d{4})` over a dump's name."""
+    undated: str | None = None
+    """Name for documents without a date, which are an error otherwise. An expert takes them with `where: {undated: NAME}`;
+    no window holds them."""
     columns: tuple[str, ...] = ()
     """Further columns to keep, for `by:` in evaluations and for slices."""
     where: dict[str, Any] = Field(default_factory=dict)
@@ -106,6 +112,15 @@ class Corpus(Spec):
             raise ValueError("give either text, or prompt and response")
         if bool(self.prompt) != bool(self.response):
             raise ValueError("prompt and response go together")
+        if (self.undated or self.time_pattern) and not self.time:
+            raise ValueError("undated and time_pattern are ignored without time")
+        if self.time_pattern is not None:
+            try:
+                groups = re.compile(self.time_pattern).groups
+            except re.error as error:
+                raise ValueError(f"time_pattern: {error}") from None
+            if groups < 1:
+                raise ValueError("time_pattern needs a group in brackets around the date")
         if self.path and self.hub:
             raise ValueError("give either path or hub")
         return self

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import re
-from datetime import date, timedelta
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from coterie.errors import RequestError
 from coterie.recipe import named, select
-from coterie.recipe.expert import Expert, Window, Windows
+from coterie.recipe.expert import Expert
 from coterie.recipe.recipe import Recipe
 from coterie.recipe.seating import check_adaptations, known, seat
-from coterie.recipe.spec import check_name
+from coterie.recipe.windows import family
 
 _FLAT = {"datasets", "paths", "kind", "at", "router", "eligible"}
 
@@ -165,7 +163,7 @@ def expand(recipe: Recipe) -> Recipe:
     recipe = select.seeded(recipe)
     experts: list[Expert] = []
     for i, expert in enumerate(recipe.experts):
-        experts.extend(_family(recipe, expert, f"experts.{i}"))
+        experts.extend(family(expert, f"experts.{i}"))
     names = [e.name for e in experts]
     for n in names:
         if names.count(n) > 1:
@@ -225,57 +223,3 @@ def _no_adapter_parent(recipe: Recipe, experts: list[Expert]) -> None:
                 where="experts",
                 do="branch from base or from an expert of kind full or ffn, or train the adapter on as kind lora",
             )
-
-
-def _family(recipe: Recipe, expert: Expert, where: str) -> list[Expert]:
-    if expert.windows is None:
-        return [expert.model_copy(update={"from_": "fresh"})] if expert.from_ == "previous" else [expert]
-    windows = _windows(expert.windows, where)
-    members: list[Expert] = []
-    for window in windows:
-        name = expert.name.replace("{start}", _label(window.start)).replace("{end}", _label(window.end))
-        try:
-            check_name(name)
-        except ValueError as error:
-            raise RequestError(str(error), where=f"{where}.name") from None
-        start = expert.from_
-        if start == "previous":  # the first window has no past: fresh weights, so that an expert knows only its past
-            start = members[-1].name if members else "fresh"
-        members.append(expert.model_copy(update={"name": name, "windows": None, "window": window, "from_": start}))
-    return members
-
-
-def _windows(windows: Windows | tuple[Window, ...], where: str) -> list[Window]:
-    if isinstance(windows, tuple):
-        ordered = sorted(windows, key=lambda w: w.start)
-        for a, b in pairwise(ordered):
-            if a.end > b.start:
-                raise RequestError("windows overlap", where=f"{where}.windows", found=f"{a.end} is after {b.start}")
-        return ordered
-    if windows.end <= windows.start:
-        raise RequestError(
-            "the windows end before they start", where=f"{where}.windows", found=f"{windows.start} to {windows.end}"
-        )
-    result: list[Window] = []
-    start = windows.start
-    while start < windows.end:
-        end = _after(start, windows.every, windows.start, len(result) + 1)
-        result.append(Window(start=start, end=min(end, windows.end)))
-        start = end
-    return result
-
-
-def _after(start: date, every: str, origin: date, steps: int) -> date:
-    count, unit = int(every[:-1]), every[-1]
-    if unit == "d":
-        return start + timedelta(days=count)
-    months = origin.month - 1 + count * steps * (12 if unit == "y" else 1)
-    year, month = origin.year + months // 12, months % 12 + 1
-    last = (date(year + month // 12, month % 12 + 1, 1) - timedelta(days=1)).day
-    return date(year, month, min(origin.day, last))
-
-
-def _label(day: date) -> str:
-    if (day.month, day.day) == (1, 1):
-        return str(day.year)
-    return day.strftime("%Y-%m") if day.day == 1 else day.isoformat()

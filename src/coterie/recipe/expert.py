@@ -76,6 +76,8 @@ class Expert(Spec):
     another expert's name."""
     windows: Windows | tuple[Window, ...] | None = None
     """One expert for each window of time; needs the corpus's `time` column."""
+    allow: tuple[Literal["gap", "overlap"], ...] = ()
+    """What a list of windows may have: gaps between them, overlaps. Either is an error unless it is said."""
     window: Window | None = None
     """Window of this one expert."""
     where: dict[str, Any] = Field(default_factory=dict)
@@ -84,10 +86,18 @@ class Expert(Spec):
     """Settings of kind `lora`."""
     adapter: str | None = None
     """A finished PEFT adapter of the base, as a directory (relative to the recipe): nothing is trained."""
+    model: str | None = None
+    """A finished Hugging Face model of the base's architecture, as a directory (relative to the recipe): nothing is
+    trained."""
     train: Train = Train()
     """Training settings."""
     seed: int | None = None
     """Seed of this expert's training; the recipe's by default."""
+
+    @property
+    def finished(self) -> bool:
+        """Made elsewhere: nothing is trained."""
+        return self.adapter is not None or self.model is not None
 
     @model_validator(mode="before")
     @classmethod
@@ -96,16 +106,22 @@ class Expert(Spec):
 
     @model_validator(mode="after")
     def _settings_apply(self) -> Expert:
-        if self.adapter is None and not self.corpus:
-            raise ValueError("an expert needs a corpus to learn, or a finished adapter")
-        if self.adapter is not None:
-            if self.kind != "lora":
-                raise ValueError(f"an adapter is of kind lora, not {self.kind}")
+        if not self.finished and not self.corpus:
+            raise ValueError("an expert needs a corpus to learn, or a finished adapter or model")
+        if self.adapter is not None and self.model is not None:
+            raise ValueError("give either adapter or model")
+        if self.finished:
+            if (self.kind == "lora") != (self.adapter is not None):
+                raise ValueError(f"an adapter is of kind lora and a model is not: found kind {self.kind}")
             fields, ignored = type(self).model_fields, ("lora", "windows", "window", "seed", "where")
             if said := [k for k in ignored if getattr(self, k) not in (None, fields[k].default, {})]:
-                raise ValueError(f"{said[0]} has no effect on a finished adapter: remove it")
+                raise ValueError(
+                    f"{said[0]} has no effect on a finished {'adapter' if self.adapter else 'model'}: remove it"
+                )
         if self.lora is not None and self.kind != "lora":
             raise ValueError(f"lora settings are ignored by kind {self.kind}: set kind: lora or remove them")
+        if self.allow and not isinstance(self.windows, tuple):
+            raise ValueError("allow is ignored without a list of windows")
         if self.windows is not None and self.window is not None:
             raise ValueError("give either windows or window")
         if ("{" in self.name) != (self.windows is not None):

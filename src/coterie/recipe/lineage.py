@@ -30,8 +30,8 @@ def lineage(recipe: Recipe, experts: Iterable[Expert], name: str) -> Lineage:
     at = name
     while at in by_name:
         expert = by_name[at]
-        if expert.adapter is not None:
-            found.unknown.append(f"the adapter {expert.adapter} was made elsewhere")
+        if expert.finished:
+            found.unknown.append(f"{expert.adapter or expert.model} was made elsewhere")
         elif expert.window is not None:
             found.dates.append(expert.window.end)
         else:
@@ -54,7 +54,9 @@ def _base(recipe: Recipe, found: Lineage) -> None:
 
 
 def _corpus(recipe: Recipe, name: str, found: Lineage) -> None:
-    if recipe.corpora[name].time is None:
+    if recipe.corpora[name].undated is not None:
+        found.unknown.append(f"corpus {name!r} holds documents without a date")
+    elif recipe.corpora[name].time is None:
         found.unknown.append(f"corpus {name!r} has no time column")
     else:
         found.corpora.append(name)

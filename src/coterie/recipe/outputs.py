@@ -101,9 +101,9 @@ class OutputsSpec(Seats):
     """Where experts meet: `outputs` mixes their probabilities."""
     router: Router = Uniform()
     """Who decides; a kind's name alone takes its defaults."""
-    eligible: Literal["all", "strict", "inclusive"] = "all"
+    eligible: Literal["all", "strict", "inclusive"] | None = None
     """Which experts a date may use. `strict`: their knowledge ends by the query date (no leak). `inclusive`: their
-    window has started (leaks at most one window)."""
+    window has started (leaks at most one window). By default `strict` where an expert has a window, else `all`."""
     adapt: Adapt | None = None
     """Train router and experts on together, in copies: the experts themselves stay as they are."""
     fallback: str | None = None
@@ -121,4 +121,4 @@ class OutputsSpec(Seats):
 
     @property
     def needs_date(self) -> bool:
-        return self.eligible != "all" and self.default_time is None
+        return self.eligible not in (None, "all") and self.default_time is None

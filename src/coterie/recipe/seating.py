@@ -55,6 +55,14 @@ def seat(recipe: Recipe, mixture: Mixture, experts: list[Expert], where: str) ->
 def _outputs(recipe: Recipe, mixture: OutputsSpec, experts: list[Expert], where: str) -> OutputsSpec:
     """The rule of eligibility must have the dates that it goes by."""
     by_name = {e.name: e for e in experts}
+    if mixture.eligible is None:
+        dated = any(by_name[slot].window is not None for slot in mixture.slots)
+        mixture = mixture.model_copy(update={"eligible": "strict" if dated else "all"})
+        if not dated and (mixture.fallback or mixture.default_time):
+            raise RequestError(
+                "fallback and default_time are ignored where no expert has a window", where=f"{where}.eligible",
+                do="set eligible: strict, or take them out",
+            )  # fmt: skip
     if mixture.fallback is not None:
         known(mixture.fallback, mixture.slots, f"{where}.fallback", "slot")
     for slot in dict.fromkeys(mixture.slots):

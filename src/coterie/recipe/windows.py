@@ -1,0 +1,73 @@
+"""Families of experts by window of time: from `{start, end, every}` or a list to one expert a window."""
+
+from __future__ import annotations
+
+from datetime import date, timedelta
+from itertools import pairwise
+
+from coterie.errors import RequestError
+from coterie.recipe.expert import Expert, Window
+from coterie.recipe.spec import check_name
+
+
+def family(expert: Expert, where: str) -> list[Expert]:
+    if expert.windows is None:
+        return [expert.model_copy(update={"from_": "fresh"})] if expert.from_ == "previous" else [expert]
+    windows = _windows(expert, where)
+    members: list[Expert] = []
+    for window in windows:
+        name = expert.name.replace("{start}", _label(window.start)).replace("{end}", _label(window.end))
+        try:
+            check_name(name)
+        except ValueError as error:
+            raise RequestError(str(error), where=f"{where}.name") from None
+        start = expert.from_
+        if start == "previous":  # the first window has no past: fresh weights, so that an expert knows only its past
+            start = members[-1].name if members else "fresh"
+        members.append(expert.model_copy(update={"name": name, "windows": None, "window": window, "from_": start}))
+    return members
+
+
+def _windows(expert: Expert, where: str) -> list[Window]:
+    windows = expert.windows
+    if isinstance(windows, tuple):
+        ordered = sorted(windows, key=lambda w: (w.start, w.end))
+        for a, b in pairwise(ordered):
+            kind = "overlap" if a.end > b.start else "gap"
+            if a.end != b.start and kind not in expert.allow:
+                raise RequestError(
+                    "windows overlap" if kind == "overlap" else "windows leave a gap",
+                    where=f"{where}.windows",
+                    expected=f"a window that starts on {a.end}",
+                    found=f"[{a.start}, {a.end}) and then [{b.start}, {b.end})",
+                    do=f"correct the dates, or say that it is meant: allow: [{kind}]",
+                )
+        return ordered
+    assert windows is not None
+    if windows.end <= windows.start:
+        raise RequestError(
+            "the windows end before they start", where=f"{where}.windows", found=f"{windows.start} to {windows.end}"
+        )
+    result: list[Window] = []
+    start = windows.start
+    while start < windows.end:
+        end = _after(start, windows.every, windows.start, len(result) + 1)
+        result.append(Window(start=start, end=min(end, windows.end)))
+        start = end
+    return result
+
+
+def _after(start: date, every: str, origin: date, steps: int) -> date:
+    count, unit = int(every[:-1]), every[-1]
+    if unit == "d":
+        return start + timedelta(days=count)
+    months = origin.month - 1 + count * steps * (12 if unit == "y" else 1)
+    year, month = origin.year + months // 12, months % 12 + 1
+    last = (date(year + month // 12, month % 12 + 1, 1) - timedelta(days=1)).day
+    return date(year, month, min(origin.day, last))
+
+
+def _label(day: date) -> str:
+    if (day.month, day.day) == (1, 1):
+        return str(day.year)
+    return day.strftime("%Y-%m") if day.day == 1 else day.isoformat()

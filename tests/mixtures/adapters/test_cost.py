@@ -54,8 +54,8 @@ def gates(experts: int) -> int:
 
 @pytest.mark.parametrize(("architecture", "most"), [("llama", 1.0), ("qwen3", 1.0), ("gemma2", 1.0), ("gpt2", 1.15)])
 @pytest.mark.parametrize("experts", [8, 32])
-def test_a_training_step_takes_hardly_more_operators_than_one_adapter(architecture: str, most: float, experts: int) -> None:
-    """Fewer where linears share their input. GPT-2's do not: there the gates' gradient (a product and a sum a linear) shows."""
+def test_a_step_takes_hardly_more_operators_than_one_adapter(architecture: str, most: float, experts: int) -> None:
+    """Fewer where linears share their input. GPT-2's do not: there the gates' gradient shows, two operators a linear."""
     made = ours(experts, architecture).trainable(None, router=True)
     for model in (made, theirs := peft(architecture)):
         step(model)  # what is measured once, is not of the step

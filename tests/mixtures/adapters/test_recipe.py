@@ -182,7 +182,7 @@ def test_an_adapter_of_another_base_is_refused_by_digest(ran: Any, tmp_path: Pat
 
 TOGETHER = {"experts": 2, "corpora": ["fruit"], "tokens": 9}
 BAD: list[tuple[dict[str, Any], str]] = [
-    ({"at": "adapters", "slots": ["fruit"], "router": {"kind": "arrow", "top_k": 2}}, "top_k is above the number of experts"),
+    ({"at": "adapters", "slots": ["fruit"], "router": {"kind": "arrow", "top_k": 2}}, "top_k is above the number"),
     ({"at": "adapters", "slots": ["fruit"], "router": {"kind": "uniform", "top_k": 1}}, "has no effect on equal weights"),
     ({"at": "adapters", "slots": ["fruit"], "router": {"kind": "arrow", "scope": "model"}}, "wrong value"),
     ({"at": "adapters"}, "give either slots or joint"),

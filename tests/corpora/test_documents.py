@@ -167,3 +167,43 @@ def test_evidence_with_odd_line_breaks_is_read_back(make: Make) -> None:
     make(rows, bad_rows={"share": 0.1})
     with pytest.raises(RequestError, match="3 of 203 rows"):
         make(rows)
+
+
+def test_dates_by_a_pattern_over_a_column(make: Make) -> None:
+    rows = [{"text": f"text {i}", "dump": f"CC-MAIN-{2013 + i}-{10 + i}"} for i in range(5)]
+    times = {row["id"]: row["time"] for row in table(make(rows, time="dump", time_pattern=r"CC-MAIN-(\d{4})"))}
+    assert times == {f"1:{i + 1}": date(2013 + i, 12, 31) for i in range(5)}
+    with pytest.raises(RequestError) as caught:
+        make([*rows, {"text": "x", "dump": "elsewhere"}], time="dump", time_pattern=r"CC-MAIN-(\d{4})")
+    assert "expected to match CC-MAIN-" in str(caught.value)
+    assert ":6" in str(caught.value)
+
+
+def test_documents_without_a_date_are_an_error_or_a_slice_by_name(make: Make, store: Store) -> None:
+    rows = [{"text": f"text {i}", "day": "2016-05-01" if i % 4 else None} for i in range(40)] + [{"text": "none"}]
+    with pytest.raises(RequestError) as caught:
+        make(rows, time="day")
+    assert 'field "day" is null' in str(caught.value)
+    made = make(rows, time="day", undated="timeless")
+    assert {(row["time"], row["undated"]) for row in table(made)} == {(date(2016, 5, 1), None), (None, "timeless")}
+    assert made.facts["kept"] == 41
+    with pytest.raises(RequestError, match="cannot be read"):  # what is there must still be a date
+        make([*rows, {"text": "x", "day": "May"}], time="day", undated="timeless")
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [("May 2016", "expected a date"), ("2016-02-30", "expected a date"), ("2016-05-01T10:00:00+02:00", "a zone")],
+)
+def test_a_date_that_does_not_parse_is_named_with_file_and_line(make: Make, value: str, says: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        make([{"text": "a", "day": "2016-05-01"}, {"text": "b", "day": value}], time="day")
+    assert says in str(caught.value)
+    assert value in str(caught.value)
+    assert ":2" in str(caught.value)
+
+
+def test_a_time_column_of_mixed_types_is_refused(make: Make) -> None:
+    with pytest.raises(RequestError, match="mixed types") as caught:
+        make([{"text": "a", "day": 2016}, {"text": "b", "day": "2016-05-01"}], time="day")
+    assert ":2" in str(caught.value)

@@ -130,6 +130,22 @@ def test_the_hash_follows_the_meaning_not_the_spelling(design: Path) -> None:
         (["corpora.dated.time=null"], "windows need dates", "(experts.2.windows)"),
         (["experts.2.windows.end=2012-01-01"], "end before they start", "(experts.2.windows)"),
         (["experts.2.windows.every=2w"], "wrong value", "(experts.2.windows"),
+        (
+            ["experts.2.windows=[{start: 2013-01-01, end: 2015-01-01}, {start: 2014-01-01, end: 2016-01-01}]"],
+            "windows overlap",
+            "(experts.2.windows)",
+        ),
+        (
+            ["experts.2.windows=[{start: 2013-01-01, end: 2015-01-01}, {start: 2016-01-01, end: 2017-01-01}]"],
+            "leave a gap",
+            "(experts.2.windows)",
+        ),
+        (["experts.2.windows=[{start: 2013-01-01, end: 2013-01-01}]"], "is empty", "(experts.2.windows"),
+        (["experts.2.allow=[gap]"], "allow is ignored without a list", "(experts.2)"),
+        (["corpora.code.undated=later"], "ignored without time", "(corpora.code)"),
+        (["corpora.dated.time_pattern='CC-MAIN'"], "needs a group", "(corpora.dated)"),
+        (["corpora.dated.time_pattern='('"], "time_pattern", "(corpora.dated)"),
+        (["mixtures.0.default_time=2016-01-01"], "ignored where no expert has a window", "(mixtures.0.eligible)"),
         (["experts.0.lora={r: 4}"], "wrong value", "(experts.0)"),
         (["experts.0.train.epochs=1"], "wrong value", "(experts.0.train)"),
         (["corpora.code.prompt=x"], "wrong value", "(corpora.code)"),
@@ -239,3 +255,27 @@ def test_recipes_are_frozen() -> None:
     assert isinstance(recipe, Recipe)
     with pytest.raises(Exception, match="frozen"):
         recipe.seed = 3  # type: ignore[misc]
+
+
+def test_windows_may_overlap_or_leave_gaps_where_it_is_said(design: Path) -> None:
+    gap = "experts.2.windows=[{start: 2013-01-01, end: 2015-01-01}, {start: 2016-01-01, end: 2017-01-01}]"
+    names = [e.name for e in read(design, [gap, "experts.2.allow=[gap]"]).experts]
+    assert names[2:] == ["y2013", "y2016"]
+    overlap = "experts.2.windows=[{start: 2013-01-01, end: 2015-01-01}, {start: 2014-01-01, end: 2016-01-01}]"
+    assert len(read(design, [overlap, "experts.2.allow=[overlap]"]).experts) == 4
+
+
+def test_strict_is_the_rule_where_experts_have_windows(design: Path) -> None:
+    plain = read(design, ["mixtures.1={name: learned, at: outputs, slots: ['y*']}"])
+    assert [m.eligible for m in plain.mixtures] == ["all", "strict"]
+    said = read(design, ["mixtures.1={name: learned, at: outputs, slots: ['y*'], eligible: all}"])
+    assert said.mixtures[1].eligible == "all"
+
+
+def test_undated_documents_bound_nothing_and_so_forbid_strict(design: Path) -> None:
+    whole = ["experts.0={name: whole, corpus: dated}", "mixtures.0={name: average, at: outputs, slots: [whole]}"]
+    strict = ["mixtures.0={name: average, at: outputs, slots: [whole], eligible: strict}"]
+    assert read(design, [*whole, *strict, "base.pretrain=null"]).mixtures[0].eligible == "strict"
+    with pytest.raises(RequestError, match="strict needs to know") as caught:
+        read(design, [*whole, *strict, "base.pretrain=null", "corpora.dated.undated=rest"])
+    assert "without a date" in str(caught.value)

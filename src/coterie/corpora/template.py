@@ -125,7 +125,9 @@ def day(row: Mapping[str, Any], column: str) -> date:
             return first.replace(day=monthrange(first.year, first.month)[1])
         except ValueError:
             pass
-    raise RowError(f'field "{column}" is {_kind(row, column)} (expected a date: 2016-05-01, 2016-05 or 2016)')
+    found = repr(str(value)[:40]) if isinstance(value, str | datetime) else _kind(row, column)
+    zone = "; with a time of day or a zone it may be another day elsewhere" if re.search(r"\d[T ]\d", found) else ""
+    raise RowError(f'field "{column}" is {found} (expected a date: 2016-05-01, 2016-05 or 2016{zone})')
 
 
 def _kind(row: Mapping[str, Any], column: str) -> str:

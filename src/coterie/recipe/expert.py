@@ -6,7 +6,7 @@ import re
 from datetime import date
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from coterie.recipe.spec import Count, Positive, Share, Spec, check_name
 from coterie.recipe.train import Train
@@ -74,7 +74,13 @@ class Expert(Spec):
     from_: str = Field(default="base", alias="from")
     """Where it branches: `base`, `fresh` (new weights), `previous` (the window before; the first window is fresh), or
     another expert's name."""
-    windows: Windows | tuple[Window, ...] | None = None
+    windows: (
+        Annotated[
+            Annotated[Windows, Tag("row")] | Annotated[tuple[Window, ...], Tag("list")],
+            Discriminator(lambda value: "list" if isinstance(value, list | tuple) else "row"),
+        ]
+        | None
+    ) = None
     """One expert for each window of time; needs the corpus's `time` column."""
     allow: tuple[Literal["gap", "overlap"], ...] = ()
     """What a list of windows may have: gaps between them, overlaps. Either is an error unless it is said."""

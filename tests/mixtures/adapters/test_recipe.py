@@ -261,3 +261,28 @@ class _Both:
         if not name.startswith("on_"):
             raise AttributeError(name)
         return lambda *args, **kwargs: [getattr(p, name)(*args, **kwargs) for p in self.parts][-1]
+
+
+def test_use_is_told_for_each_gate(ran: Any) -> None:
+    """Against weights asked of the opened mixture."""
+    from coterie import assembly
+    from coterie.corpora import Blocks
+    from coterie.run import Conductor
+
+    _, asked, root = ran
+    c = Conductor(read(copy.deepcopy(asked)), Store(root / "store"))
+    blocks = c.blocks("fruit", "test")
+    source = Blocks.open(blocks)
+    mixture = next(m for m in c.recipe.mixtures if m.name == "arrow")
+    facts = assembly.of(mixture).scores(c, mixture, blocks).facts
+    opened = coterie.load(root / "out" / "mixtures" / "arrow")
+    with torch.no_grad(), opened.traced() as trace:
+        opened(torch.tensor(source.ids).long(), position_ids=torch.tensor(source.position).long())
+        said = trace()
+    counted = torch.tensor(source.target[:, 1:]).bool()
+    assert facts["gates"] == list(said)
+    for row, gated in zip(facts["by_layer"], said.values(), strict=True):
+        assert row == pytest.approx(gated.weight_NS[:, :-1][counted].mean(0).tolist(), abs=1e-4)
+    mean = torch.stack([g.weight_NS for g in said.values()]).mean(0)[:, :-1][counted].mean(0)
+    assert facts["utilization"] == pytest.approx(mean.tolist(), abs=1e-4)
+    assert sum(facts["chosen"]) == pytest.approx(1.0)

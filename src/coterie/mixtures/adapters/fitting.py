@@ -86,7 +86,9 @@ def write_mixture(
     if router is not None:
         shutil.copyfile(router.file("router.safetensors"), folder / "router.safetensors")
     elif said["router"]["kind"] == "arrow":
-        plain = AdaptersConfig(**{**config.to_dict(), "router": {**said["router"], "kind": "uniform"}})
+        plain = AdaptersConfig(
+            **{**config.to_dict(), "router": {**said["router"], "kind": "uniform", "top_k": None, "top_p": None}}
+        )
         disk.write_gates(arrow(opened(folder, seats, base, config=plain)), folder)
     counts = opened(folder, seats, base).counts()
     say_counts(label, counts)

@@ -73,6 +73,8 @@ class Gates(nn.Module):
         self.kind, self.scope, self.prefix = router["kind"], router["scope"], router["reads"] == "prefix"
         self.temperature = router["temperature"]
         self.policy: tuple[int | None, float | None] = (router["top_k"], router["top_p"])
+        if self.kind == "uniform" and self.policy != (None, None):
+            raise RequestError("equal weights have no largest", where="router", expected="no top_k and no top_p")
         self.top_k, self.top_p = (None, None) if dense else self.policy
         if self.top_k is not None and self.top_k > len(counts):
             raise RequestError(

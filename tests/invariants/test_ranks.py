@@ -1,4 +1,4 @@
-"""Invariants 7 and 14 for several ranks: one rank = two ranks at the same batch; a killed run of two resumes as a straight one."""
+"""Invariants 7 and 14 for several ranks: one rank = two ranks; a killed run of two resumes as a straight one."""
 
 from __future__ import annotations
 

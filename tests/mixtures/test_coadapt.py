@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tests.experts.making import LENGTH, VOCABULARY, blocks, tokenizer
-from tests.experts.test_resume import after_step, killed
+from tests.invariants.test_resume import after_step, killed
 
 from coterie import mixtures, models
 from coterie.errors import RequestError

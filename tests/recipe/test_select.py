@@ -30,6 +30,7 @@ BUDGET = {"budget": {"docs": 10}}
         ({**BUDGET, "axes": {"format": {"target": {"a": 1.0}, "mix": 0.2}}}, "either target or mix"),
         ({**BUDGET, "axes": {"format": {"k": 3}}}, "format.k is for the fitted clusters"),
         ({**BUDGET, "axes": {"quality": {}}}, "cannot be called 'quality'"),
+        ({**BUDGET, "axes": {"size": {"column": "tokens"}}}, "rename the column"),
         ({**BUDGET, "axes": {"cluster": {"model": "x", "k": 3}}}, "brings its own k"),
         ({**BUDGET, "rank": {"within": "format"}}, "names no axis"),
         ({**BUDGET, "rank": {"ranges": {"a": [1, 2]}}}, "needs rank.within"),

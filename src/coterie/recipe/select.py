@@ -186,6 +186,8 @@ class Select(Spec):
                 raise ValueError(f"an axis cannot be called {name!r}: that is a figure of the profile")
             if name != CLUSTER and axis.column is None:
                 axes = {**axes, name: axis.model_copy(update={"column": name})}
+            if axis.column in RESERVED:
+                raise ValueError(f"{name}.column: {axis.column!r} is the name of a figure of the profile: rename the column")
             fitted = name == CLUSTER and axis.column is None
             for key in ("k", "model", "embed", "groups"):
                 if not fitted and key in axis.model_fields_set:

@@ -21,9 +21,11 @@ def test_experts_per_group_of_topics(tmp_path: Path) -> None:
         "base": BASE,
         "corpora": {
             "prose": {
-                "path": str(tmp_path / "c.jsonl"), "id": "id", "columns": ["topic"], 
+                "path": str(tmp_path / "c.jsonl"), "id": "id", "columns": ["topic"],
                 "split": {"valid": 0.15, "test": 0.15},
-                "select": {"budget": {"tokens": 6000}, "relax": True, "axes": {"cluster": {"k": 4, "mix": 0.8, "groups": 2}}},
+                "select": {
+                    "budget": {"tokens": 6000}, "relax": True, "axes": {"cluster": {"k": 4, "mix": 0.8, "groups": 2}},
+                },
             }
         },
         "train": {"tokens": 1000, "learning_rate": 0.01, "precision": "fp32"},

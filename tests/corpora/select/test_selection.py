@@ -234,6 +234,7 @@ def test_duplicate_ids_and_exact_duplicates_are_counted(tmp_path: Path) -> None:
         ({"tokens": {"column": "format"}}, "'format' does not hold a number", "tokens.column"),
         ({"axes": {"cluster": {"model": "nowhere"}}}, "no clusters fitted earlier", "axes.cluster.model"),
         ({"axes": {"cluster": {"k": 3, "embed": "nowhere"}}}, "no sentence-embedding model", "axes.cluster.embed"),
+        ({"tokens": {"tokenizer": "nowhere"}}, "no tokenizer.json", "tokens.tokenizer"),
         ({"keep": {"contamination": {"path": "nowhere.jsonl"}}}, "no such file", "contamination"),
         ({"axes": {"format": {"target": {"story": 0.5, "note": 0.5}}}, "budget": {"docs": 40}}, "cannot be met", "note"),
     ],
@@ -283,6 +284,19 @@ def test_tokens_by_column_tokenizer_and_fit(tmp_path: Path, tiny_tokenizer: Path
     assert 0 < error < 0.1
     off = fitted.pool.table["tokens"].to_numpy() / exact.pool.table["tokens"].to_numpy() - 1
     assert np.abs(off).mean() < 2 * error + 0.01
+
+
+def test_columns_that_are_called_like_a_measure(tmp_path: Path) -> None:
+    made = [{**r, "quality": 1 - i / 100, "tokens": 10 + i, "words": "w"} for i, r in enumerate(rows(40))]
+    asked = {"budget": {"docs": 5}, "rank": {"by": "quality", "temperature": 0, "length": 0}, "tokens": {"column": "tokens"}}
+    given = corpus(str(write(tmp_path / "c.jsonl", made)), asked, columns=["words", "topic"])
+    it = profile_corpus(Store(tmp_path / "s"), given, label="c")
+    by_id = {r["id"]: r for r in made}
+    ids = it.pool.ids(np.arange(len(it.pool.table)))
+    assert it.pool.table["quality"].to_list() == pytest.approx([by_id[i]["quality"] for i in ids])
+    assert it.pool.table["tokens"].to_list() == [by_id[i]["tokens"] for i in ids]
+    assert set(it.pool.ids(it.candidates.row_N[it.chosen.at])) == {f"d{i}" for i in range(5)}
+    assert it.labels == ["topic"]
 
 
 def test_contaminated_documents_go(tmp_path: Path) -> None:

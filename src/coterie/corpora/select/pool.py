@@ -21,7 +21,7 @@ import polars as pl
 
 from coterie.corpora.select.duplicates import near_duplicates, planted_recall
 from coterie.corpora.select.measures import estimated
-from coterie.corpora.select.profile import Shard, _encoder
+from coterie.corpora.select.profile import Shard, encoder, tokenizer_file
 from coterie.corpora.select.topics import Space, sample
 from coterie.errors import RequestError
 from coterie.recipe.select import CLUSTER, GROUP, Keep, NearDup, Select, TokenCount
@@ -62,7 +62,7 @@ def pool(
     inputs = {f"profile.{i}": p.digest for i, (_, p) in enumerate(parts)}
     tokenizer = select.tokens.tokenizer if select.tokens is not None else None
     if tokenizer is not None:
-        inputs["tokenizer"] = store.digest_file(Path(tokenizer) / "tokenizer.json")
+        inputs["tokenizer"] = store.digest_file(tokenizer_file(tokenizer))
     if topics is not None:
         inputs["topics"] = topics.digest
 
@@ -98,12 +98,18 @@ def _write(folder: Path, shards: Sequence[Shard], space: Space | None, names: An
     table = table.with_columns(pl.Series("dropped", reason))
     facts = _facts(table, pairs, shards, places, (select.keep.near_dup or NearDup()).bands, label)
     table.select("id").write_parquet(folder / "ids.parquet", compression="zstd")
-    table.drop("id").rename({c: c.removeprefix("column ") for c in table.columns}, strict=False).write_parquet(
-        folder / "pool.parquet", compression="zstd", statistics=False
-    )
+    _plainly_named(table.drop("id")).write_parquet(folder / "pool.parquet", compression="zstd", statistics=False)
     np.save(folder / "places.npy", places)
     pairs.write_parquet(folder / "duplicates.parquet", compression="zstd")
     (folder / "facts.json").write_text(json.dumps(facts, indent=1, sort_keys=True))
+
+
+def _plainly_named(table: pl.DataFrame) -> pl.DataFrame:
+    """The corpus's columns by their own names; one that is called like a measure is left out (what it was needed for, tokens
+    or quality, has been taken from it)."""
+    own = {c: c.removeprefix("column ") for c in table.columns if c.startswith("column ")}
+    taken = [c for c, name in own.items() if name in table.columns]
+    return table.drop(taken).rename({c: name for c, name in own.items() if c not in taken})
 
 
 def _numbers(table: pl.DataFrame, name: str, where: str) -> pl.Series:
@@ -131,7 +137,7 @@ def _counted(
         return table.with_columns(column.cast(pl.Int64).alias("tokens"))
     if count.sample is None:
         return table.with_columns(pl.col("exact_tokens").alias("tokens"))
-    encode = _encoder(Path(str(count.tokenizer)) / "tokenizer.json")
+    encode = encoder(tokenizer_file(str(count.tokenizer)))
     chosen = sample(table["key"].to_numpy(), table["content"].to_numpy(), count.sample, 0)
     texts = texts_of(shards, places, chosen)
     exact = np.array([len(e.ids) for e in encode.encode_batch(texts)], dtype=float)

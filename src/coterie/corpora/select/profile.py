@@ -30,6 +30,7 @@ from coterie.corpora.select.measures import measure, terms
 from coterie.corpora.select.sketch import bands, shingles, short_values, values
 from coterie.corpora.select.words import batches, words
 from coterie.corpora.splits import SPLITS
+from coterie.errors import RequestError
 from coterie.progress import bar
 from coterie.recipe.select import NearDup, Select
 from coterie.store import Action, Artifact, Store
@@ -53,7 +54,7 @@ def profile(store: Store, documents: Artifact, select: Select, *, has_id: bool, 
     """
     against = contamination.identity(store, select.keep.contamination)
     count = select.tokens if select.tokens is not None and select.tokens.sample is None else None
-    tokenizer = Path(str(count.tokenizer)) / "tokenizer.json" if count is not None and count.tokenizer else None
+    tokenizer = tokenizer_file(count.tokenizer) if count is not None and count.tokenizer else None
     width = (select.keep.near_dup or NearDup()).bands
     spec = {"has_id": has_id, "contamination": against, "bands": list(width)}
     inputs = {"documents": documents.content("documents.parquet")}
@@ -81,7 +82,7 @@ def _write(
     extra = [name for name in file.schema_arrow.names if name not in OWN]
     total = file.metadata.num_rows
     width = (select.keep.near_dup or NearDup()).bands
-    encode = _encoder(tokenizer) if tokenizer is not None else None
+    encode = encoder(tokenizer) if tokenizer is not None else None
     keys_N = np.zeros((width[0], total), dtype=np.uint64)
     short_N = np.zeros((total, width[0] * width[1]), dtype=np.uint8)
     sizes, buckets, counts, tables = [], [], [], []
@@ -149,7 +150,18 @@ def key_of(ids: Sequence[str]) -> UInt64[np.ndarray, " N"]:
     return np.frombuffer(joined, dtype=">u8").astype(np.uint64)
 
 
-def _encoder(path: Path) -> Any:
+def tokenizer_file(folder: str) -> Path:
+    """Raises RequestError where there is none."""
+    path = Path(folder) / "tokenizer.json"
+    if not path.is_file():
+        raise RequestError(
+            "no tokenizer.json", where="select.tokens.tokenizer", found=folder, do="name the tokenizer's folder"
+        )
+    return path
+
+
+def encoder(path: Path) -> Any:
+    """A tokenizer that neither cuts nor pads."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(path))

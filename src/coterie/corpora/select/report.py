@@ -209,8 +209,7 @@ def write_selected(path: Path, it: Profiled, chosen: Chosen) -> None:
         mine = mine[np.argsort(where[mine, 1], kind="stable")]
         for place, both in zip(mine, shard.texts(where[mine, 1].tolist()), strict=True):
             texts[int(place)] = both
-    columns = [c for c in dict.fromkeys([*it.corpus.columns, *it.select.columns]) if c in it.pool.table.columns]
-    kept: Mapping[str, list[Any]] = {c: it.pool.table[c][rows].cast(pl.String).to_list() for c in columns}
+    kept: Mapping[str, list[Any]] = {c: it.pool.table[c][rows].cast(pl.String).to_list() for c in it.columns}
     with path.open("w", encoding="utf-8") as file:
         for i, row in enumerate(table.drop("row").iter_rows(named=True)):
             prompt, text = texts[i]

@@ -31,7 +31,7 @@ from coterie.corpora.splits import SPLITS
 from coterie.corpora.template import wanted
 from coterie.errors import RequestError
 from coterie.recipe import Corpus, Expert
-from coterie.recipe.select import CLUSTER, GROUP, Select
+from coterie.recipe.select import CLUSTER, GROUP, RESERVED, Select
 from coterie.store import Action, Artifact, Store
 
 _MANY = 200
@@ -67,14 +67,17 @@ class Profiled:
         """What may be chosen, with every column that can serve as a label."""
         return Candidates.of(self.pool.table, self.select, tuple(self.labels))
 
+    @property
+    def columns(self) -> list[str]:
+        """The corpus's own columns in the pool."""
+        named = dict.fromkeys([*self.corpus.columns, *self.select.columns])
+        return [c for c in named if c in self.pool.table.columns and c not in RESERVED and c not in (CLUSTER, GROUP)]
+
     @cached_property
     def labels(self) -> list[str]:
         """Columns that no axis uses and that have few values: what balance is judged by."""
-        used = {axis.column for axis in self.select.axes.values()} | {self.select.rank.by}
-        if self.select.tokens is not None:
-            used.add(self.select.tokens.column)
-        columns = [c for c in self.corpus.columns if c in self.pool.table.columns and c not in used]
-        return [c for c in columns if 1 < self.pool.table[c].n_unique() <= _MANY]
+        used = self.select.columns
+        return [c for c in self.columns if c not in used and 1 < self.pool.table[c].n_unique() <= _MANY]
 
     def vectors(self, at: np.ndarray) -> np.ndarray:
         """Topic vectors of some candidates."""
@@ -110,7 +113,7 @@ def profile_corpus(store: Store, corpus: Corpus, *, label: str, workers: int = 1
     axis = corpus.select.axes.get(CLUSTER)
     fitted = None
     if axis is not None and axis.column is None:
-        fitted = topics(store, parts, axis, seed=corpus.select.seed or 0, label=label)
+        fitted = topics(store, parts, axis, label=label)
     return Profiled(corpus, label, store, parts, fitted, pool(store, parts, fitted, corpus.select, label=label))
 
 

@@ -1,8 +1,9 @@
 """Topic clusters without any download: hashed terms, TF-IDF, SVD, k-means; fitted once on a sample, then only applied.
 
-The sample is the documents whose keys come first in a seeded order, so it does not depend on files or threads, and its size
-is fixed, so the fit costs the same for any corpus. Clusters are numbered by size and named by the terms whose weight in the
-cluster exceeds their weight outside most. Numbers mean nothing beyond this fit: new data goes to the saved centroids.
+The sample is the documents whose keys come first in a seeded order, so it does not depend on files, threads or the draw's
+seed, and its size is fixed, so the fit costs the same for any corpus. Clusters are numbered by size and named by the terms
+whose weight in the cluster exceeds their weight outside most. Numbers mean nothing beyond this fit: new data goes to the
+saved centroids.
 
 `N` documents, `F` hashed terms (65,536), `E` dimensions, `K` clusters.
 """
@@ -30,11 +31,13 @@ from coterie.store import Action, Artifact, Store
 SAMPLE = 4096
 """Documents that the fit looks at."""
 DIMENSIONS = 64
+_SEED = 0
+"""Of the fit. Not the draw's: another seed draws other documents from the same topics."""
 _AUTO = (4, 6, 8, 11, 15, 19, 24, 32)
 _AT_ONCE = 8192
 
 
-def topics(store: Store, parts: Sequence[tuple[Artifact, Artifact]], axis: Axis, *, seed: int, label: str) -> Artifact:
+def topics(store: Store, parts: Sequence[tuple[Artifact, Artifact]], axis: Axis, *, label: str) -> Artifact:
     """Fit clusters on a sample of the training documents, or take a fit of earlier.
 
     Args:
@@ -47,7 +50,7 @@ def topics(store: Store, parts: Sequence[tuple[Artifact, Artifact]], axis: Axis,
     Raises:
         RequestError: more clusters than documents; a model that cannot be opened.
     """
-    spec: dict[str, Any] = {"k": axis.k, "groups": axis.groups, "seed": seed, "embed": axis.embed is not None}
+    spec: dict[str, Any] = {"k": axis.k, "groups": axis.groups, "embed": axis.embed is not None}
     inputs = {
         f"profile.{i}": d for i, d in enumerate(sorted(p.content("profile.parquet", "terms/bucket.npy") for _, p in parts))
     }
@@ -68,7 +71,7 @@ def topics(store: Store, parts: Sequence[tuple[Artifact, Artifact]], axis: Axis,
             for name in ("topics.npz", "facts.json"):
                 (folder / name).write_bytes((Path(axis.model) / name).read_bytes())
             return
-        _fit(folder, [Shard(*part) for part in parts], axis, seed)
+        _fit(folder, [Shard(*part) for part in parts], axis, _SEED)
 
     return store.make(action, build, label=f"topics of {label}")
 

@@ -159,7 +159,9 @@ class Block(nn.Module):
     def by_expert(self, number: int, x_PI: Tensor, pairs: Pairs) -> Tensor | None:
         """Updates of one linear for tokens sorted by expert, weighted; [P, O], or None where nobody has one."""
         low = sum(map(sum, self.ranks[:number]))
-        if self.even and self.everyone:
+        sizes = (self.width, self.down.shape[1], self.ups[number].shape[0])
+        whole = all(n * x_PI.element_size() % 16 == 0 for n in sizes)  # grouped products want rows of whole 16 bytes
+        if self.even and self.everyone and whole:
             U, r = len(self.members), self.width
             A_UIR = self.down[low : low + U * r].view(U, r, -1).transpose(1, 2)
             B_URO = self.ups[number].view(-1, U, r).permute(1, 2, 0)

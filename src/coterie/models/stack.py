@@ -346,9 +346,11 @@ class Stacked(nn.Module):
 
 def frozen(linear: Any, x_MI: Tensor) -> Tensor:
     """What the frozen linear gives, as a tensor of its own that can be added to."""
-    if isinstance(linear, Conv1D):
+    if type(linear) is Conv1D:
         return torch.addmm(linear.bias, x_MI, linear.weight)
-    return F.linear(x_MI, linear.weight, linear.bias)
+    if type(linear) is nn.Linear and not linear._forward_hooks and not linear._forward_pre_hooks:
+        return F.linear(x_MI, linear.weight, linear.bias)
+    return linear(x_MI).clone()  # somebody has put something else there, or listens
 
 
 def shape_of(linear: nn.Module) -> tuple[int, int] | None:

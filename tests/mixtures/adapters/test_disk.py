@@ -12,6 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tests.mixtures.adapters.cases import adapter, base, close, config, ids, mixture
+from tests.models.architectures import make
+from tests.tiny import V as VOCABULARY
 from tests.tiny import write_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -192,3 +194,24 @@ def test_a_part_that_is_not_there_is_named(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "m" / "experts" / "e1")
     with pytest.raises(RequestError, match="a part of the mixture is not beside it"):
         coterie.load(tmp_path / "m")
+
+
+def test_pipelines_and_peft_take_it_as_any_model(tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import pipeline
+
+    model = make("llama", vocab_size=VOCABULARY)
+    made = AdaptersMixture(config(2), model, [adapter(model, 2), adapter(model, 3, seed=1)])
+    tokenizer = AutoTokenizer.from_pretrained(write_tokenizer(tmp_path / "tokenizer"))
+    said = pipeline("text-generation", model=made, tokenizer=tokenizer)("a", max_new_tokens=3, do_sample=False)
+    assert said[0]["generated_text"].startswith("a")
+    tokens = ids()
+    before = made.log_probs(tokens)
+    more = get_peft_model(made, LoraConfig(r=2, target_modules=["linear"], task_type="CAUSAL_LM"))
+    with torch.no_grad():
+        assert close(more(input_ids=tokens).logits.log_softmax(-1), before)  # B is zero at first
+    for name, parameter in more.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    with torch.no_grad():
+        assert not close(more(input_ids=tokens).logits.log_softmax(-1), before, 1e-2)

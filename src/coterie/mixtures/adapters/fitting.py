@@ -99,10 +99,12 @@ def say_counts(label: str, counts: Mapping[str, Any]) -> None:
     """Parameters by part, for people."""
     experts = sum(counts["experts"].values())
     total = experts + counts["router"] + counts["base"]
+    largest = max(counts["experts"].values())
     each = ", ".join(f"{name} {n:,}" for name, n in counts["experts"].items())
     say(
         f"  {label}: experts {experts:,} ({each}), router {counts['router']:,}, frozen base {counts['base']:,}; "
-        f"trainable share {(experts + counts['router']) / total:.2%}"
+        f"trainable share {(experts + counts['router']) / total:.2%}; "
+        f"an expert of {largest:,} takes {4 * largest / 1e6:.2f} MB, {16 * largest / 1e6:.2f} MB while it trains"
     )
 
 

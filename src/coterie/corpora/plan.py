@@ -55,7 +55,7 @@ class Plan:
                     do="take it out of the list",
                 )
         self.where = wanted(corpus.where)
-        self.extra = tuple(c for c in corpus.columns if c not in OWN and c != "undated")
+        self.extra = tuple(c for c in corpus.columns if c not in OWN and not (c == "undated" and corpus.undated))
         self.names = (*self.extra, *(["undated"] if corpus.undated is not None else []))
         """Columns of the documents besides their own."""
         self.needed = {column: name for name, template in self.templates.items() for column in template.columns}

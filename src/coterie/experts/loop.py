@@ -195,11 +195,12 @@ class Calendar(TrainerCallback):
     """Says when to log, to save and to publish a snapshot, in tokens seen, and moves the progress bar."""
 
     def __init__(
-        self, tokens: np.ndarray, bar: Bar, save_every: int, snapshots: int | None, snapshot: Callable[[int], None]
+        self, tokens: np.ndarray, bar: Bar, save_every: int, snapshots: float | None, snapshot: Callable[[int], None]
     ) -> None:
         self.tokens, self.bar, self.snapshot = tokens, bar, snapshot
         self.saves = marks(tokens, save_every)
-        self.snapshots = marks(tokens, snapshots) - {len(tokens)} if snapshots else set()
+        every = None if snapshots is None else snapshots if snapshots >= 1 else snapshots * int(tokens[-1])
+        self.snapshots = marks(tokens, every) - {len(tokens)} if every else set()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         step = state.global_step
@@ -210,7 +211,7 @@ class Calendar(TrainerCallback):
             self.snapshot(step)
 
 
-def marks(tokens: np.ndarray, every: int) -> set[int]:
+def marks(tokens: np.ndarray, every: float) -> set[int]:
     """Steps (from 1) at which the tokens seen first reach each multiple of ``every``."""
     return {int(s) + 1 for s in np.searchsorted(tokens, np.arange(every, int(tokens[-1]) + 1, every))}
 

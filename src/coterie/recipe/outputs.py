@@ -93,6 +93,12 @@ class Adapt(Train):
     learning_rate: Positive = 1e-4
     """Peak learning rate, of the router and of the experts."""
 
+    @model_validator(mode="after")
+    def _settings_apply(self) -> Adapt:
+        if self.snapshots is not None or self.gradient_checkpointing:
+            raise ValueError("adapt takes neither snapshots nor gradient_checkpointing")
+        return self
+
 
 class OutputsSpec(Seats):
     """Slots over experts whose probabilities a router mixes."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from coterie.recipe.spec import Count, Number, Positive, Share, Spec, Whole
 
@@ -55,8 +55,9 @@ class Train(Spec):
     """Recompute activations in the backward pass: less memory, more time."""
     early_stopping: EarlyStopping | None = None
     """Stop on held-out loss (the valid split)."""
-    snapshots: Count | None = None
-    """Publish the weights each time so many tokens have been seen."""
+    snapshots: Count | Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Publish the weights each time so many tokens have been seen, or such a share of the budget (`0.1`). Each snapshot is
+    then evaluated on the test split of the expert's own slice."""
     save_every: Count = 500_000
     """Tokens between checkpoints for resuming. Not part of the expert's identity."""
     log_every: Count = 10

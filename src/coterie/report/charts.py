@@ -62,7 +62,7 @@ def curves(models: Sequence[dict[str, Any]]) -> Curves | None:
             m.get("name", "?"),
             i if len(shown) <= COLOURS else None,
             thinned(m["curve"]),
-            [(float(t), float(v)) for t, v in m.get("valid_curve") or ()],
+            [(float(t), float(v)) for t, v in m.get("test_curve") or m.get("valid_curve") or ()],
             figures.nats(m.get("loss") if m.get("loss") is not None else m["curve"][-1][1]),
         )
         for i, m in enumerate(shown)

@@ -5,7 +5,7 @@ there, and leaves out what is not:
 
 - ``recipe_hash``, ``seed``, ``versions`` ``{PACKAGE: VERSION}``, ``notes`` ``[TEXT]``,
 - ``reuse`` ``{"requested", "distinct", "trained", "reused"}``: experts,
-- ``experts[HASH]`` further: ``kind``, ``corpus``, ``from``, ``parameters``, ``curve`` and ``valid_curve``
+- ``experts[HASH]`` further: ``kind``, ``corpus``, ``from``, ``parameters``, ``curve``, ``valid_curve`` and ``test_curve``
   ``[[tokens, loss], ...]``; ``base`` and ``single`` likewise, with ``digest``,
 - ``evaluation[EVAL][MODEL][GROUP]`` further: ``documents`` and ``skipped`` (left out because the model cannot answer), and
   for references ``expert``, its name,
@@ -13,7 +13,8 @@ there, and leaves out what is not:
 - ``leaks`` ``{"evaluated", "trained", "exact", "near", "named": {"exact": [{"id"}], "near": [{"id", "share", "like"}]}}``
   (the facts of `check_leaks`),
 - ``routing[MIXTURE]`` further: ``experts`` (names, in the order of ``utilization``), ``by_group`` ``{GROUP: [weights]}``,
-  ``by_position`` ``{GROUP: [weights at each position]}``, ``mutual_information``.
+  ``by_position`` ``{GROUP: [weights at each position]}``, ``mutual_information``, ``gate_accuracy`` ``{GROUP: share}``,
+  ``by_layer`` ``{GROUP: [[weights] of each layer]}``.
 
 A line of metrics.jsonl is ``{"expert": HASH, "base" or "single", "tokens", "loss" or "eval_loss", ...}``; it is needed only
 for those without ``curve``.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from importlib.metadata import version
@@ -62,7 +63,7 @@ class Measured:
         """The training blocks behind every expert, the base and `single`, and the documents they were cut from."""
         pretrain = self.recipe.base.pretrain
         used = [(self.c.blocks(name, "train"), name) for name in (pretrain.corpora if pretrain else ())]
-        trained = [e for e in self.recipe.experts if e.adapter is None]
+        trained = [e for e in self.recipe.experts if not e.finished]
         used += [(self.c.blocks(e.corpus, "train", e.window, e.where), e.corpus) for e in trained]
         used += [
             (self.c.blocks(n, "train"), n)
@@ -161,8 +162,30 @@ class Measured:
             facts = {name: self.mixture_scores(mixture, b).facts for name, b in self.tested(spec).items()}
             answered = {name: f for name, f in facts.items() if f["tokens"]}
             if answered:
-                found[mixture.name] = {"experts": assembly.of(mixture).experts(self.c, mixture), **usage(answered)}
+                names = assembly.of(mixture).experts(self.c, mixture)
+                self._note_equal_slots(mixture)
+                found[mixture.name] = {"experts": names, **usage(answered), **self._gates(names, answered)}
         return found
+
+
+    def _note_equal_slots(self, mixture: Mixture) -> None:
+        counts = Counter(digest for _, digest in assembly.of(mixture).seats(self.c, mixture))
+        first = {digest: name for name, digest in reversed(assembly.of(mixture).seats(self.c, mixture))}
+        if several := [f"{first[digest]} ({count} slots)" for digest, count in counts.items() if count > 1]:
+            self.notes.append(f"{mixture.name}: slots of one expert cannot be told apart: {', '.join(several)}")
+
+    def _gates(self, experts: list[str], facts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+        """Of mixtures with gates inside: their use ``by_layer``, and ``gate_accuracy``: the share of a domain's held-out
+        tokens at which the largest weight is on an expert that learned this domain, mean over layers."""
+        facts = {name: f for name, f in facts.items() if "chosen" in f}
+        own = {
+            name: [u for u, e in enumerate(experts) if e in self.c.by_name and self.c.by_name[e].corpus == name]
+            for name in facts
+        }
+        if not facts:
+            return {}
+        right = {name: sum(facts[name]["chosen"][u] for u in mine) for name, mine in own.items() if mine}
+        return {"by_layer": {name: f["by_layer"] for name, f in facts.items()}, "gate_accuracy": right}
 
 
 def usage(facts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -201,6 +224,8 @@ def summarise(c: Conductor, measured: Measured, stage: int) -> dict[str, Any]:
         else:
             expert = c.by_name[name]
             experts[artifact.digest] = outcome.expert_entry(name, expert, artifact, expert.corpus)
+            if stage >= 2 and (curve := c.test_curve(name)):
+                experts[artifact.digest]["test_curve"] = curve
     pretrain = c.recipe.base.pretrain
     tables = measured.tables
     summary: dict[str, Any] = {

@@ -19,7 +19,7 @@ import polars as pl
 
 from coterie import assembly, corpora, evaluation, experts, models, outcome
 from coterie.errors import RequestError
-from coterie.experts.adopt import adopt
+from coterie.experts.adopt import adopt, adopt_model
 from coterie.measure import Measured, summarise
 from coterie.outcome import Run
 from coterie.progress import say
@@ -52,7 +52,7 @@ class Conductor:
         """Every corpus that something is trained on."""
         pretrain = self.recipe.base.pretrain
         joint = [name for m in self.recipe.mixtures for name in getattr(getattr(m, "joint", None), "corpora", ())]
-        learned = [e.corpus for e in self.recipe.experts if e.adapter is None]
+        learned = [e.corpus for e in self.recipe.experts if not e.finished]
         return list(dict.fromkeys([*(pretrain.corpora if pretrain else ()), *learned, *joint]))
 
     @cached_property
@@ -141,6 +141,8 @@ class Conductor:
         expert = self.by_name[name]
         if expert.adapter is not None:
             return adopt(self.store, expert.adapter, self.origin(expert), label=f"expert {name}")
+        if expert.model is not None:
+            return adopt_model(self.store, expert.model, kind=expert.kind, label=f"expert {name}")
         goes_on = expert.kind == "lora" and expert.from_ in self.by_name and self.by_name[expert.from_].kind == "lora"
         stops_early = expert.train.early_stopping is not None
         corpus, window, where = _data(expert)
@@ -256,6 +258,23 @@ class Conductor:
         base = self.origin(expert) if expert.kind == "lora" else None
         return experts.score(self.store, self.experts[name], blocks, base=base, label=f"scores of {name}")
 
+    def test_curve(self, name: str) -> list[list[float]]:
+        """Tokens seen and held-out loss (test split of the expert's own slice) of each of its snapshots, and at the end."""
+        expert = self.by_name[name]
+        if expert.train.snapshots is None or expert.finished:
+            return []
+        blocks = self.blocks(expert.corpus, "test", expert.window, expert.where)
+        base = self.origin(expert) if expert.kind == "lora" else None
+        made = self.experts[name]
+        by_digest = {artifact.digest: artifact for artifact in self.store.used.values()}
+        points = [(entry["tokens"], by_digest[entry["digest"]]) for entry in made.facts["snapshots"]]
+        points.append((made.facts["tokens"], made))
+        label = f"scores of snapshots of {name}"
+        return [
+            [tokens, experts.score(self.store, artifact, blocks, base=base, label=label).facts["nll"]]
+            for tokens, artifact in points
+        ]
+
     def data_of(self, slots: Iterable[str]) -> list[tuple[str, Window | None, dict]]:
         """What the experts of these slots learned from, each once."""
         learned = [self.by_name[s] for s in dict.fromkeys(slots)]
@@ -346,7 +365,7 @@ def _look_first(c: Conductor, measured: Measured) -> None:
         c.documents(name)
     for expert in c.recipe.experts:
         corpus, window, where = _data(expert)
-        if expert.adapter is None:
+        if not expert.finished:
             c.blocks(corpus, "train", window, where)
     for spec in c.recipe.evaluation:
         if isinstance(spec, Losses):

@@ -1,13 +1,14 @@
-"""An adapter made elsewhere becomes an expert like any other: checked against the base, then copied into the store."""
+"""What was made elsewhere becomes an expert like any other: checked, then copied into the store."""
 
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 
 from coterie.errors import RequestError
-from coterie.models import contents
+from coterie.models import checkpoint, contents
 from coterie.recipe import digest
 from coterie.store import Action, Artifact, Store, sha256
 
@@ -46,6 +47,38 @@ def adopt(store: Store, folder: str | Path, base: Artifact, *, label: str) -> Ar
             "kind": "lora", "tokens": 0, "steps": 0, "loss": None, "precision": None, "start": contents(base),
             "base": contents(base), "parameters": trained + sum(p.numel() for p in model.parameters()),
             "trained_parameters": trained,
+        }  # fmt: skip
+        (target / "metrics.jsonl").write_text("")
+        (target / "facts.json").write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")
+
+    return store.make(action, build, label=label)
+
+
+def adopt_model(store: Store, folder: str | Path, *, kind: str, label: str) -> Artifact:
+    """An ``experts`` artifact with a finished model's weights as they are.
+
+    Args:
+        folder: a Hugging Face model directory.
+
+    Raises:
+        RequestError: what is there is no whole, finite, safe model.
+    """
+    found = checkpoint(folder)
+    action = Action("experts", {"adopted": True, "kind": kind}, {"model": contents(found)})
+
+    def build(target: Path) -> None:
+        from safetensors import safe_open
+
+        for name in found.files:
+            shutil.copyfile(found.file(name), target / name)
+        count = 0
+        for name in found.files:
+            if name.endswith(".safetensors"):
+                with safe_open(found.file(name), framework="numpy") as file:
+                    count += sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118
+        facts = {
+            "kind": kind, "tokens": 0, "steps": 0, "loss": None, "precision": None, "start": None, "base": None,
+            "parameters": count, "trained_parameters": 0,
         }  # fmt: skip
         (target / "metrics.jsonl").write_text("")
         (target / "facts.json").write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")

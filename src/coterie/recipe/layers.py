@@ -198,7 +198,7 @@ def check(mixture: LayersSpec, experts: list[Expert], corpora: Any, where: str) 
                 f"expert {name!r} starts from fresh weights, and a mixture at layers has one base", where=f"{where}.slots",
                 expected="from: base", do="let it branch from the base, or meet the others at outputs",
             )  # fmt: skip
-        if mixture.shared is None and (expert.kind == "full" or _trains_attention(expert, by_name)):
+        if mixture.shared is None and not expert.finished and _moves_the_rest(expert, by_name):
             raise RequestError(
                 f"expert {name!r} is of kind {expert.kind} and differs from the base outside its feed-forward blocks",
                 where=f"{where}.slots", expected="kind ffn, or lora with feed-forward targets",
@@ -224,11 +224,11 @@ def check(mixture: LayersSpec, experts: list[Expert], corpora: Any, where: str) 
 _FEED_FORWARD = {"gate_proj", "up_proj", "down_proj", "c_fc", "fc1", "fc2", "fc_in", "fc_out"}
 
 
-def _trains_attention(expert: Expert, by_name: dict[str, Expert]) -> bool:
+def _moves_the_rest(expert: Expert, by_name: dict[str, Expert]) -> bool:
     """Whether more than feed-forward blocks can differ from the base, by the recipe alone; files are compared later."""
-    if expert.from_ in by_name and by_name[expert.from_].kind == "full":
+    if expert.kind == "full" or (expert.from_ in by_name and by_name[expert.from_].kind == "full"):
         return True
-    if expert.kind != "lora" or expert.adapter is not None:
+    if expert.kind == "ffn":
         return False
     targets = expert.lora.targets if expert.lora else "all-linear"
     return isinstance(targets, str) or not set(targets) <= _FEED_FORWARD

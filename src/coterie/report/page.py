@@ -115,11 +115,13 @@ def _routing(summary: Summary, name: str, use: dict[str, Any]) -> Routing:
         ("confidence", "mean of the largest weight"),
         ("mutual_information", "nats that the group says about the expert: 0 none"),
     ]
+    right = "share of held-out tokens whose largest weight is on an expert of this domain, mean over layers"
     return Routing(
         name,
         experts,
         {n: c for n, c in slots.items() if c > 1},
         [*heat, *([("all", list(mean))] if mean else [])],
-        [(k.replace("_", " "), figures.nats(use[k]), text) for k, text in said if use.get(k) is not None],
+        [(k.replace("_", " "), figures.nats(use[k]), text) for k, text in said if use.get(k) is not None]
+        + [(f"gate accuracy, {g}", f"{a:.0%}", right) for g, a in use.get("gate_accuracy", {}).items()],
         charts.bands(experts, use.get("by_position", {})),
     )

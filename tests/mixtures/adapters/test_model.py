@@ -150,6 +150,16 @@ def test_what_an_expert_holds_while_it_is_new_is_never_heard() -> None:
     assert torch.equal(one.log_probs(tokens := ids()), two.log_probs(tokens))
 
 
+def test_a_maturity_that_cannot_be_leaves_all_as_it_was() -> None:
+    made = mixture(ranks=(2, 3), seed=4, top_k=2)
+    before = made.log_probs(tokens := ids())
+    with pytest.raises(RequestError, match="top_k is above"):
+        made.mature("e1", "new")
+    with pytest.raises(RequestError, match="no maturity is called"):
+        made.mature("e1", "old")
+    assert torch.equal(made.log_probs(tokens), before)
+
+
 def test_all_answer_while_one_is_in_training_then_few() -> None:
     made = mixture(ranks=(2, 3, 2), seed=4, top_k=1, maturity=["mature", "training", "mature"])
     tokens = ids()

@@ -134,8 +134,13 @@ class AdaptersMixture(PreTrainedModel, GenerationMixin):
         """Set an expert's maturity: new, training or mature."""
         if state not in MATURITY:
             raise RequestError(f"no maturity is called {state!r}", expected=", ".join(MATURITY))
-        self.config.experts[self._number(name)]["maturity"] = state
-        self.compose()
+        entry = self.config.experts[self._number(name)]
+        before, entry["maturity"] = entry["maturity"], state
+        try:
+            self.compose()
+        except RequestError:
+            entry["maturity"] = before
+            raise
 
     def add_expert(self, name: str, adapter: Adapter) -> None:
         """Give a new expert a seat. It has no weight until its maturity is raised: no output changes by a bit."""

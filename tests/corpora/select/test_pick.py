@@ -70,12 +70,13 @@ def test_whole_documents_up_to_the_budget(data: st.DataObject) -> None:
     cell = np.array([data.draw(st.integers(0, cells - 1)) for _ in range(N)])
     order, start = pick.ranked(pick.uniform(KEYS[:N], 0), cell, cells)
     room = np.bincount(cell, tokens, minlength=cells)
-    quota = room * np.array([data.draw(st.floats(0, 1)) for _ in range(cells)])
+    quota = room * np.array([data.draw(st.sampled_from([0.0, 0.0, 1.0]) | st.floats(0, 1)) for _ in range(cells)])
     taken = pick.take_tokens(order, start, tokens, quota)
     assert len(set(taken.tolist())) == len(taken)
     for c in range(cells):  # the best of each cell, in order
         mine = [r for r in taken if cell[r] == c]
         assert mine == order[start[c] : start[c] + len(mine)].tolist()
+        assert quota[c] > 0 or not mine, "what the plan leaves out is not chosen to fill up"
     off = tokens[taken].sum() - quota.sum()
     left = [tokens[r] for r in range(N) if r not in set(taken.tolist()) and quota[cell[r]] > 0]
     assert abs(off) <= tokens.max() / 2 + 1e-6 or (off < 0 and not left) or off < tokens.max()

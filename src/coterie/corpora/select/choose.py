@@ -147,7 +147,8 @@ def choose(pool: Candidates, select: Select, *, seed: int, vectors: pick.Vectors
     if select.redundancy is not None and vectors is not None:
         order, put_back = pick.without_likes(order, start_C1, quota_C, size_N, vectors, select.redundancy)
     if in_tokens:
-        at = pick.take_tokens(order, start_C1, size_N, quota_C)
+        shares = [(m.group_C, attained) for m, attained in zip(made.margins, made.attained, strict=True)]
+        at = pick.take_tokens(order, start_C1, size_N, quota_C, shares)
     else:
         at = pick.take_documents(order, start_C1, quota_C.astype(np.int64))
     lot = pick.uniform(pool.key_N[at], seed, turn=1)

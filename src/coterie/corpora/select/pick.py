@@ -10,7 +10,8 @@ what order documents came, from which files, or on how many threads.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Float64, Int64, UInt64
@@ -99,36 +100,64 @@ def take_documents(order: np.ndarray, start_C1: np.ndarray, quota_C: Int64[np.nd
     return np.concatenate([order[a : a + q] for a, q in zip(start_C1[:-1], quota_C, strict=True)] or [order[:0]])
 
 
+Shares = Sequence[tuple[np.ndarray, np.ndarray]]
+"""Of each axis: the group of every cell [C], and the tokens planned for every group [G]."""
+
+
 def take_tokens(
-    order: np.ndarray, start_C1: np.ndarray, tokens_N: np.ndarray, quota_C: np.ndarray
+    order: np.ndarray, start_C1: np.ndarray, tokens_N: np.ndarray, quota_C: np.ndarray, shares: Shares = ()
 ) -> Int64[np.ndarray, " n"]:
-    """Whole documents of each cell up to its tokens; what a cell is over or under is carried to the next, so that the total
-    is off by half a document at most wherever documents are left (a last round evens out what full and empty cells could
-    not)."""
+    """Whole documents of each cell up to its tokens. What a cell is over or under is carried to the next; then single
+    documents are added or left out where that brings the axes' shares nearer; a last round brings the total to within half a
+    document wherever documents are left. A cell without a quota gives nothing."""
+    sizes = [tokens_N[order[a:b]].astype(float) for a, b in pairwise(start_C1)]
     took: list[int] = []
     carry = 0.0
-    for a, b, quota in zip(start_C1[:-1], start_C1[1:], quota_C, strict=True):
+    for size, quota in zip(sizes, quota_C, strict=True):
         want = quota + carry
-        upto = np.cumsum(tokens_N[order[a:b]])
-        n = int(np.searchsorted(upto, want, side="right"))
-        if n < len(upto) and quota > 0 and upto[n] - want < want - (upto[n - 1] if n else 0):
+        upto = np.cumsum(size)
+        n = int(np.searchsorted(upto, want, side="right")) if quota > 0 else 0
+        if quota > 0 and n < len(upto) and upto[n] - want < want - (upto[n - 1] if n else 0):
             n += 1
         took.append(n)
         carry = want - (float(upto[n - 1]) if n else 0.0)
+    carry = _evened(took, sizes, np.asarray(quota_C), carry, shares)
     for c in np.argsort(-np.asarray(quota_C), kind="stable"):
-        if carry > 0 and quota_C[c] > 0:
-            for row in order[start_C1[c] + took[c] : start_C1[c + 1]]:
-                if tokens_N[row] >= 2 * carry:
-                    break
-                carry -= float(tokens_N[row])
-                took[c] += 1
-        while carry < 0 and took[c]:
-            last = float(tokens_N[order[start_C1[c] + took[c] - 1]])
-            if last >= -2 * carry:
-                break
-            carry += last
+        while quota_C[c] > 0 and took[c] < len(sizes[c]) and sizes[c][took[c]] < 2 * carry:
+            carry -= sizes[c][took[c]]
+            took[c] += 1
+        while took[c] and sizes[c][took[c] - 1] < -2 * carry:
             took[c] -= 1
+            carry += sizes[c][took[c]]
     return np.concatenate([order[a : a + n] for a, n in zip(start_C1[:-1], took, strict=True)] or [order[:0]])
+
+
+def _evened(took: list[int], sizes: list[np.ndarray], quota_C: np.ndarray, carry: float, shares: Shares) -> float:
+    """Add or leave out the next document of a cell, in place, while that lowers the sum of squared deviations of the axes'
+    shares and of the total; no cell moves further from its quota than a document."""
+    given = np.array([size[:n].sum() for size, n in zip(sizes, took, strict=True)])
+    over = [np.bincount(group, given, minlength=len(want)) - want for group, want in shares]
+    groups = [[int(group[c]) for group, _ in shares] for c in range(len(took))]
+    moved = bool(shares)
+    while moved:
+        moved = False
+        for c in np.flatnonzero(quota_C > 0).tolist():
+            for step in (1, -1):
+                n = took[c] + (step - 1) // 2
+                if not 0 <= n < len(sizes[c]):
+                    continue
+                size = step * sizes[c][n]
+                near = abs(given[c] + size - quota_C[c]) <= sizes[c][n]
+                now = [e[g] for e, g in zip(over, groups[c], strict=True)]
+                gain = sum(size * (2 * e + size) for e in now) + size * (size - 2 * carry)
+                if near and gain < -1e-9:
+                    took[c] += step
+                    given[c] += size
+                    carry -= size
+                    for e, g in zip(over, groups[c], strict=True):
+                        e[g] += size
+                    moved = True
+    return carry
 
 
 def without_likes(

@@ -149,7 +149,7 @@ def why(
     corpus: CorpusOption = None,
 ) -> None:
     """Explain one document: what was measured, why it was dropped, or its place in its cell."""
-    from coterie.corpora.select.selection import why
+    from coterie.corpora.select.explain import why
 
     it = _profiled(sources, store, set, corpus, 1, relax=True)
     for line in why(it, it.chosen, document):

@@ -34,7 +34,7 @@ def documents(store: Store, corpus: Corpus, *, label: str) -> Artifact:
             is usable; more rows are bad than `bad_rows` allows.
     """
     if corpus.select is not None:
-        from coterie.corpora.select.selection import selected_documents
+        from coterie.corpora.select.training import selected_documents
 
         return selected_documents(store, corpus, label=label)
     plan = Plan(corpus, f"corpora.{label}")

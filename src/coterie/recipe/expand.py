@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from coterie.errors import RequestError
-from coterie.recipe import named, select
+from coterie.recipe import named, selecting
 from coterie.recipe.expert import Expert
 from coterie.recipe.recipe import Recipe
 from coterie.recipe.seating import check_adaptations, known, seat
@@ -20,7 +20,7 @@ def long_form(raw: dict, *, folder: Path, stem: str) -> dict:
     """Write out what may be left out: the name, the flat form, `train:` for all, named corpora; make paths absolute."""
     raw = dict(raw)
     raw.setdefault("name", re.sub(r"[^a-z0-9._-]", "-", stem))
-    raw = select.per_axis(raw)
+    raw = selecting.per_axis(raw)
     if "datasets" in raw:
         raw = _flat(raw)
     defaults = raw.pop("train", None)
@@ -121,7 +121,7 @@ def _corpus(name: str, value: Any, folder: Path) -> Any:
         return value
     value = _absolute(value, "path", folder)
     if "select" in value:
-        value = {**value, "select": select.absolute(value["select"], folder)}
+        value = {**value, "select": selecting.absolute(value["select"], folder)}
     if not any(value.get(k) for k in ("path", "hub")) and name not in named.CORPORA:
         raise RequestError(
             f"corpus {name!r} says neither path nor hub, and is not one of the named ones",
@@ -160,7 +160,7 @@ def expand(recipe: Recipe) -> Recipe:
     Raises:
         RequestError: ``where`` is the dotted key.
     """
-    recipe = select.seeded(recipe)
+    recipe = selecting.seeded(recipe)
     experts: list[Expert] = []
     for i, expert in enumerate(recipe.experts):
         experts.extend(family(expert, f"experts.{i}"))

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from coterie.errors import RequestError
 from coterie.recipe.expand import expand, long_form
 from coterie.recipe.recipe import Recipe
-from coterie.recipe.select import alone
+from coterie.recipe.selecting import alone
 
 Lines = dict[tuple[str | int, ...], int]
 

@@ -10,7 +10,7 @@ from tests.run.small import BASE
 
 import coterie
 from coterie.corpora import Blocks
-from coterie.corpora.select.selection import router_targets
+from coterie.corpora.select.training import router_targets
 
 
 def test_experts_per_group_of_topics(tmp_path: Path) -> None:

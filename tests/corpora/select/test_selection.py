@@ -16,7 +16,9 @@ from tests.corpora.select.texts import corpus, edited, rows, true_jaccard, write
 
 from coterie import corpora
 from coterie.corpora.select import shards
-from coterie.corpora.select.selection import profile_corpus, router_targets, selection, why
+from coterie.corpora.select.explain import why
+from coterie.corpora.select.selection import profile_corpus, selection
+from coterie.corpora.select.training import router_targets
 from coterie.errors import RequestError
 from coterie.recipe import Expert
 from coterie.store import DryStore, Store

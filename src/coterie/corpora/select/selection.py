@@ -1,14 +1,11 @@
-"""The verbs: a corpus with a selection becomes parts, profiles, topics, a pool, a selection, and documents to train on.
+"""The verbs: a corpus with a selection becomes parts, profiles, topics, a pool and a selection.
 
 Each is an artifact, so another budget plans and picks anew without reading, and another file is profiled without the others.
 """
 
 from __future__ import annotations
 
-import difflib
-import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,21 +13,13 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from coterie.corpora.plan import OWN
-from coterie.corpora.reading import _count
 from coterie.corpora.select.choose import Candidates, Chosen, refuse_unmet
-from coterie.corpora.select.pool import CODE, REASONS, Pool, pool
+from coterie.corpora.select.pool import Pool, pool
 from coterie.corpora.select.shards import profiled
 from coterie.corpora.select.strategies import selected
 from coterie.corpora.select.topics import Space, topics
-from coterie.corpora.splits import SPLITS
-from coterie.corpora.template import wanted
-from coterie.errors import RequestError
-from coterie.recipe import Corpus, Expert
+from coterie.recipe import Corpus
 from coterie.recipe.select import CLUSTER, GROUP, RESERVED, Select
 from coterie.store import Action, Artifact, Store
 
@@ -212,155 +201,3 @@ def plan_json(chosen: Chosen) -> dict[str, Any]:
         ],
     }
     return out
-
-
-def selected_documents(store: Store, corpus: Corpus, *, label: str) -> Artifact:
-    """The corpus to train on: of the training split what was chosen, in the order in which it is given out; the valid and
-    test splits whole. Every document has its cluster and its group of clusters, chosen or not.
-
-    Returns:
-        a ``corpora`` artifact like that of `documents`.
-    """
-    it = profile_corpus(store, corpus, label=label)
-    made = selection(it)
-    columns = [*it.corpus.columns, *([CLUSTER, GROUP] if it.topics is not None else [])]
-    columns = list(dict.fromkeys(c for c in columns if c not in OWN))
-    spec = {"selected": True, "columns": columns, "has_id": corpus.id is not None}
-    inputs = {"selection": made.digest, "pool": it.artifact.digest}
-    inputs |= {f"documents.{i}": d.digest for i, (d, _) in enumerate(it.parts)}
-
-    def build(folder: Path) -> None:
-        _write(folder, it, pl.read_parquet(made.file("selected.parquet")), columns, corpus.id is not None)
-
-    return store.make(Action("corpora", spec, inputs), build, label=f"corpus {label} (selected)")
-
-
-def _write(folder: Path, it: Profiled, chosen: pl.DataFrame, columns: list[str], has_id: bool) -> None:
-    table = it.pool.table
-    turn = np.full(len(table), -1, dtype=np.int64)
-    turn[chosen["row"].to_numpy()] = np.arange(len(chosen))
-    held = table["split"].to_numpy() != 0
-    turn[held] = len(chosen) + np.arange(int(held.sum()))
-    want = np.flatnonzero(turn >= 0)
-    where = it.pool.places[want]
-    added = [c for c in columns if c in (CLUSTER, GROUP)]
-    found: list[pa.Table] = []
-    for s, shard in enumerate(it.pool.shards):
-        mine = want[where[:, 0] == s]
-        at = it.pool.places[mine, 1]
-        by_row = np.argsort(at, kind="stable")
-        mine, at = mine[by_row], at[by_row]
-        own = [*OWN, *(c for c in columns if c not in (CLUSTER, GROUP))]
-        low = 0
-        for batch in pq.ParquetFile(shard.documents.file("documents.parquet")).iter_batches(4096, columns=own):
-            a, b = np.searchsorted(at, (low, low + len(batch)))
-            part = pa.table(batch).take(pa.array(at[a:b] - low))
-            rows = mine[a:b]
-            for name in added:
-                part = part.append_column(name, pa.array(table[name][rows].cast(pl.String).to_list(), pa.string()))
-            if not has_id:
-                ids = [c[:16] for c in part["content"].to_pylist()]
-                part = part.set_column(part.schema.get_field_index("id"), "id", pa.array(ids, pa.string()))
-            found.append(part.append_column("turn", pa.array(turn[rows])))
-            low += len(batch)
-    whole = pa.concat_tables(found).sort_by("turn").drop_columns("turn")
-    pq.write_table(whole, folder / "documents.parquet", compression="zstd", row_group_size=8192)
-    with (folder / "quarantine.jsonl").open("wb") as out:
-        for shard in it.pool.shards:
-            out.write(shard.documents.file("quarantine.jsonl").read_bytes())
-    (folder / "facts.json").write_text(json.dumps(_facts(it, whole), indent=1, sort_keys=True))
-
-
-def _facts(it: Profiled, whole: pa.Table) -> dict[str, Any]:
-    funnel = it.artifact.facts["funnel"]
-    reasons = dict(funnel["filtered_why"])
-    for why, entry in funnel["dropped"].items():
-        if why != REASONS[CODE["held out"]]:
-            reasons[f"select: {why}"] = entry["documents"]
-    splits: dict[str, dict[str, Any]] = {}
-    for name in SPLITS:
-        part = whole.filter(pc.equal(whole["split"], name))
-        texts = zip(part["content"].to_pylist(), part["prompt"].to_pylist(), part["text"].to_pylist(), strict=True)
-        content = sorted(bytes.fromhex(c) + hashlib.sha256(f"{p}\0{t}".encode()).digest() for c, p, t in texts)
-        digest = hashlib.sha256(b"".join(content)).hexdigest()
-        splits[name] = {"documents": len(part), "digest": digest, "characters": 0, "first": None, "last": None}
-        if len(part):
-            _count(splits[name], part)
-    reasons["select: not chosen"] = funnel["kept"]["documents"] - splits["train"]["documents"]
-    filtered = funnel["filtered"] + sum(n for why, n in reasons.items() if why.startswith("select: "))
-    assert funnel["read"] == len(whole) + filtered + funnel["quarantined"]
-    distinct = len(set(whole["content"].to_pylist()))
-    return {
-        "read": funnel["read"], "kept": len(whole), "filtered": filtered, "quarantined": funnel["quarantined"],
-        "duplicates": len(whole) - distinct, "reasons": reasons, "splits": splits,
-    }  # fmt: skip
-
-
-def router_targets(experts: Sequence[Expert], corpus: str, documents: pl.DataFrame) -> list[str | None]:
-    """The expert whose slice each document of a corpus belongs to: what a supervised gate is taught.
-
-    Args:
-        experts: of the recipe; the first whose `where` a document meets is its target.
-        documents: with the columns that `where` asks for, such as `Blocks.documents`.
-    """
-    target: list[str | None] = [None] * len(documents)
-    for expert in reversed([e for e in experts if e.corpus == corpus]):
-        mine = np.ones(len(documents), dtype=bool)
-        for column, values in wanted(expert.where).items():
-            mine &= np.array([value in values for value in documents[column].to_list()], dtype=bool)
-        for row in np.flatnonzero(mine):
-            target[row] = expert.name
-    return target
-
-
-def why(it: Profiled, chosen: Chosen, name: str) -> list[str]:
-    """What happened to one document, in sentences.
-
-    Raises:
-        RequestError: no document of this id was read.
-    """
-    ids = pl.read_parquet(it.artifact.file("ids.parquet"))["id"]
-    hits = np.flatnonzero((ids == name).to_numpy())
-    if not len(hits):
-        near = difflib.get_close_matches(name, ids.head(50_000).to_list(), 1)
-        raise RequestError(
-            f"no document is called {name!r}",
-            where="coterie select why",
-            found=f"{len(ids):,} documents; quarantined and filtered rows are not among them",
-            do=f"did you mean {near[0]!r}?" if near else "check the id",
-        )
-    lines: list[str] = []
-    for row in hits.tolist():
-        lines += [*([""] if lines else []), *_why(it, chosen, row, name)]
-    return lines
-
-
-def _why(it: Profiled, chosen: Chosen, row: int, name: str) -> list[str]:
-    table = it.pool.table
-    said = table.row(row, named=True)
-    lines = [
-        f"{name}: {said['tokens']:,} tokens, quality {said['quality']:.3f} (reading ease {said['flesch']:.0f}, richness "
-        f"{said['richness']:.2f}, repetition {said['repetition']:.2f}, {'complete' if said['complete'] else 'incomplete'})"
-    ]
-    dropped = REASONS[said["dropped"]]
-    if said["dropped"]:
-        lines.append(f"dropped: {dropped}")
-        pair = it.pool.pairs().filter((pl.col("row") == row) & pl.col("dropped"))
-        if len(pair):
-            like = it.pool.ids(pair["like"].to_numpy())[0]
-            lines.append(f"like {like} (Jaccard {pair['jaccard'][0]:.3f}), which is better or held out")
-        return lines
-    at = int(np.searchsorted(it.candidates.row_N, row))
-    cell = int(chosen.cell_N[at])
-    words = " / ".join(chosen.cells[cell]) or "the pool"
-    mine = np.flatnonzero(chosen.cell_N == cell)
-    score = chosen.parts["score"]
-    place = int((score[mine] > score[at]).sum()) + 1
-    taken = int(chosen.chosen_N[mine].sum())
-    figures = ", ".join(f"{k.replace('_', ' ')} {v[at]:.3f}" for k, v in chosen.parts.items())
-    lines.append(f"cell {words}: place {place} of {len(mine)} by score; {taken} are taken ({figures})")
-    if chosen.chosen_N[at]:
-        lines.append(f"chosen, given out as number {int(np.flatnonzero(chosen.at == at)[0]) + 1} of {len(chosen.at)}")
-    else:
-        lines.append("not chosen: " + ("its cell gives nothing" if not taken else "others of its cell come first"))
-    return lines

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 import polars as pl
 
-from coterie.corpora.select import report, selection
+from coterie.corpora.select import explain, report, selection
 from coterie.corpora.select.choose import refuse_unmet
 from coterie.corpora.select.pool import texts_of
 from coterie.corpora.select.profile import key_of
@@ -156,7 +156,7 @@ class Selected:
 
     def why(self, name: str) -> str:
         """What happened to one document."""
-        return "\n".join(selection.why(self._it, self._it.chosen, name))
+        return "\n".join(explain.why(self._it, self._it.chosen, name))
 
     def report(self) -> dict[str, Any]:
         """The eleven groups of figures."""

@@ -88,7 +88,7 @@ def plan(
         typer.echo(f"must be missed in any selection ({made['unit']}): {missed}")
     if out is not None:
         _write(out / "plan.json", made)
-    refuse_unmet(it.chosen, it.label)
+    refuse_unmet(it.chosen, it.select, it.label)
 
 
 @app.command("pick")

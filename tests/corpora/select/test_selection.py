@@ -230,6 +230,8 @@ def test_duplicate_ids_and_exact_duplicates_are_counted(tmp_path: Path) -> None:
         ({"axes": {"format": {"target": {"poem": 1.0}}}}, "no document has the format 'poem'", "lesson, note, story"),
         ({"keep": {"tokens": [9000, 9001]}}, "no document is left", "too short"),
         ({"budget": {"docs": 61}}, "the plan cannot be met", "1 documents more than the 60"),
+        ({"budget": {"docs": 61}, "strategy": "random"}, "the plan cannot be met", "1 documents more than the 60"),
+        ({"budget": {"docs": 61}, "strategy": "published"}, "the plan cannot be met", "1 documents more than the 60"),
         ({"axes": {"cluster": {"k": 61}}}, "more clusters than documents", "at most 60"),
         ({"axes": {"cluster": {"k": 3, "groups": 4}}}, "more groups than clusters", "at most 3"),
         ({"rank": {"by": "topic"}}, "'topic' does not hold a number", "rank.by"),

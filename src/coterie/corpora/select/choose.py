@@ -199,24 +199,37 @@ def _cells(labels: dict[str, Labels], N: int) -> tuple[np.ndarray, list[tuple[st
     return cell_N, named, codes
 
 
-def refuse_unmet(chosen: Chosen, label: str) -> None:
-    """Refuse a plan that cannot be met, unless the recipe takes what comes nearest.
+def met(chosen: Chosen, request: Select) -> bool:
+    """Whether the request can be met: its targets, or for a strategy that sets its own, the budget."""
+    made = chosen.plan
+    if made is None:
+        return bool(chosen.capacity_C.sum() >= (request.budget.tokens or request.budget.docs or 0))
+    return made.feasible if request.strategy == "plan" else "budget" not in made.missing
+
+
+def refuse_unmet(chosen: Chosen, request: Select, label: str) -> None:
+    """Refuse what cannot be met, unless the recipe takes what comes nearest.
 
     Raises:
         RequestError: with the certificate and every value that is short.
     """
-    made, select = chosen.plan, chosen.select
-    if made is None or made.feasible or select.relax:
+    if request.relax or met(chosen, request):
         return
-    unit = "tokens" if select.budget.tokens is not None else "documents"
-    lines = [f"at least {made.missing['total']:,.0f} of {made.asked:,.0f} {unit} must miss their targets, in any selection"]
-    if "budget" in made.missing:
-        lines.append(f"budget: {made.missing['budget']:,.0f} {unit} more than the {made.budget:,.0f} that are there")
-    for axis, short in made.short.items():
+    made = chosen.plan
+    unit = "tokens" if request.budget.tokens is not None else "documents"
+    asked = float(request.budget.tokens or request.budget.docs or 0)
+    there = made.budget if made is not None else float(chosen.capacity_C.sum())
+    missing, shorts = (made.missing, made.short) if made is not None else ({}, {})
+    lines = []
+    if request.strategy == "plan":
+        lines.append(f"at least {missing['total']:,.0f} of {asked:,.0f} {unit} must miss their targets, in any selection")
+    if there < asked:
+        lines.append(f"budget: {asked - there:,.0f} {unit} more than the {there:,.0f} that are there")
+    for axis, short in shorts.items():
         worst = sorted(short.items(), key=lambda kv: -kv[1])
         said = ", ".join(f"{value} {lack:,.0f}" for value, lack in worst[:12]) + (", ..." if len(worst) > 12 else "")
-        if worst or made.missing.get(axis, 0) > 0:
-            lines.append(f"{axis}: {made.missing.get(axis, 0):,.0f}" + (f"; there is too little of {said}" if worst else ""))
+        if worst or missing.get(axis, 0) > 0:
+            lines.append(f"{axis}: {missing.get(axis, 0):,.0f}" + (f"; there is too little of {said}" if worst else ""))
     raise RequestError(
         "the plan cannot be met",
         where=f"corpora.{label}.select",

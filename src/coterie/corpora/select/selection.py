@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from coterie.corpora.select.choose import Candidates, Chosen, refuse_unmet
+from coterie.corpora.select.choose import Candidates, Chosen, met, refuse_unmet
 from coterie.corpora.select.pool import Pool, pool
 from coterie.corpora.select.shards import profiled
 from coterie.corpora.select.strategies import selected
@@ -125,17 +125,17 @@ def selection(it: Profiled) -> Artifact:
 
     def build(folder: Path) -> None:
         chosen = it.chosen
-        refuse_unmet(chosen, it.label)
+        refuse_unmet(chosen, it.select, it.label)
         chosen_table(it, chosen).write_parquet(folder / "selected.parquet", compression="zstd")
         (folder / "plan.json").write_text(json.dumps(plan_json(chosen), indent=1, sort_keys=True, ensure_ascii=False))
         facts = {"documents": len(chosen.at), "tokens": chosen.tokens, "put_back": chosen.put_back}
-        facts["feasible"] = chosen.plan is None or chosen.plan.feasible
+        facts["feasible"] = met(chosen, it.select)
         (folder / "facts.json").write_text(json.dumps(facts, indent=1, sort_keys=True))
 
     action = Action("selections", spec, inputs, libraries=("scipy",))
     made = it.store.make(action, build, label=f"selection of {it.label}", tokens=it.select.budget.tokens)
     if not made.planned and not made.facts["feasible"]:  # it may have been made when the recipe relaxed it
-        refuse_unmet(it.chosen, it.label)
+        refuse_unmet(it.chosen, it.select, it.label)
     return made
 
 

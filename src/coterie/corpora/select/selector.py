@@ -139,7 +139,7 @@ class Selected:
 
     def check(self) -> None:
         """Raises RequestError, with the certificate, if the plan cannot be met."""
-        refuse_unmet(self._it.chosen, self._it.label)
+        refuse_unmet(self._it.chosen, self._it.select, self._it.label)
 
     @property
     def ids(self) -> list[str]:

@@ -42,7 +42,7 @@ def measure(experts: int, router: str) -> int:
         vocab_size=V, hidden_size=256, intermediate_size=512, num_hidden_layers=4, num_attention_heads=4,
         max_position_embeddings=T, tie_word_embeddings=True,
     )  # fmt: skip
-    spec = Mixture.model_validate({"name": "m", "at": "outputs", "slots": ["e"], "router": KINDS[router]}).router
+    spec = OutputsSpec.model_validate({"name": "m", "at": "outputs", "slots": ["e"], "router": KINDS[router]}).router
     m = combine({f"e{u}": LlamaForCausalLM(config).eval() for u in range(experts)}, router=spec)
     ids_BT = torch.randint(0, V, (B, T))
     m.nll(ids_BT[:1, :8])

@@ -21,6 +21,9 @@ SMALL = {
     "two-domains.yaml": ["base.pretrain.tokens=20_000", "base.hidden_size=32", "base.layers=1"],
     "thirty-two-slots.json": ["base.pretrain.tokens=20_000", "base.hidden_size=32", "base.layers=1"],
     "from-checkpoint.yaml": [],
+    "merged.yaml": ["base.pretrain.tokens=20_000", "base.hidden_size=32", "mixtures.tuned.tune.tokens=5_000"],
+    "time.yaml": ["base.hidden_size=32", "base.layers=1", "mixtures.coadapted.adapt.tokens=60_000"],
+    "time-fast.yaml": ["base.hidden_size=32", "base.layers=1", "mixtures.coadapted.adapt.tokens=60_000"],
     "select-prose.yaml": ["base.pretrain.tokens=20_000", "base.hidden_size=32", "base.layers=1"],
     "lora-code.yaml": [
         "base.pretrain.tokens=20_000", "base.hidden_size=32", "base.layers=1", "mixtures.joint.joint.tokens=40_000",
@@ -68,6 +71,8 @@ def _paths(path: Path) -> list[str]:
     at = {"meetings": "qmsum/qmsum_compact.jsonl", "code": "mbpp/mbpp.jsonl"}
     if path.name == "select-prose.yaml":
         at = {"prose": "labelled_prose/labelled_prose.jsonl"}
+    if path.name == "merged.yaml":
+        at = {"truthfulqa": "truthfulqa/truthfulqa.jsonl", "qmsum": "qmsum/qmsum_compact.jsonl"}
     if path.suffix == ".json":
         return [f"paths.truthfulqa={DATA}/truthfulqa/truthfulqa.jsonl", f"paths.qmsum={DATA}/qmsum/qmsum_compact.jsonl"]
     return [f"corpora.{name}.path={DATA}/{file}" for name, file in at.items()]
@@ -79,7 +84,7 @@ def test_shipped_recipes_run_whole_on_real_data(tmp_path: Path) -> None:
     torch.manual_seed(0)
     few = ["train.tokens=20_000"]
     store = tmp_path / "store"
-    for name in ("two-domains.yaml", "thirty-two-slots.json", "from-checkpoint.yaml", "select-prose.yaml"):
+    for name in ("two-domains.yaml", "thirty-two-slots.json", "from-checkpoint.yaml", "merged.yaml", "select-prose.yaml"):
         path = ROOT / "recipes" / name
         settings = [*_paths(path), *SMALL[name], *few]
         if name == "from-checkpoint.yaml":
@@ -110,3 +115,36 @@ def test_mixtures_of_adapters_run_whole_on_real_data(name: str, tmp_path: Path) 
     facts = json.loads((tmp_path / "out" / "mixtures" / "joint" / "facts.json").read_text())
     assert all(facts["after"][corpus] < facts["before"][corpus] for corpus in ("alpaca", "mbpp"))
     assert {"alpaca", "mbpp", "all"} <= run.summary["evaluation"]["losses"]["joint"].keys()
+
+
+@pytest.mark.data
+@pytest.mark.skipif(not DATA.is_dir(), reason=f"no data at {DATA} (set COTERIE_DATA)")
+@pytest.mark.parametrize("name", ["time.yaml", "time-fast.yaml"])
+def test_mixtures_over_windows_run_whole_on_real_data(name: str, tmp_path: Path) -> None:
+    """Every document is answered as of its own date; an answer as of a date runs the experts of its past."""
+    files = {"dated": "dated/dated.jsonl", "first": "dated/dated.jsonl"}
+    at = [f"corpora.{corpus}.path={DATA}/{file}" for corpus, file in files.items()]
+    few = [
+        "train.tokens=12_000",
+        "evaluation.losses.tokens=30_000",
+        f"evaluation.releases.choices={DATA}/release_qa/release_qa.jsonl",
+    ]
+    few += [
+        "mixtures.learned.router.epochs=2",
+        "mixtures.learned.router.tokens=20_000",
+        "mixtures.posterior.router={kind: posterior, epochs: 2}",
+    ]
+    run = coterie.run(
+        ROOT / "recipes" / name, store=tmp_path / "store", out=tmp_path / "out", settings=[*at, *SMALL[name], *few]
+    )
+    table = run.summary["evaluation"]["losses"]
+    assert {"average", "posterior", "learned", "coadapted", "unmasked", "y2013", "y2023"} <= table.keys()
+    answered = {year for year, figures in table["average"].items() if figures.get("tokens") and year != "all"}
+    assert answered
+    assert all(year >= "2015" for year in answered)
+    assert answered < table["unmasked"].keys()
+    releases = run.summary["evaluation"]["releases"]
+    assert releases["coadapted"]["2016"]["n"] > 0
+    assert run.mixtures["coadapted"].complete("The latest release", time="2016-05-01", max_new_tokens=4)
+    with pytest.raises(RequestError, match="no expert may be used"):
+        run.mixtures["coadapted"].complete("The latest release", time="2014-05-01", max_new_tokens=4)

@@ -106,7 +106,7 @@ def measure(arm: str, seed: int, share: float, args: argparse.Namespace) -> dict
         "experts": [
             {
                 "name": "model", "corpus": "prose",
-                "train": {"tokens": tokens, "learning_rate": args.rate, "schedule": "constant", "batch_size": 16, "save_every": 10**9},
+                "train": {"tokens": tokens, "learning_rate": args.rate, "schedule": "constant", "batch_size": args.batch, "save_every": 10**9},
             }
         ],
         "evaluation": [
@@ -271,6 +271,7 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=96)
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--rate", type=float, default=2e-3)
+    parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--test-tokens", type=int, default=150_000)
     parser.add_argument("--vocabulary", type=int, default=2048)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))

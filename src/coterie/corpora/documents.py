@@ -38,6 +38,14 @@ def documents(store: Store, corpus: Corpus, *, label: str) -> Artifact:
 
         return selected_documents(store, corpus, label=label)
     plan = Plan(corpus, f"corpora.{label}")
+    if corpus.stream is not None:
+        from coterie.corpora.streamed import streamed
+
+        rows_of = streamed(store, corpus, plan, label=label)
+        corpus = corpus.model_copy(update={"hub": None, "stream": None, "path": str(rows_of.file("rows.parquet"))})
+        if rows_of.planned:
+            spec = {**corpus.model_dump(mode="json", exclude=_NOT_CONTENT), "limit": None}
+            return store.make(Action("corpora", spec, {"source": rows_of.digest}), lambda _: None, label=f"corpus {label}")
     try:
         sources = resolve(corpus, label, download=not store.dry)
         read = digest([_identity(store, source) for source in sources])

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from coterie.recipe.select import Select
 from coterie.recipe.spec import Count, Share, Spec, Whole
+from coterie.recipe.window import Windows
 
 
 class Split(Spec):
@@ -49,6 +50,18 @@ class Limit(Spec):
         if sum(v is not None for v in (self.share, self.rows, self.tokens)) != 1:
             raise ValueError("say exactly one of share, rows, tokens")
         return self
+
+
+class Stream(Spec):
+    """Read a hub dataset as a stream, once, until each window has its tokens; the rest is never fetched."""
+
+    windows: Windows
+    """Windows to fill; documents outside of them, or without a date, are passed over."""
+    tokens: Count
+    """Tokens of each window, all splits together. They are counted at six bytes a token, so that no window falls short
+    whatever the tokenizer; `train.tokens` then takes as many as it says."""
+    rows: Count | None = None
+    """Stop after so many rows, even if a window is not full."""
 
 
 class BadRows(Spec):
@@ -93,6 +106,8 @@ class Corpus(Spec):
     undated: str | None = None
     """Name for documents without a date, which are an error otherwise. An expert takes them with `where: {undated: NAME}`;
     no window holds them."""
+    stream: Stream | None = None
+    """Fetch of the hub dataset only what fills windows of time."""
     columns: tuple[str, ...] = ()
     """Further columns to keep, for `by:` in evaluations and for slices."""
     where: dict[str, Any] = Field(default_factory=dict)
@@ -112,6 +127,8 @@ class Corpus(Spec):
             raise ValueError("give either text, or prompt and response")
         if bool(self.prompt) != bool(self.response):
             raise ValueError("prompt and response go together")
+        if self.stream is not None and not (self.hub and self.revision and self.time):
+            raise ValueError("stream needs hub, revision (so that the data cannot change) and time")
         if (self.undated or self.time_pattern) and not self.time:
             raise ValueError("undated and time_pattern are ignored without time")
         if self.time_pattern is not None:

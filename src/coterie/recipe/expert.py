@@ -3,45 +3,13 @@
 from __future__ import annotations
 
 import re
-from datetime import date
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from coterie.recipe.spec import Count, Positive, Share, Spec, check_name
 from coterie.recipe.train import Train
-
-
-class Window(Spec):
-    """Half-open dates: `start` belongs to the window, `end` does not."""
-
-    start: date
-    """First day."""
-    end: date
-    """First day after the window."""
-
-    @model_validator(mode="after")
-    def _not_empty(self) -> Window:
-        if self.end <= self.start:
-            raise ValueError(f"window [{self.start}, {self.end}) is empty")
-        return self
-
-
-def _every(value: str) -> str:
-    if not re.fullmatch(r"[1-9][0-9]*[ymd]", value):
-        raise ValueError(f"{value!r}: write a number and y, m or d, such as 2y or 6m")
-    return value
-
-
-class Windows(Spec):
-    """A row of windows, one expert for each."""
-
-    start: date
-    """Start of the first window."""
-    end: date
-    """End of the last window."""
-    every: Annotated[str, AfterValidator(_every)]
-    """Length of a window: `2y`, `6m`, `90d`."""
+from coterie.recipe.window import Window, Windows
 
 
 class Lora(Spec):

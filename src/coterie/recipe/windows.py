@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import date, timedelta
+from datetime import date
 from itertools import pairwise
 
 from coterie.errors import RequestError
@@ -48,23 +48,7 @@ def _windows(expert: Expert, where: str) -> list[Window]:
         raise RequestError(
             "the windows end before they start", where=f"{where}.windows", found=f"{windows.start} to {windows.end}"
         )
-    result: list[Window] = []
-    start = windows.start
-    while start < windows.end:
-        end = _after(start, windows.every, windows.start, len(result) + 1)
-        result.append(Window(start=start, end=min(end, windows.end)))
-        start = end
-    return result
-
-
-def _after(start: date, every: str, origin: date, steps: int) -> date:
-    count, unit = int(every[:-1]), every[-1]
-    if unit == "d":
-        return start + timedelta(days=count)
-    months = origin.month - 1 + count * steps * (12 if unit == "y" else 1)
-    year, month = origin.year + months // 12, months % 12 + 1
-    last = (date(year + month // 12, month % 12 + 1, 1) - timedelta(days=1)).day
-    return date(year, month, min(origin.day, last))
+    return windows.spans()
 
 
 def _label(day: date) -> str:

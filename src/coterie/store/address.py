@@ -18,6 +18,7 @@ from coterie.recipe.spec import canonical_json, digest
 
 FORMATS = {
     "corpora": 1,
+    "streams": 1,
     "tokenizers": 1,
     "blocks": 1,
     "weights": 1,

@@ -64,6 +64,17 @@ def test_every_mixture_is_evaluated_and_its_routing_reported(run: Any) -> None:
     assert len(run.summary["slots"]["ridge"]) == 32
 
 
+def test_the_report_says_how_right_gates_are_and_what_they_cannot_tell_apart(run: Any, home: Path) -> None:
+    accuracy = run.summary["routing"]["label"]["gate_accuracy"]
+    assert accuracy.keys() == {"fruit", "tools"}
+    assert all(0.5 < share <= 1 for share in accuracy.values())
+    assert "gate_accuracy" in run.summary["routing"]["ridge"]
+    assert "ridge: slots of one expert cannot be told apart: fruit (16 slots), tools (16 slots)" in run.summary["notes"]
+    page = (home / "out/report.html").read_text()
+    assert "gate accuracy, fruit" in page
+    assert "cannot be told apart" in page
+
+
 def test_it_opens_by_itself_and_answers(run: Any, home: Path) -> None:
     for spec in MIXTURES:
         model = coterie.load(home / "out/mixtures" / spec["name"])
@@ -173,3 +184,38 @@ def test_adapters_of_feed_forward_linears_merge_exactly(home: Path) -> None:
             alone = coterie.load(home / "lora/experts" / name)
             assert (model.log_probs(ids(model)) - alone.log_probs(ids(model))).abs().max() < 1e-5
     assert done.summary["evaluation"]["losses"]["m"]
+
+
+def test_models_and_adapters_made_elsewhere_are_experts(home: Path, run: Any) -> None:
+    """As a person brings them who merged with another tool: a base, whole models of it, an adapter, none trained here."""
+    base, models = home / "out/base", home / "out/experts"
+    adapter = next(f.parent for f in (home / "store/experts").glob("*/adapter_model.safetensors"))
+    elsewhere = {
+        "name": "brought",
+        "sequence_length": 32,
+        "base": {"path": str(base)},
+        "corpora": run.recipe.model_dump(mode="json", include={"corpora": {"fruit", "tools"}})["corpora"],
+        "experts": [
+            {"name": "one", "model": str(models / "fruit")},
+            {"name": "two", "model": str(models / "tools"), "kind": "ffn", "corpus": "tools"},
+            {"name": "low", "adapter": str(adapter)},
+        ],
+        "mixtures": [{"name": "m", "at": "layers", "slots": ["one", "two", "low"]}],
+    }
+    done = coterie.run(elsewhere, store=home / "store", out=home / "brought", until="mixtures")
+    model = coterie.load(home / "brought/mixtures/m")
+    with model.only(1):
+        tools = coterie.load(models / "tools")
+        assert (model.log_probs(ids(model)) - tools.log_probs(ids(model))).abs().max() < 1e-5
+    assert done.summary["reuse"]["requested"] == 3
+    elsewhere["experts"][0]["model"] = str(home / "full-base/experts/fruit")
+    with pytest.raises(RequestError, match="differs from the base outside"):
+        coterie.run(elsewhere, store=home / "store", out=home / "differs", until="mixtures")
+
+
+def test_the_flat_form_merges_too(home: Path) -> None:
+    made = asked(home / "data")
+    flat = {k: made[k] for k in ("name", "sequence_length", "base", "corpora", "train")}
+    flat |= {"datasets": ["fruit"] * 16 + ["tools"] * 16, "at": "layers", "kind": "ffn", "router": "ridge"}
+    coterie.run(flat, store=home / "store", out=home / "flat", until="mixtures")
+    assert len(coterie.load(home / "flat/mixtures/mixture").slots) == 32

@@ -145,8 +145,7 @@ class Tune(Spec):
     def _one_budget(self) -> Tune:
         if self.train.tokens is not None or self.train.epochs is not None:
             raise ValueError("the budget is tune.tokens: remove tokens and epochs from tune.train")
-        if self.train.early_stopping is not None or self.train.snapshots is not None:
-            raise ValueError("tune takes neither early_stopping nor snapshots")
+        self.train.refuse("tune.train", "early_stopping", "snapshots", "parallel")
         return self
 
 

@@ -95,8 +95,7 @@ class Adapt(Train):
 
     @model_validator(mode="after")
     def _settings_apply(self) -> Adapt:
-        if self.snapshots is not None or self.gradient_checkpointing:
-            raise ValueError("adapt takes neither snapshots nor gradient_checkpointing")
+        self.refuse("adapt", "snapshots", "gradient_checkpointing")
         return self
 
 

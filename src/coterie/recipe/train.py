@@ -87,6 +87,16 @@ class Train(Spec):
             )
         return self
 
+    def refuse(self, key: str, *names: str) -> None:
+        """ValueError if one of these settings is not as it is by default: it would be ignored here.
+
+        Args:
+            key: where these settings stand, for the message.
+        """
+        for name in names:
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{key}.{name} has no meaning here and would be ignored: take it out")
+
     def identity(self) -> dict:
         """The settings that make an expert what it is; saving, logging, threads and processes are left out."""
         left_out = {"save_every", "log_every", "report_to", "threads", "parallel", "processes"}

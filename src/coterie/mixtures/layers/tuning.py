@@ -55,13 +55,6 @@ class Request:
     precision: device.Precision
 
 
-class Sourced(Rows):
-    """Rows that also say which of the sources each came from."""
-
-    def __getitems__(self, rows: Sequence[int]) -> Batch:
-        return super().__getitems__(rows) | {"source": torch.from_numpy(self.order.source[list(rows)]).long()}
-
-
 def make(request: Request, folder: Path) -> dict[str, Any]:
     """Train, check, write; returns what the record says of the making."""
     with prepared(request.train.threads, request.seed) as threads:
@@ -83,7 +76,7 @@ def _run(request: Request, folder: Path) -> None:
     loop = train_job(
         Job(
             home=request.store.scratch(request.action), output=request.store.scratch(request.action), model=model,
-            rows=(Sourced if request.by_label else Rows)(sources, order, mask=needs_mask(model.model)), train=request.train,
+            rows=Rows(sources, order, mask=needs_mask(model.model), named=request.by_label), train=request.train,
             where=request.where, precision=request.precision, seed=request.seed, label=request.label, loss=loss,
         )
     )  # fmt: skip

@@ -9,7 +9,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from coterie.errors import RequestError
 from coterie.recipe.expert import Lora
 from coterie.recipe.seats import Policy, Seats
-from coterie.recipe.spec import Count, Number, Positive, Share, Spec
+from coterie.recipe.spec import Count, Number, Positive, Share, Shares, Spec
 from coterie.recipe.train import Train
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ class Joint(Spec):
     """How many."""
     lora: Lora = Lora()
     """Shape of each."""
-    corpora: dict[str, Positive]
+    corpora: Shares
     """Corpora (their training splits) and their shares of the tokens; a list means equal shares."""
     tokens: Count
     """Token budget."""
@@ -118,13 +118,6 @@ class Joint(Spec):
     `top_p` selects (experts in training collaborate, mature ones are delegated to)."""
     train: Train = Train()
     """Training settings; the budget is `tokens` above."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _list_is_equal_shares(cls, value: Any) -> Any:
-        if isinstance(value, dict) and isinstance(value.get("corpora"), list | tuple):
-            value = {**value, "corpora": dict.fromkeys(value["corpora"], 1.0)}
-        return value
 
     @model_validator(mode="after")
     def _one_budget(self) -> Joint:

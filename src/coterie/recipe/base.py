@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Tag, model_validator
 
-from coterie.recipe.spec import Count, Positive, Spec
+from coterie.recipe.spec import Count, Shares, Spec
 from coterie.recipe.train import Train
 
 
@@ -25,19 +25,12 @@ class TrainedTokenizer(Spec):
 class Pretrain(Spec):
     """Training of the base on a mix of corpora before experts branch."""
 
-    corpora: dict[str, Positive]
+    corpora: Shares
     """Corpora and their weights in the mix; a list means equal weights."""
     tokens: Count
     """Token budget."""
     train: Train = Train()
     """Training settings; the budget is `tokens` above."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _list_is_equal_weights(cls, value: Any) -> Any:
-        if isinstance(value, dict) and isinstance(value.get("corpora"), list | tuple):
-            value = {**value, "corpora": dict.fromkeys(value["corpora"], 1.0)}
-        return value
 
 
 class FreshBase(Spec):

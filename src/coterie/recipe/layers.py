@@ -8,7 +8,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from coterie.errors import RequestError
 from coterie.recipe.seats import Seats
-from coterie.recipe.spec import Count, Number, Positive, Spec
+from coterie.recipe.spec import Count, Number, Positive, Shares, Spec
 from coterie.recipe.train import Train
 
 if TYPE_CHECKING:
@@ -128,18 +128,11 @@ class Tune(Spec):
     """What moves: the gates; the gates and the experts' feed-forward blocks; everything. The rest stays as it is."""
     tokens: Count
     """Token budget."""
-    corpora: dict[str, Positive] | None = None
+    corpora: Shares | None = None
     """Corpora (their training splits) and their shares of the tokens; a list means equal shares. By default the data of the
     distinct experts in equal parts."""
     train: Train = Train()
     """Training settings; the budget is `tokens` above."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _list_is_equal_shares(cls, value: Any) -> Any:
-        if isinstance(value, dict) and isinstance(value.get("corpora"), list | tuple):
-            value = {**value, "corpora": dict.fromkeys(value["corpora"], 1.0)}
-        return value
 
     @model_validator(mode="after")
     def _one_budget(self) -> Tune:

@@ -57,3 +57,11 @@ Whole = Annotated[int, BeforeValidator(_not_bool), Field(ge=0)]
 Number = Annotated[float, BeforeValidator(_not_bool)]
 Share = Annotated[float, BeforeValidator(_not_bool), Field(ge=0, le=1)]
 Positive = Annotated[float, BeforeValidator(_not_bool), Field(gt=0)]
+
+
+def _equal_shares(value: Any) -> Any:
+    return dict.fromkeys(value, 1.0) if isinstance(value, list | tuple) else value
+
+
+Shares = Annotated[dict[str, Positive], BeforeValidator(_equal_shares)]
+"""Corpora and their weights in a mix; a list means equal weights."""

@@ -118,3 +118,23 @@ def test_documents_without_a_date_train_an_expert_of_their_own(tmp_path: Path) -
     asked["experts"].append({"name": "rest", "corpus": "dated", "where": {"undated": "timeless"}})
     done = coterie.run(asked, store=tmp_path / "store", out=tmp_path / "out")
     assert len(done.summary["experts"]) == 4
+
+
+def test_the_quickstarts_recipe_for_time(tmp_path: Path) -> None:
+    from coterie.quickstart import recipe as texts
+
+    texts(tmp_path / "texts")
+    few = ["train.tokens=3000", "base.hidden_size=16", "base.layers=1", "mixtures.1.router=uniform"]
+    few += [
+        "mixtures.0.router={kind: posterior, fit: false}",
+        "corpora.chronicle.limit=0.2",
+        "evaluation.losses.bootstrap=20",
+    ]
+    done = coterie.run(tmp_path / "texts/time.yaml", store=tmp_path / "store", out=tmp_path / "out", settings=few)
+    table = done.summary["evaluation"]["losses"]
+    assert not table["strict"].get("2016", {}).get("tokens")
+    assert table["strict"]["2017"]["nll"] == pytest.approx(table["y2013"]["2017"]["nll"], abs=1e-5)  # it alone may answer
+    assert table["unmasked"]["2016"]["tokens"] > 0
+    offices = done.summary["evaluation"]["offices"]["strict"]["all"]
+    assert offices["n"] == 150
+    assert offices["accuracy"] + offices["past"] + offices["future"] == pytest.approx(1)

@@ -28,5 +28,5 @@ def command(
     typer.echo(f"""
 Next:
   coterie generate {out}/mixtures/learned "On 3 May 2016 " --max-new-tokens 40
-  coterie report {out} --format md
+  coterie run {out}/texts/time.yaml         # experts by window of time: an answer as of a date knows no later text
   coterie recipe > recipe-reference.md      # every key that a recipe of your own may hold""")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import sysconfig
 from collections.abc import Iterator
 from datetime import date, timedelta
@@ -17,9 +18,9 @@ CODE_BYTES = 1_500_000
 
 
 def write(folder: Path) -> dict[str, Path]:
-    """Write `code.jsonl`, `reference.jsonl` and `chronicle.jsonl` into ``folder``."""
+    """Write `code.jsonl`, `reference.jsonl`, `chronicle.jsonl` and `offices.jsonl` into ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
-    sources = {"code": standard_library(), "reference": language_reference(), "chronicle": chronicle()}
+    sources = {"code": standard_library(), "reference": language_reference(), "chronicle": chronicle(), "offices": offices()}
     paths = {}
     for name, rows in sources.items():
         paths[name] = folder / f"{name}.jsonl"
@@ -93,3 +94,32 @@ def chronicle(entries: int = 4_000, seed: int = 2013) -> Iterator[dict]:
         if known:
             text += f" In those days the {draw.choice(known)}."
         yield {"id": f"entry-{i:05d}", "date": day.isoformat(), "town": town, "text": text}
+
+
+def offices(questions: int = 150, seed: int = 2013) -> Iterator[dict]:
+    """Who held an office at a date, asked of the chronicle: who did, who had before, who would later."""
+    draw = random.Random(seed)
+    held: dict[tuple[str, str], list[tuple[date, str]]] = {}
+    for entry in chronicle():
+        found = re.match(r"On .*? \d{4} (\w+ \w+) became (.*?) of (\w+)[,.]", entry["text"])
+        if found:
+            held.setdefault((found[3], found[2]), []).append((date.fromisoformat(entry["date"]), found[1]))
+    changes = [(place, i) for place, holders in sorted(held.items()) for i in range(1, len(holders) - 1)]
+    draw.shuffle(changes)
+    for (town, office), i in changes:
+        (_, before), (since, now), (until, after) = held[town, office][i - 1 : i + 2]
+        day = since + (until - since) / 2
+        if day.year < 2017 or len({before, now, after}) < 3:  # before 2017 no expert of the recipe may answer
+            continue
+        options = [(now, "correct"), (before, "past"), (after, "future")]
+        draw.shuffle(options)
+        yield {
+            "question": f"On {day.day} {day:%B} {day.year}",
+            "options": [f"{name} was still {office} of {town}." for name, _ in options],
+            "option_kinds": [kind for _, kind in options],
+            "label": [kind for _, kind in options].index("correct"),
+            "date": day.isoformat(),
+        }
+        questions -= 1
+        if not questions:
+            return

@@ -233,29 +233,33 @@ def test_too_little_disk_is_found_before_writing(two: Path, monkeypatch: pytest.
 # memory -----------------------------------------------------------------------------------------------------------------
 
 
-def test_one_tensor_is_held_whatever_the_number_of_experts(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    held, most = 0, 0
-    read = shards.Stored.read
+@pytest.mark.parametrize("count", [2, 8])
+def test_two_tensors_are_held_whatever_the_number_of_experts(two: Path, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every tensor is read into the same memory, which has room for the largest one twice."""
+    for number in range(2, count):
+        shutil.copytree(two / "e1", two / f"e{number}")
+    it = merge(two, [f"e{u}" for u in range(count)])
+    read, fresh = shards.Stored.read, []
 
-    def counted(self: shards.Stored) -> torch.Tensor:
-        import weakref
-
-        nonlocal held, most
-        tensor, size = read(self), self.bytes
-        held += size
-        most = max(most, held)
-
-        def gone() -> None:
-            nonlocal held
-            held -= size
-
-        weakref.finalize(tensor, gone)
+    def counted(self: shards.Stored, scratch: torch.Tensor | None = None) -> torch.Tensor:
+        fresh.append(scratch is None)
+        tensor = read(self, scratch)
+        assert any(tensor.data_ptr() == own.data_ptr() for own in it._scratch)
         return tensor
 
     monkeypatch.setattr(shards.Stored, "read", counted)
-    for number in range(2, 8):
-        shutil.copytree(two / "e1", two / f"e{number}")
-    it = merge(two, [f"e{u}" for u in range(8)])
+    it.check()
     (two / "parts").mkdir()
     shards.write(two / "parts", list(it.wanted()), 10**9)
-    assert most <= 2 * max(t.bytes for t in it.base.tensors.values())
+    assert len(fresh) > 20
+    assert not any(fresh)
+    assert sum(len(own) for own in it._scratch) == 2 * max(t.bytes for t in it.base.tensors.values())
+
+
+def test_the_same_is_the_same_bit_by_bit() -> None:
+    one = torch.tensor([1.0, 0.0, 3.0, 4.0, 5.0])
+    assert shards.same(one, one.clone())
+    assert not shards.same(one, torch.tensor([1.0, -0.0, 3.0, 4.0, 5.0]))
+    assert not shards.same(one, torch.tensor([1.0, 0.0, 3.0, 4.0, 5.5]))
+    assert not shards.same(one, one.to(torch.bfloat16))
+    assert shards.same(one.to(torch.bfloat16), one.to(torch.bfloat16))

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from coterie.errors import RequestError
 from coterie.mixtures.layers.block import feed_forward
-from coterie.mixtures.layers.shards import Wanted
+from coterie.mixtures.layers.shards import Wanted, same
 from coterie.mixtures.layers.sources import Directory, Source
 from coterie.mixtures.tokenizers import require_same_tokenizer
 
@@ -74,7 +74,7 @@ class Merge:
         for expert in self.experts:
             self._check_config(expert)
             self._check_tensors(expert)
-        return {expert.name: self._difference(expert) for expert in self.experts}
+        return self._differences()
 
     def _check_config(self, expert: Source) -> None:
         here, there = self.base.config.to_dict(), expert.config.to_dict()
@@ -103,25 +103,33 @@ class Merge:
                     found=f"{expert.dtype(name)} in {expert.where(name)}", do="say which one is wanted (--dtype)",
                 )  # fmt: skip
 
-    def _difference(self, expert: Source) -> float:
-        """Largest difference from the base outside the feed-forward blocks."""
-        largest = 0.0
+    def _differences(self) -> dict[str, float]:
+        """For each expert, the largest difference from the base outside the feed-forward blocks."""
+        largest = {expert.name: 0.0 for expert in self.experts}
         for name in self.names:
-            if self.block_of(name) is not None or not expert.changes(name):
-                continue
-            ours, theirs = self.base.read(name), expert.read(name)
-            if ours.dtype == theirs.dtype and torch.equal(ours, theirs):
-                continue
-            largest = max(largest, float((ours.double() - theirs.double()).abs().max()))
-            if self.shared is None and largest > 0:
-                raise RequestError(
-                    f"expert {expert.name!r} differs from the base outside its feed-forward blocks", where=name,
-                    expected=f"what {self.base.where(name)} holds",
-                    found=f"up to {largest:.3g} away in {expert.where(name)}",
-                    do="train experts of kind ffn, name the base that they branch from, or say what becomes of the rest "
-                    "(shared: base, or shared: average)",
-                )  # fmt: skip
+            differing = [e for e in self.experts if e.changes(name)] if self.block_of(name) is None else []
+            ours = self.base.read(name, self._scratch[0]) if differing else None
+            for expert in differing:
+                theirs = expert.read(name, self._scratch[1])
+                if ours is None or same(ours, theirs):
+                    continue
+                apart = float((ours.double() - theirs.double()).abs().max())
+                largest[expert.name] = max(largest[expert.name], apart)
+                if self.shared is None and apart > 0:
+                    raise RequestError(
+                        f"expert {expert.name!r} differs from the base outside its feed-forward blocks", where=name,
+                        expected=f"what {self.base.where(name)} holds",
+                        found=f"up to {apart:.3g} away in {expert.where(name)}",
+                        do="train experts of kind ffn, name the base that they branch from, or say what becomes of the "
+                        "rest (shared: base, or shared: average)",
+                    )  # fmt: skip
         return largest
+
+    @cached_property
+    def _scratch(self) -> tuple[Tensor, Tensor]:
+        """Memory for the largest tensor, twice; each tensor is done with before the next is read."""
+        most = max(t.bytes for s in (self.base, *self.experts) for t in s.tensors.values())
+        return torch.empty(most, dtype=torch.uint8), torch.empty(most, dtype=torch.uint8)
 
     def wanted(self) -> Iterator[Wanted]:
         """The tensors of the result in the names of `LayersMixture`, without its gates."""
@@ -133,14 +141,14 @@ class Merge:
                 continue
             for u, expert in enumerate(self.experts):
                 rest = name.removeprefix(f"{block}.")
-                yield Wanted(f"model.{block}.experts.{u}.{rest}", dtype, shape, partial(expert.read, name))
+                yield Wanted(f"model.{block}.experts.{u}.{rest}", dtype, shape, partial(expert.read, name, self._scratch[0]))
 
     def _shared(self, name: str) -> Tensor:
         if self.shared != "average" or not any(e.changes(name) for e in self.experts):
-            return self.base.read(name)
+            return self.base.read(name, self._scratch[0])
         total = self.experts[0].read(name).float()
         for expert in self.experts[1:]:
-            total += expert.read(name)
+            total += expert.read(name, self._scratch[0])
         return total / len(self.experts)
 
 

@@ -103,8 +103,8 @@ class Directory:
     def dtype(self, name: str) -> torch.dtype:
         return self.tensors[name].dtype
 
-    def read(self, name: str) -> Tensor:
-        return self.tensors[name].read()
+    def read(self, name: str, scratch: Tensor | None = None) -> Tensor:
+        return self.tensors[name].read(scratch)
 
     def changes(self, name: str) -> bool:
         """Whether a tensor may differ from the base's."""
@@ -133,8 +133,8 @@ class Adapted:
     def changes(self, name: str) -> bool:
         return name in self.updates
 
-    def read(self, name: str) -> Tensor:
-        weight = self.base.read(name)
+    def read(self, name: str, scratch: Tensor | None = None) -> Tensor:
+        weight = self.base.read(name, scratch)
         if name not in self.updates:
             return weight
         factors = self.updates[name]

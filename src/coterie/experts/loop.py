@@ -76,7 +76,7 @@ class Loop(Trainer):
         return (loss, {}) if return_outputs else loss
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        loss_sum = self.accelerator.reduce(self._tr_loss.clone(), "mean").item()  # over ranks; each goes on from the mean
+        loss_sums = self.accelerator.gather(self._tr_loss.detach().reshape(1)).tolist()  # of each rank, which goes on from it
         if not ranks.first():
             return
         require_finite(self.moving, self.state.global_step)
@@ -91,7 +91,7 @@ class Loop(Trainer):
             "best": asdict(self.best),
             "rates": [group["lr"] for group in self.optimizer.param_groups],
             "schedule": self.lr_scheduler.state_dict(),
-            "loss_sum": loss_sum,
+            "loss_sums": loss_sums,
             "last_logged": self._globalstep_last_logged,
             "snapshots": self.snapshots,
         }
@@ -123,7 +123,9 @@ class Loop(Trainer):
     def continue_log(self, checkpoint: Path) -> None:
         """Take up the sum of losses where the last log line left it, so that the log is the one of a straight run."""
         history = resume.state(checkpoint)
-        self._tr_loss += history["loss_sum"]
+        sums, rank = history["loss_sums"], self.args.process_index
+        # Of other ranks than these (the same run may go on with more or fewer) the mean is what the log would show.
+        self._tr_loss += sums[rank] if len(sums) == self.args.world_size else sum(sums) / len(sums)
         self._globalstep_last_logged = history["last_logged"]
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:

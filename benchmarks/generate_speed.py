@@ -39,7 +39,10 @@ def expert(seed: int) -> LlamaForCausalLM:
 def mixture(experts: list[LlamaForCausalLM], router: Any) -> OutputsMixture:
     """A window a year from 2013; on 1 January of 2014 + E the first E experts may answer."""
     names = [f"y{2013 + i}" for i in range(len(experts))]
-    dates = [{"start": f"{2013 + i}-01-01", "end": f"{2014 + i}-01-01", "knowledge": f"{2014 + i}-01-01"} for i in range(len(names))]
+    dates = [
+        {"start": f"{2013 + i}-01-01", "end": f"{2014 + i}-01-01", "knowledge": f"{2014 + i}-01-01"}
+        for i in range(len(names))
+    ]
     config = OutputsConfig(
         slots=[{"name": n, "expert": i} for i, n in enumerate(names)],
         experts=[{"name": n, "dir": n, "base": None, "digest": None, **d} for n, d in zip(names, dates, strict=True)],

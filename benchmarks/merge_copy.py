@@ -102,7 +102,8 @@ def turn(args: argparse.Namespace) -> None:
     if args.turn == "merge":
         import coterie.mixtures.layers.disk
         import coterie.mixtures.layers.sources  # noqa: F401 - what importing takes is not the merge's
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    status = Path("/proc/self/status").read_text().splitlines()
+    before = int(next(line for line in status if line.startswith("VmRSS")).split()[1])
     start = time.perf_counter()
     if args.turn == "merge":
         merge(args.folder, args.target, args.experts)

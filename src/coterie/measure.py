@@ -167,7 +167,6 @@ class Measured:
                 found[mixture.name] = {"experts": names, **usage(answered), **self._gates(names, answered)}
         return found
 
-
     def _note_equal_slots(self, mixture: Mixture) -> None:
         counts = Counter(digest for _, digest in assembly.of(mixture).seats(self.c, mixture))
         first = {digest: name for name, digest in reversed(assembly.of(mixture).seats(self.c, mixture))}

@@ -76,7 +76,7 @@ class Loop(Trainer):
         return (loss, {}) if return_outputs else loss
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        loss_sums = self.accelerator.gather(self._tr_loss.detach().reshape(1)).tolist()  # of each rank, which goes on from it
+        loss_sums = self.accelerator.gather(self._tr_loss.detach().reshape(1)).tolist()  # of each rank
         if not ranks.first():
             return
         require_finite(self.moving, self.state.global_step)

@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Each xdist worker computes on one thread: two workers share two cores without fighting over them.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(or $(WORKERS),2)
 
-.PHONY: help install quickstart test test-slow test-data test-browser test-gpu test-slurm test-compat lint format docs bench faults
+.PHONY: help install quickstart test test-slow test-data test-browser test-gpu test-slurm test-compat lint format docs bench studies faults
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -57,5 +57,10 @@ format: install ## rewrite files in house style
 docs: install ## write docs/reference/recipe.md from the models
 	$(BIN)/coterie recipe > docs/reference/recipe.md
 
+STUDIES := $(addprefix benchmarks/,price_of_modularity.py selection_helps.py $(notdir $(wildcard benchmarks/*_study.py)))
+
 bench: install ## every benchmark; each ends with one line of JSON
-	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	@for script in $(filter-out $(STUDIES),$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+studies: install ## what docs/results/ says of training, made again: hours
+	@for script in $(STUDIES); do echo "== $$script"; $(BIN)/python $$script || exit 1; done

@@ -81,7 +81,10 @@ def kit(python: Path, folder: Path, target: Path, experts: int) -> None:
         lines += [f"  - source_model: {folder / f'e{i}'}", '    positive_prompts: ["x"]']
     (folder / "kit.yaml").write_text("\n".join(lines) + "\n")
     command = [str(python.parent / "mergekit-moe"), str(folder / "kit.yaml"), str(target), "--out-shard-size", "1B"]
-    subprocess.run(command, check=True, capture_output=True)
+    command += ["--i-understand-this-is-not-useful-without-training"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(done.stderr[-3000:])
     for path in target.rglob("*"):
         handle = os.open(path, os.O_RDONLY)
         os.fsync(handle)

@@ -15,6 +15,7 @@ from coterie import assembly, evaluation, mixtures, outcome
 from coterie.evaluation import Asked, TokenLosses
 from coterie.progress import say
 from coterie.recipe import Choices, Losses, Mixture
+from coterie.shares import gini, mutual_information
 from coterie.store import Artifact
 
 if TYPE_CHECKING:
@@ -199,15 +200,12 @@ def usage(facts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     use_GU = np.array([f["utilization"] for f in facts.values()])
     use_U = share_G @ use_GU
     joint_GU = share_G[:, None] * use_GU
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratio_GU = np.where(joint_GU > 0, np.log(joint_GU / (share_G[:, None] * use_U)), 0.0)
-    rank_U = np.arange(1, len(use_U) + 1)
     return {
         "utilization": use_U.tolist(),
-        "gini": float(((2 * rank_U - len(use_U) - 1) * np.sort(use_U)).sum() / (len(use_U) * use_U.sum())),
+        "gini": gini(use_U),
         "entropy": float(share_G @ [f["entropy"] for f in facts.values()]),
         "confidence": float(share_G @ [f["confidence"] for f in facts.values()]),
-        "mutual_information": float(max((joint_GU * ratio_GU).sum(), 0.0)),
+        "mutual_information": mutual_information(joint_GU),
         "by_group": {name: f["utilization"] for name, f in facts.items()},
         # by domain: over all of them, later positions belong to the domains with long documents
         "by_position": {name: f["by_position"] for name, f in facts.items()},

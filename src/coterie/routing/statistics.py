@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from coterie.shares import gini, mutual_information
+
 
 class Usage:
     """Sums over tokens, so that an evaluation of any length fits; `summary` turns them into figures."""
@@ -38,23 +40,9 @@ class Usage:
         use_U, share_G = joint_GU.sum(0), joint_GU.sum(1)
         return {
             "utilization": use_U.tolist(),
-            "gini": gini(use_U),
+            "gini": gini(use_U.numpy()),
             "entropy": self.entropy / tokens.item(),
             "confidence": self.confidence / tokens.item(),
-            "mutual_information": mutual_information(joint_GU),
+            "mutual_information": mutual_information(joint_GU.numpy()),
             "by_group": (joint_GU / share_G.clamp_min(1e-300)[:, None]).tolist(),
         }
-
-
-def gini(share_U: Float[Tensor, " U"]) -> float:
-    """Mean absolute difference over twice the mean: 0 when all are equal."""
-    U = len(share_U)
-    rank_U = torch.arange(1, U + 1, dtype=torch.float64)
-    return ((2 * rank_U - U - 1) * share_U.double().sort().values).sum().item() / (U * share_U.sum().item())
-
-
-def mutual_information(joint_GU: Float[Tensor, "G U"]) -> float:
-    """I(group; expert) in nats from a table of probabilities."""
-    entr = torch.special.entr
-    apart = entr(joint_GU.sum(0)).sum() + entr(joint_GU.sum(1)).sum()
-    return max((apart - entr(joint_GU).sum()).item(), 0.0)

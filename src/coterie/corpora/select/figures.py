@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from coterie.corpora.select.choose import Chosen, Labels
+from coterie.shares import gini
 
 
 def balance(share_V: Float64[np.ndarray, " V"], there_V: np.ndarray) -> dict[str, float]:
@@ -31,13 +32,6 @@ def balance(share_V: Float64[np.ndarray, " V"], there_V: np.ndarray) -> dict[str
         "coverage": len(seen) / K if K else 0.0,
         "of": K,
     }
-
-
-def gini(values: np.ndarray) -> float:
-    """0: all alike; near 1: one has everything."""
-    x = np.sort(np.asarray(values, dtype=float))
-    n, total = len(x), x.sum()
-    return float((2 * np.arange(1, n + 1) - n - 1) @ x / (n * total)) if n and total > 0 else 0.0
 
 
 def distance(p: np.ndarray, q: np.ndarray) -> dict[str, float]:

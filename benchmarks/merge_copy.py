@@ -33,12 +33,15 @@ SHARD = 10**9
 def make(folder: Path, layers: int, experts: int) -> None:
     """A base and experts that differ from it in their feed-forward blocks."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from tokenizers import Tokenizer, models
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     config = LlamaConfig(
         vocab_size=32_000, hidden_size=2048, intermediate_size=5632, num_hidden_layers=layers, num_attention_heads=32,
         num_key_value_heads=4, max_position_embeddings=2048,
     )  # fmt: skip
+    words = Tokenizer(models.WordLevel({"<unk>": 0, "x": 1, "</s>": 2}, unk_token="<unk>"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>", pad_token="</s>")
     torch.manual_seed(0)
     torch.set_default_dtype(torch.bfloat16)
     model = LlamaForCausalLM(config)
@@ -48,6 +51,7 @@ def make(folder: Path, layers: int, experts: int) -> None:
                 for parameter in layer.mlp.parameters():
                     torch.nn.init.normal_(parameter, std=0.02)
         model.save_pretrained(folder / name, max_shard_size=SHARD)
+        tokenizer.save_pretrained(folder / name)
 
 
 def merge(folder: Path, target: Path, experts: int) -> None:
@@ -95,10 +99,11 @@ def timed(what: str, folder: Path, target: Path, experts: int, python: str) -> d
     """One turn in a process of its own: seconds, and bytes of memory above what it began with."""
     command = [sys.executable, __file__, "--turn", what, "--folder", str(folder), "--target", str(target)]
     command += ["--experts", str(experts), *(["--mergekit", python] if python else [])]
+    start = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(done.stderr[-3000:])
-    return json.loads(done.stdout.splitlines()[-1])
+    return {"process": time.perf_counter() - start, **json.loads(done.stdout.splitlines()[-1])}
 
 
 def turn(args: argparse.Namespace) -> None:
@@ -116,8 +121,8 @@ def turn(args: argparse.Namespace) -> None:
         kit(Path(args.mergekit), args.folder, args.target, args.experts)
     seconds = time.perf_counter() - start
     who = resource.RUSAGE_CHILDREN if args.turn == "kit" else resource.RUSAGE_SELF
-    peak = resource.getrusage(who).ru_maxrss - (0 if args.turn == "kit" else before)
-    print(json.dumps({"seconds": seconds, "memory": peak * 1024}))
+    peak = resource.getrusage(who).ru_maxrss
+    print(json.dumps({"seconds": seconds, "memory": (peak - before) * 1024, "whole_memory": peak * 1024}))
 
 
 def main() -> None:
@@ -165,8 +170,9 @@ def main() -> None:
     }  # fmt: skip
     passed = figures["to_copy"] <= 1.3 and figures["memory_in_shards"] <= 2
     if args.mergekit:
-        figures["mergekit_to_ours"] = round(ratio("kit", "merge"), 3)
-        figures["mergekit_memory_to_ours"] = round(ratio("kit", "merge", "memory"), 2)
+        # whole processes, start-up included in both
+        figures["mergekit_to_ours"] = round(ratio("kit", "merge", "process"), 3)
+        figures["mergekit_memory_to_ours"] = round(ratio("kit", "merge", "whole_memory"), 2)
         passed = passed and figures["mergekit_to_ours"] > 1 and figures["mergekit_memory_to_ours"] > 1
     print(f"merge {figures['to_copy']} x copy (noise {figures['noise']}), memory {memory / 1e6:.0f} MB above imports")
     print(json.dumps(figures | {"passed": passed}))

@@ -31,33 +31,46 @@ def ids():
     return torch.randint(0, V, (B, T), generator=torch.Generator().manual_seed(0))
 
 
-def write(folder: Path, hidden: int) -> None:
+def dense(seed: int, hidden: int):
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=V, hidden_size=hidden, intermediate_size=hidden * 11 // 4, num_hidden_layers=4, num_attention_heads=8,
+        max_position_embeddings=T,
+    )  # fmt: skip
+    return LlamaForCausalLM(config).eval()
+
+
+def merged_of(distinct: int, copies: bool, hidden: int = 256):
+    """32 slots over so many distinct experts, k = 4, slots of one expert with equal rows; as copies, each slot has its own."""
+    import torch
+
+    from coterie.mixtures.layers.model import merged
+
+    experts = {f"e{u}": dense(u, hidden) for u in range(distinct)}
+    names = [f"e{s % distinct}" for s in range(32)]
+    rows = torch.randn(4, distinct, hidden, generator=torch.Generator().manual_seed(1)) / hidden**0.5
+    gates = [layer[torch.arange(32) % distinct] for layer in rows]
+    if copies:
+        return merged(dense(0, hidden), {f"c{s}": experts[n] for s, n in enumerate(names)}, gates=gates, top_k=4)
+    return merged(dense(0, hidden), experts, names, gates, top_k=4)
+
+
+def write(folder: Path, hidden: int) -> None:
+    import torch
 
     from coterie.mixtures.export.write import export
     from coterie.mixtures.layers.model import merged
 
-    def model(seed: int) -> LlamaForCausalLM:
-        torch.manual_seed(seed)
-        return LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=V, hidden_size=hidden, intermediate_size=hidden * 11 // 4, num_hidden_layers=4,
-                num_attention_heads=8, max_position_embeddings=T,
-            )
-        ).eval()  # fmt: skip
-
-    base = model(0)
-    four = {f"e{u}": model(u) for u in range(4)}
-    base.save_pretrained(folder / "dense")
-    merged(base, {"e": base}, ["e"] * 32, top_k=4).save_pretrained(folder / "one")
+    dense(0, hidden).save_pretrained(folder / "dense")
+    merged_of(1, False, hidden).save_pretrained(folder / "one")
+    merged_of(4, False, hidden).save_pretrained(folder / "four")
+    merged_of(4, True, hidden).save_pretrained(folder / "copies")
+    four = {f"e{u}": dense(u, hidden) for u in range(4)}
     rows = torch.randn(4, 4, hidden, generator=torch.Generator().manual_seed(1)) / hidden**0.5
-    tied = [rows[layer][torch.arange(32) % 4] for layer in range(4)]
-    names = list(four) * 8
-    merged(base, four, names, tied, top_k=4).save_pretrained(folder / "four")
-    copies = {f"c{i}": four[n] for i, n in enumerate(names)}
-    merged(base, copies, gates=tied, top_k=4).save_pretrained(folder / "copies")
-    merged(base, four, gates=list(rows), top_k=2).save_pretrained(folder / "ours")
+    merged(dense(0, hidden), four, gates=list(rows), top_k=2).save_pretrained(folder / "ours")
     export(folder / "ours", folder / "stock")
 
 
@@ -76,6 +89,12 @@ def resident(folder: Path) -> int:
     opened(folder).nll(ids())
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS"))
     return int(line.split()[1]) * 1024
+
+
+def resident_of(folder: Path) -> int:
+    """The same, in a process of its own."""
+    command = [sys.executable, __file__, "--memory", str(folder)]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
 
 
 def seconds(ask) -> float:
@@ -115,12 +134,7 @@ def main() -> None:
         write(folder, args.hidden)
         names = ("dense", "one", "four", "copies")
         disk = {n: sum(p.stat().st_size for p in (folder / n).rglob("*") if p.is_file()) for n in names}
-
-        def process(name: str) -> int:
-            command = [sys.executable, __file__, "--memory", str(folder / name)]
-            return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
-
-        held = {n: statistics.median(process(n) for _ in range(3)) for n in names}
+        held = {n: statistics.median(resident_of(folder / n) for _ in range(3)) for n in names}
         models = {n: opened(folder / n) for n in (*names, "ours", "stock")}
         rows = {n: rows_read(models[n]) for n in ("one", "four", "copies")}
         asks = {n: (lambda m=models[n]: m.nll(ids())) for n in names}

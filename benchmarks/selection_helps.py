@@ -306,7 +306,7 @@ def main() -> None:
                 "date": date.today().isoformat(),
                 "tokens": args.tokens,
                 "seeds": args.seeds,
-                **found,
+                **json.loads(json.dumps(found), parse_constant=lambda _: None),
             }
         )
     )

@@ -17,9 +17,12 @@ if TYPE_CHECKING:
 
 def make(c: Conductor, mixture: LayersSpec) -> Artifact:
     it = model(c, mixture)
-    costs = []
+    costs: list[Cost | None] = []
     if mixture.shared is not None:
         for u, seat in enumerate(_seats(c, mixture)):
+            if not c.by_name[seat.name].corpus:
+                costs.append(None)  # made elsewhere, and no text is named to measure it on
+                continue
             blocks = _data(c, seat.name, "valid", None)
             alone = verbs.score(c.store, it, blocks, only=u, label=f"{seat.name} alone in {mixture.name}")
             costs.append(Cost(c.scores(seat.name, blocks), alone, blocks))

@@ -211,6 +211,11 @@ def test_models_and_adapters_made_elsewhere_are_experts(home: Path, run: Any) ->
     elsewhere["experts"][0]["model"] = str(home / "full-base/experts/fruit")
     with pytest.raises(RequestError, match="differs from the base outside"):
         coterie.run(elsewhere, store=home / "store", out=home / "differs", until="mixtures")
+    elsewhere["mixtures"][0]["shared"] = "base"
+    coterie.run(elsewhere, store=home / "store", out=home / "ruled", until="mixtures")
+    costs = json.loads((home / "ruled/mixtures/m/facts.json").read_text())["exactness"]
+    assert [cost is None for cost in costs] == [True, False, True]
+    assert costs[1]["largest_difference"] < 1e-5
 
 
 def test_the_flat_form_merges_too(home: Path) -> None:

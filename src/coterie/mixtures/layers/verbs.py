@@ -185,24 +185,23 @@ class Cost:
     blocks: Artifact
 
 
-def assemble(store: Store, model: Model, *, costs: Sequence[Cost] = (), label: str) -> Artifact:
+def assemble(store: Store, model: Model, *, costs: Sequence[Cost | None] = (), label: str) -> Artifact:
     """The mixture's own files: all but its experts.
 
     Args:
-        costs: of each distinct expert, where the merge was not exact.
+        costs: of each distinct expert, where the merge was not exact; None where it has no data to measure that on.
     """
     inputs = model.inputs | {"tokenizer": model.tokenizer.digest}
     for u, cost in enumerate(costs):
-        inputs |= {
-            f"own.{u}": cost.own.content("scores.safetensors"),
-            f"alone.{u}": cost.alone.content("scores.safetensors"),
-        }
+        if cost is not None:
+            inputs[f"own.{u}"] = cost.own.content("scores.safetensors")
+            inputs[f"alone.{u}"] = cost.alone.content("scores.safetensors")
     action = Action("mixtures", {"at": "layers", "said": dict(model.said)}, inputs, ("transformers",))
 
     def build(folder: Path) -> None:
         from coterie.mixtures.layers import making
 
-        figures = {"exactness": [making.exactness(cost.own, cost.alone, cost.blocks) for cost in costs]}
+        figures = {"exactness": [cost and making.exactness(cost.own, cost.alone, cost.blocks) for cost in costs]}
         making.write_mixture(model, figures, folder)
 
     return store.make(action, build, label=label)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -312,3 +314,21 @@ def test_what_ours_cannot_hold_is_not_imported(tmp_path: Path) -> None:
     (tmp_path / "moe/config.json").write_text(json.dumps(config | {"norm_topk_prob": False}))
     with pytest.raises(RequestError, match="norm_topk_prob"):
         export(tmp_path / "moe", tmp_path / "back")
+
+
+def test_a_kill_leaves_nothing_under_the_name_and_the_next_export_clears_up(tmp_path: Path) -> None:
+    model, _ = mixture("llama", (0, 1))
+    model.save_pretrained(tmp_path / "own")
+    code = (
+        "import os\n"
+        "from coterie.mixtures.export import compare\n"
+        "compare.largest = lambda *_: os._exit(9)\n"  # all is written, nothing is compared yet
+        "from coterie.mixtures.export.write import export\n"
+        f"export({str(tmp_path / 'own')!r}, {str(tmp_path / 'out')!r})\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 9
+    left = {p.name for p in tmp_path.iterdir()} - {"own"}
+    assert len(left) == 1
+    assert next(iter(left)).startswith(".out~")
+    export(tmp_path / "own", tmp_path / "out")
+    assert {p.name for p in tmp_path.iterdir()} == {"own", "out"}

@@ -197,7 +197,7 @@ def test_32_slots_of_one_expert_cost_what_the_expert_costs(tmp_path: Path) -> No
     model = merged(start, {"e": start}, ["e"] * 32, top_k=4)
     with FlopCounterMode(display=False) as counter:
         logp(start, ids(2, 32))
-    assert flops(model) == counter.get_total_flops()
+    assert flops(model) == flops(merged(start, {"e": start}, ["e"])) <= 1.01 * counter.get_total_flops()
     assert sum(p.numel() for p in model.parameters()) == start.num_parameters() + 32 * 32 * 2
     model.save_pretrained(tmp_path / "many")
     start.save_pretrained(tmp_path / "one")

@@ -27,6 +27,7 @@ from coterie.mixtures.export.formats import FORMATS
 from coterie.mixtures.export.write import CLOSE, Exported, Mixture, appearing_file, require_plain_gates, seating
 from coterie.mixtures.layers.model import LayersMixture
 from coterie.mixtures.layers.shards import finite
+from coterie.models.quiet import quiet
 
 _PARTS = {"gate_proj": "ffn_gate_exps", "up_proj": "ffn_up_exps", "down_proj": "ffn_down_exps"}
 _OTHERS = {
@@ -234,7 +235,8 @@ def _tokenizer(gguf: Any, writer: Any, folder: Path, vocabulary: int) -> None:
 
 def _difference(gguf: Any, mixture: Mixture, placed: Seating, base: Mapping[str, Any], file: Path) -> float:
     """Largest difference in log-probability between the mixture and the file, dequantised."""
-    before: Any = LayersMixture.from_pretrained(mixture.folder, dtype=torch.float32)
+    with quiet():
+        before: Any = LayersMixture.from_pretrained(mixture.folder, dtype=torch.float32)
     ids_BT = compare.probe(before.config)
     expected = compare.log_probs(before, ids_BT)
     config = before.config

@@ -108,9 +108,6 @@ def fit(
     where, order = device.pick(), seat_order(mixture, seats)
     prompts = [router.prompts[seat.name] for seat in seats] if router.kind == "prompt" else []
     if router.kind in ("prompt", "ridge"):
-        several = [f"{seat.name!r} ({len(seat.slots)} slots)" for seat in seats if len(seat.slots) > 1]
-        if several and not store.dry:
-            say(f"  {label}: slots of one expert cannot be told apart and get equal rows: {', '.join(several)}")
         said = router.model_dump(mode="json", exclude={"prompts"})
         spec: dict[str, Any] = {"router": said, "seats": order, "prompts": prompts}
         inputs = model.inputs
@@ -124,6 +121,9 @@ def fit(
     def build(folder: Path) -> None:
         from coterie.mixtures.layers import making
 
+        several = [f"{seat.name!r} ({len(seat.slots)} slots)" for seat in seats if len(seat.slots) > 1]
+        if several and router.kind in ("prompt", "ridge"):
+            say(f"  {label}: slots of one expert cannot be told apart and get equal rows: {', '.join(several)}")
         making.write_gates(model, router, prompts, blocks, seed, where, folder)
 
     return store.make(action, build, label=label)

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, AutoTokenizer, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
@@ -261,11 +261,6 @@ def merged(
     mixture.tokenizer = tokenizer
     mixture.generation_config.update(**special)
     return mixture.eval()
-
-
-def gates_of(model: nn.Module) -> dict[str, Gate]:
-    """Each layer's gate, by name."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, Gate)}
 
 
 AutoModelForCausalLM.register(LayersConfig, LayersMixture, exist_ok=True)

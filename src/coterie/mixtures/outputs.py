@@ -25,8 +25,8 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from coterie.errors import RequestError
 from coterie.mixtures import disk
 from coterie.mixtures.cache import MixtureCache
-from coterie.mixtures.completion import complete
 from coterie.mixtures.config import OutputsConfig
+from coterie.mixtures.inside import Face, repeatable
 from coterie.mixtures.query import Query, Times, ordinals
 from coterie.mixtures.tokenizers import require_same_vocabulary
 from coterie.routing import Router, build, mix
@@ -35,7 +35,7 @@ NOTHING = -1e30
 """Stands for log 0 in running sums: exp gives exactly 0, and no gradient becomes NaN."""
 
 
-class OutputsMixture(PreTrainedModel, GenerationMixin):
+class OutputsMixture(Face, PreTrainedModel, GenerationMixin):
     """A mixture of whole models with one tokenizer."""
 
     config_class = OutputsConfig
@@ -65,11 +65,6 @@ class OutputsMixture(PreTrainedModel, GenerationMixin):
 
     def _check_vocabularies(self, experts: Sequence[Any]) -> None:
         require_same_vocabulary({e["name"]: x.config.vocab_size for e, x in zip(self.config.experts, experts, strict=True)})
-
-    @property
-    def slots(self) -> list[dict[str, Any]]:
-        """``{"slot", "name", "expert": index into experts}`` of each slot."""
-        return [{"slot": i, **slot} for i, slot in enumerate(self.config.slots)]
 
     @torch.no_grad()
     def log_probs(
@@ -234,10 +229,7 @@ class OutputsMixture(PreTrainedModel, GenerationMixin):
             if None in times:
                 raise RequestError("give every row a date, or none", where="time")
             kwargs["time"] = torch.tensor(times, device=ids.device)  # a tensor: repeated with its row by beams and samples
-        if seed is None:
-            return super().generate(inputs, *args, **kwargs)  # type: ignore[misc]
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(seed)
+        with repeatable(seed, self.device):
             return super().generate(inputs, *args, **kwargs)  # type: ignore[misc]
 
     def _prepare_cache_for_generation(  # type: ignore[override]
@@ -251,27 +243,6 @@ class OutputsMixture(PreTrainedModel, GenerationMixin):
             )
         if model_kwargs.get("past_key_values") is None and generation_config.use_cache is not False:
             model_kwargs["past_key_values"] = MixtureCache()
-
-    def complete(
-        self,
-        text: str | Sequence[str],
-        time: Times = None,
-        max_new_tokens: int = 64,
-        temperature: float = 0.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        stop: str | Sequence[str] | None = None,
-        seed: int | None = None,
-    ) -> Any:
-        """What follows a text, or each of several, without the text itself.
-
-        Args:
-            temperature: 0 takes the likeliest token at every step.
-            stop: end before the first of these strings.
-
-        A prompt that leaves no room for ``max_new_tokens`` loses its beginning, as in training.
-        """
-        return complete(self, text, time, max_new_tokens, temperature, top_k, top_p, stop, seed)
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:  # type: ignore[override]
         """Write a mixture directory: opens with `from_pretrained`, `coterie.load` and the Auto classes."""

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers import AutoModelForCausalLM
 from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
@@ -24,19 +24,15 @@ from coterie.errors import RequestError
 from coterie.mixtures.adapters.config import MATURITY, AdaptersConfig
 from coterie.mixtures.adapters.gates import AdaptersCache, Gates
 from coterie.mixtures.adapters.layout import Layout
-from coterie.mixtures.completion import complete
+from coterie.mixtures.inside import ANYONE, Inside
 from coterie.mixtures.query import Query, Times
 from coterie.models import packing
 from coterie.models.adapters import Adapter
 from coterie.recipe.spec import check_name
-from coterie.routing import Eligibility
 from coterie.routing.gates import Gated
 
-ANYONE = Eligibility("all", ("all",), (None,), (None,))
-"""No adapter is ruled out by a date."""
 
-
-class AdaptersMixture(PreTrainedModel, GenerationMixin):
+class AdaptersMixture(Inside):
     """A mixture of LoRA experts.
 
     Args:
@@ -50,10 +46,7 @@ class AdaptersMixture(PreTrainedModel, GenerationMixin):
     """
 
     config_class = AdaptersConfig
-    main_input_name = "input_ids"
     base_model_prefix = ""
-    supports_gradient_checkpointing = True
-    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
     config: AdaptersConfig
     router: Gates
 
@@ -186,37 +179,13 @@ class AdaptersMixture(PreTrainedModel, GenerationMixin):
     # questions ------------------------------------------------------------------------------------------------------------
 
     @property
-    def slots(self) -> list[dict[str, Any]]:
-        """``{"slot", "name", "expert": index into experts}`` of each slot."""
-        return [{"slot": i, **slot} for i, slot in enumerate(self.config.slots)]
+    def inner(self) -> Any:
+        return self.base
 
     @property
     def experts(self) -> list[str]:
         """Names of the distinct experts."""
         return [e["name"] for e in self.config.experts]
-
-    @torch.no_grad()
-    def log_probs(
-        self,
-        ids_BT: Int[Tensor, "B T"],
-        time: Times = None,
-        attention_mask: Int[Tensor, "B T"] | None = None,
-        position_ids: Int[Tensor, "B T"] | None = None,
-    ) -> Float[Tensor, "B T V"]:
-        """log P(x_{t+1} | x_{<=t}) in nats. ``time`` changes nothing: no adapter is ruled out by a date."""
-        query = Query.of(ids_BT, attention_mask, position_ids, 0, time, ANYONE)
-        return self.base(**query.inputs(self.base)).logits.float().log_softmax(-1)
-
-    @torch.no_grad()
-    def nll(
-        self,
-        ids_BT: Int[Tensor, "B T"],
-        time: Times = None,
-        attention_mask: Int[Tensor, "B T"] | None = None,
-        position_ids: Int[Tensor, "B T"] | None = None,
-    ) -> Float[Tensor, "B T-1"]:
-        """-log P of each next token in nats; 0 where it is padding or begins a document."""
-        return -Query.of(ids_BT, attention_mask, position_ids, 0, time, ANYONE).token_logp(self.base)[:, 1:]
 
     @torch.no_grad()
     def weights(
@@ -294,42 +263,13 @@ class AdaptersMixture(PreTrainedModel, GenerationMixin):
     # generation -----------------------------------------------------------------------------------------------------------
 
     def generate(self, inputs: Tensor | None = None, *args: Any, time: Times = None, seed: int | None = None, **kwargs: Any):
-        """Hugging Face's, on ids, by the base, whose linears carry the experts.
-
-        Args:
-            time: changes nothing.
-            seed: makes sampling repeatable without touching the global generator.
-        """
-        self.base.generation_config = self.generation_config
+        """See `Inside.generate`. A gate over the prefix keeps its running sums in the cache."""
         cached = kwargs.get("use_cache", self.generation_config.use_cache) is not False
         if self.router.prefix and cached and kwargs.get("past_key_values") is None:
             kwargs["past_key_values"] = AdaptersCache(config=self.base.config)
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else [], enabled=seed is not None):
-            if seed is not None:
-                torch.manual_seed(seed)
-            return self.base.generate(inputs, *args, **kwargs)
-
-    def complete(
-        self,
-        text: str | Sequence[str],
-        time: Times = None,
-        max_new_tokens: int = 64,
-        temperature: float = 0.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        stop: str | Sequence[str] | None = None,
-        seed: int | None = None,
-    ) -> Any:
-        """What follows a text, or each of several, without the text itself; see `OutputsMixture.complete`."""
-        return complete(self, text, time, max_new_tokens, temperature, top_k, top_p, stop, seed)
+        return super().generate(inputs, *args, time=time, seed=seed, **kwargs)
 
     # the library's own ----------------------------------------------------------------------------------------------------
-
-    def get_input_embeddings(self) -> Any:
-        return self.base.get_input_embeddings()
-
-    def get_output_embeddings(self) -> Any:
-        return self.base.get_output_embeddings()
 
     def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
         self.base.gradient_checkpointing_enable(*args, **kwargs)

@@ -17,29 +17,22 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, AutoTokenizer, GenerationMixin, PreTrainedModel
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from coterie.errors import RequestError
-from coterie.mixtures.completion import complete
+from coterie.mixtures.inside import ANYONE, Inside
 from coterie.mixtures.layers.block import Block, feed_forward, put
 from coterie.mixtures.layers.config import LayersConfig
 from coterie.mixtures.query import Query, Times
-from coterie.routing import Eligibility
 from coterie.routing.gates import Gate, Gated
 
-ANYONE = Eligibility("all", ("all",))
-"""Inside the layers no expert is ruled out by a date."""
 
-
-class LayersMixture(PreTrainedModel, GenerationMixin):
+class LayersMixture(Inside):
     """A mixture of feed-forward experts with one gate a layer."""
 
     config_class = LayersConfig
-    main_input_name = "input_ids"
     base_model_prefix = "model"
-    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
-    supports_gradient_checkpointing = True
     config: LayersConfig
 
     def __init__(self, config: LayersConfig) -> None:
@@ -56,9 +49,8 @@ class LayersMixture(PreTrainedModel, GenerationMixin):
         self.eval()
 
     @property
-    def slots(self) -> list[dict[str, Any]]:
-        """``{"slot", "name", "expert": index into experts}`` of each slot."""
-        return [{"slot": i, **slot} for i, slot in enumerate(self.config.slots)]
+    def inner(self) -> Any:
+        return self.model
 
     @property
     def experts(self) -> list[dict[str, Any]]:
@@ -116,29 +108,6 @@ class LayersMixture(PreTrainedModel, GenerationMixin):
         )  # fmt: skip
 
     @torch.no_grad()
-    def log_probs(
-        self,
-        ids_BT: Int[Tensor, "B T"],
-        time: Times = None,
-        attention_mask: Int[Tensor, "B T"] | None = None,
-        position_ids: Int[Tensor, "B T"] | None = None,
-    ) -> Float[Tensor, "B T V"]:
-        """log P(x_{t+1} | x_{<=t}) in nats. ``position_ids`` that restart at 0 keep packed documents apart."""
-        query = Query.of(ids_BT, attention_mask, position_ids, 0, time, ANYONE)
-        return self.model(**query.inputs(self.model)).logits.float().log_softmax(-1)
-
-    @torch.no_grad()
-    def nll(
-        self,
-        ids_BT: Int[Tensor, "B T"],
-        time: Times = None,
-        attention_mask: Int[Tensor, "B T"] | None = None,
-        position_ids: Int[Tensor, "B T"] | None = None,
-    ) -> Float[Tensor, "B T-1"]:
-        """-log P of each next token in nats; 0 where it is padding or begins a document."""
-        return -Query.of(ids_BT, attention_mask, position_ids, 0, time, ANYONE).token_logp(self.model)[:, 1:]
-
-    @torch.no_grad()
     def weights(
         self,
         ids_BT: Int[Tensor, "B T"],
@@ -152,41 +121,8 @@ class LayersMixture(PreTrainedModel, GenerationMixin):
             self.model(**query.inputs(self.model), logits_to_keep=1)
         return torch.stack([gates[0].weight_NS for gates in heard]).mean(0)
 
-    def generate(self, inputs: Tensor | None = None, *args: Any, time: Times = None, seed: int | None = None, **kwargs: Any):
-        """Hugging Face's, on ids.
-
-        Args:
-            time: changes nothing.
-            seed: makes sampling repeatable without touching the global generator.
-        """
-        self.model.generation_config = self.generation_config
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else [], enabled=seed is not None):
-            if seed is not None:
-                torch.manual_seed(seed)
-            return self.model.generate(inputs, *args, **kwargs)
-
-    def complete(
-        self,
-        text: str | Sequence[str],
-        time: Times = None,
-        max_new_tokens: int = 64,
-        temperature: float = 0.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        stop: str | Sequence[str] | None = None,
-        seed: int | None = None,
-    ) -> Any:
-        """What follows a text, or each of several, without the text itself; see `OutputsMixture.complete`."""
-        return complete(self, text, time, max_new_tokens, temperature, top_k, top_p, stop, seed)
-
-    def get_input_embeddings(self) -> Any:
-        return self.model.get_input_embeddings()
-
     def set_input_embeddings(self, value: Any) -> None:
         self.model.set_input_embeddings(value)
-
-    def get_output_embeddings(self) -> Any:
-        return self.model.get_output_embeddings()
 
     def set_output_embeddings(self, new_embeddings: Any) -> None:
         self.model.set_output_embeddings(new_embeddings)

@@ -24,7 +24,10 @@ def first() -> bool:
 
 
 def batch_size(train: Train) -> int:
-    """Sequences of one forward pass on one rank: at most the recipe's, and a divisor of what the rank has to do."""
+    """Sequences of one forward pass on one rank: its share of the recipe's, so that the ranks together see in one pass what
+    one rank would; where that is no whole number, at most the recipe's and a divisor of what the rank has to do."""
+    if train.batch_size % count() == 0:
+        return train.batch_size // count()
     return math.gcd(train.batch_size, train.batch_size * train.accumulation // count())
 
 

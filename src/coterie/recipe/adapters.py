@@ -123,7 +123,7 @@ class Joint(Spec):
     def _one_budget(self) -> Joint:
         if self.train.tokens is not None or self.train.epochs is not None:
             raise ValueError("the budget is joint.tokens: remove tokens and epochs from joint.train")
-        self.train.refuse("joint.train", "early_stopping", "snapshots", "parallel")
+        self.train.refuse("joint.train", "early_stopping", "snapshots")
         if not self.corpora:
             raise ValueError("joint training needs at least one corpus")
         return self

@@ -149,15 +149,26 @@ def balance(
     gated: Gated, slot_to_expert_S: Int[Tensor, " S"], experts: int, counted_N: Bool[Tensor, "*N"] | None = None
 ) -> Float[Tensor, ""]:
     """Load balance of one gate over distinct experts (Switch Transformer, arXiv 2101.03961, eq. 4): 0 when even, ``U - 1``
-    when all goes to one. Slots that share an expert are one, and padding is not counted."""
-    shares = [_counted(x, counted_N).mean(0) for x in (gated.weight_NS.detach(), gated.logits_NS.float().softmax(-1))]
-    used_U, wanted_U = (by_expert(x, slot_to_expert_S, experts) for x in shares)
+    when all goes to one. Slots that share an expert are one, and padding is not counted.
+
+    Of several ranks each gives its part: weighted by their numbers of tokens, the parts add up to the loss of all tokens.
+    """
+    weight_NS, share_NS = (_counted(x, counted_N) for x in (gated.weight_NS.detach(), gated.logits_NS.float().softmax(-1)))
+    used_S, wanted_S = _mean_of_all_ranks(weight_NS), share_NS.sum(0) / max(len(share_NS), 1)
+    used_U, wanted_U = (by_expert(x, slot_to_expert_S, experts) for x in (used_S, wanted_S))
     return experts * (used_U * wanted_U).sum() - 1
+
+
+def _mean_of_all_ranks(x_NS: Float[Tensor, "N S"]) -> Float[Tensor, " S"]:
+    sums = torch.cat([x_NS.sum(0), x_NS.new_tensor([len(x_NS)])])
+    if torch.distributed.is_initialized():
+        torch.distributed.all_reduce(sums)
+    return sums[:-1] / sums[-1].clamp_min(1)
 
 
 def z_loss(gated: Gated, counted_N: Bool[Tensor, "*N"] | None = None) -> Float[Tensor, ""]:
     """Mean squared log-partition of one gate's logits (ST-MoE, arXiv 2202.08906, eq. 5)."""
-    return _counted(gated.logits_NS.float(), counted_N).logsumexp(-1).square().mean()
+    return _mean(_counted(gated.logits_NS.float(), counted_N).logsumexp(-1).square())
 
 
 def entropy(
@@ -165,7 +176,7 @@ def entropy(
 ) -> Float[Tensor, ""]:
     """Mean entropy in nats of one gate's softmax over distinct experts."""
     share_NU = by_expert(_counted(gated.logits_NS.float(), counted_N).softmax(-1), slot_to_expert_S, experts)
-    return torch.special.entr(share_NU).sum(-1).mean()
+    return _mean(torch.special.entr(share_NU).sum(-1))
 
 
 def auxiliary(
@@ -192,3 +203,8 @@ def auxiliary(
 
 def _counted(x: Tensor, counted_N: Tensor | None) -> Tensor:
     return x.flatten(0, -2) if counted_N is None else x[counted_N]
+
+
+def _mean(x_N: Float[Tensor, " N"]) -> Float[Tensor, ""]:
+    """0 of no tokens: a rank may have none in a pass."""
+    return x_N.sum() / max(len(x_N), 1)

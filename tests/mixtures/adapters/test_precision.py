@@ -10,7 +10,6 @@ from tests.mixtures.adapters.cases import adapter, base, config, ids, mixture
 
 from coterie.mixtures.adapters.model import AdaptersMixture
 from coterie.mixtures.adapters.training import Loss
-from coterie.recipe import Learned
 
 
 @pytest.mark.parametrize("router", [{}, {"top_k": 1}, {"scope": "model", "reads": "prefix"}])
@@ -22,7 +21,7 @@ def test_autocast_gives_nearly_the_same_loss_and_gradients_in_fp32(architecture:
         tokens = torch.randint(3, 61, (4, 12), generator=torch.Generator().manual_seed(0))
         data = {"input_ids": tokens, "labels": tokens, "position_ids": torch.arange(12).expand(4, 12)}
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            loss = Loss(Learned(kind="learned", balance=0.01))(made, data, torch.tensor(44))
+            loss = Loss({"balance": 0.01})(made, data, torch.tensor(44))
         loss.backward()
         losses.append(loss.item())
         for name, parameter in made.named_parameters():

@@ -14,7 +14,6 @@ from coterie.errors import RequestError, WorkError
 from coterie.mixtures.adapters.model import AdaptersMixture
 from coterie.mixtures.adapters.training import Loss, require_gradients
 from coterie.models import adapters as files
-from coterie.recipe import Learned
 
 ROUTERS: list[dict[str, Any]] = [
     {"top_k": 1}, {"top_k": 2}, {"top_p": 0.6}, {}, {"scope": "linear", "top_k": 1},
@@ -33,7 +32,7 @@ def batch(B: int = 4, T: int = 12, seed: int = 0) -> dict[str, Tensor]:
 
 def steps(made: AdaptersMixture, count: int = 3, **by: float) -> torch.optim.Optimizer:
     """A few steps of AdamW on random tokens."""
-    loss = Loss(Learned(kind="learned", **by))
+    loss = Loss({**by})
     optimizer = torch.optim.AdamW([p for p in made.parameters() if p.requires_grad], lr=1e-2)
     for i in range(count):
         data = batch(seed=i)
@@ -77,7 +76,7 @@ def test_a_sparse_gate_hears_of_every_expert(router: dict[str, Any]) -> None:
     """Straight-through: with mature experts and top-1 each gate's rows all have a gradient."""
     made = mixture(ranks=(2, 2, 2), seed=1, **router).trainable(router=True)
     data = batch()
-    Loss(Learned(kind="learned"))(made, data, torch.tensor(40)).backward()
+    Loss({})(made, data, torch.tensor(40)).backward()
     for name, rows in _gate_grads(made).items():
         assert (rows.abs().sum(1) > 0).all(), name
 
@@ -143,7 +142,7 @@ def test_accumulated_batches_add_up_to_one_large_batch(by: dict[str, float]) -> 
     for parts in (1, 3):
         made = mixture(ranks=(2, 3), seed=3).double().trainable(None, router=True)
         made.double()
-        loss = Loss(Learned(kind="learned", **by))
+        loss = Loss({**by})
         for rows in torch.arange(6).chunk(parts):
             loss(made, {k: v[rows] for k, v in data.items()}, items).backward()
         grads.append({n: p.grad for n, p in made.named_parameters() if p.requires_grad})
@@ -162,8 +161,8 @@ def test_balance_is_of_each_gate_and_leaves_padding_and_prompts_out() -> None:
         if change:
             changed["input_ids"][:, -2:] = 5
         with torch.no_grad():
-            plain = Loss(Learned(kind="learned"))(made, changed, items)
-            values.append(Loss(Learned(kind="learned", balance=1.0))(made, changed, items) - plain)
+            plain = Loss({})(made, changed, items)
+            values.append(Loss({"balance": 1.0})(made, changed, items) - plain)
     assert torch.allclose(values[0], values[1], atol=1e-6)
     assert values[0] > 0
 
@@ -197,7 +196,7 @@ def test_gradient_checkpointing_changes_no_gradient(dropout: float) -> None:
             made.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         data = batch()
         torch.manual_seed(7)
-        Loss(Learned(kind="learned"))(made, data, torch.tensor(40)).backward()
+        Loss({})(made, data, torch.tensor(40)).backward()
         grads.append({n: p.grad for n, p in made.named_parameters() if p.requires_grad})
     for name, grad in grads[0].items():
         assert close(grads[1][name], grad, 1e-6), name
@@ -210,7 +209,7 @@ def test_memory_of_one_expert_more_is_its_weights_gradients_and_states(tmp_path:
         made = mixture(ranks=(8,) * experts, seed=3).trainable(None, router=True)
         optimizer = torch.optim.AdamW([p for p in made.parameters() if p.requires_grad], lr=1e-2)
         data = batch()
-        Loss(Learned(kind="learned"))(made, data, torch.tensor(40)).backward()
+        Loss({})(made, data, torch.tensor(40)).backward()
         optimizer.step()
         tensors = {id(t): t for p in made.parameters() for t in (p, p.grad) if t is not None}
         tensors |= {id(t): t for s in optimizer.state.values() for t in s.values() if t.ndim}

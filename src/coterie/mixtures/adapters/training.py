@@ -22,7 +22,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from coterie.corpora import Blocks, Order
 from coterie.errors import RequestError, WorkError
-from coterie.experts import outcome
+from coterie.experts import outcome, ranks
 from coterie.experts.data import Rows, require_fit
 from coterie.experts.job import Job
 from coterie.experts.loop import Loop
@@ -37,7 +37,7 @@ from coterie.models.stack import moments
 from coterie.progress import say
 from coterie.recipe import Joint, Train
 from coterie.routing.gates import auxiliary
-from coterie.store import Action, Artifact, Store
+from coterie.store import Artifact
 
 if TYPE_CHECKING:
     from coterie.mixtures.adapters.verbs import Seat
@@ -48,19 +48,23 @@ FIRST = 8
 
 @dataclass(frozen=True)
 class Run:
-    """What was asked for."""
+    """What was asked for.
 
-    store: Store
-    action: Action
+    Attributes:
+        router: its settings, as the recipe says them.
+        home: where checkpoints go.
+    """
+
     base: Artifact
-    sources: tuple[Artifact, ...]
+    sources: Sequence[Artifact]
     shares: list[float] | None
     train: Train
-    router: Any
+    router: Mapping[str, Any]
     seed: int
     label: str
     where: str
     precision: Precision
+    home: Path
 
 
 def fit_gates(run: Run, settings: Mapping[str, Any], seats: Sequence[Seat], folder: Path) -> dict[str, Any]:
@@ -90,21 +94,19 @@ def fit_gates(run: Run, settings: Mapping[str, Any], seats: Sequence[Seat], fold
     return {"threads": threads, "device": run.where}
 
 
-def train_joint(
-    run: Run,
-    settings: Mapping[str, Any],
-    joint: Joint,
-    names: Sequence[str],
-    valid: Mapping[str, Artifact],
-    tokenizer: Artifact,
-    folder: Path,
-) -> dict[str, Any]:
-    """Train fresh experts and their gates; see `coterie.mixtures.adapters.verbs.train_joint`."""
+def train_joint(payload: dict[str, Any]) -> dict[str, Any]:
+    """Train fresh experts and their gates, on one rank or as one of several; see `coterie.mixtures.adapters.train_joint`."""
+    joint, names, folder = Joint.model_validate(payload["joint"]), payload["names"], Path(payload["folder"])
+    run = Run(
+        base=Artifact.of(payload["base"]), sources=[Artifact.of(b) for b in payload["blocks"]], shares=payload["shares"],
+        train=joint.train.model_copy(update={"tokens": joint.tokens}), router=payload["router"], home=Path(payload["home"]),
+        **{key: payload[key] for key in ("seed", "label", "where", "precision")},
+    )  # fmt: skip
     said = {
         "slots": [{"name": name, "expert": u} for u, name in enumerate(names)],
         "experts": [{"name": n, "dir": f"experts/{n}", "digest": None, "maturity": "training"} for n in names],
         "base": {"dir": "base", "digest": contents(run.base)},
-        "router": dict(settings),
+        "router": payload["settings"],
     }
     lora = joint.lora
     with prepared(run.train.threads, run.seed) as threads:
@@ -115,7 +117,7 @@ def train_joint(
         model = AdaptersMixture(config, base, fresh, dropout=lora.dropout)
         _start_gates(model, run.seed)
         model.trainable(None, router=True)
-        held = {name: Blocks.open(blocks) for name, blocks in valid.items()}
+        held = {name: Blocks.open(Artifact.of(blocks)) for name, blocks in payload["valid"].items()}
         before = {name: mean_nll(model.base, blocks) for name, blocks in held.items()}
         loop = _train(run, model, dense_steps=joint.dense)
         for name in names:
@@ -124,15 +126,16 @@ def train_joint(
         after = {name: mean_nll(model.base, blocks) for name, blocks in held.items()}
         for name in held:
             say(f"  {run.label}: {name} {before[name]:.4f} -> {after[name]:.4f} nats a token on held-out documents")
-        disk.write_parts(model, folder)
-        for name in names:
-            facts = {"kind": "lora", "base": contents(run.base), "trained_together": list(names)}
-            (folder / "experts" / name / "facts.json").write_text(json.dumps(facts, sort_keys=True) + "\n")
-        config.use_cache = True
-        fitting.write_tokenizer(config, tokenizer, folder)
-        _record(run, loop, model, folder, {"before": before, "after": after})
-        fitting.say_counts(run.label, model.counts())
-    return {"threads": threads, "device": run.where}
+        if ranks.first():
+            disk.write_parts(model, folder)
+            for name in names:
+                facts = {"kind": "lora", "base": contents(run.base), "trained_together": list(names)}
+                (folder / "experts" / name / "facts.json").write_text(json.dumps(facts, sort_keys=True) + "\n")
+            config.use_cache = True
+            fitting.write_tokenizer(config, Artifact.of(payload["tokenizer"]), folder)
+            _record(run, loop, model, folder, {"before": before, "after": after})
+            fitting.say_counts(run.label, model.counts())
+    return {"threads": threads, "device": run.where, "processes": ranks.count()}
 
 
 def _start_gates(model: AdaptersMixture, seed: int) -> None:
@@ -145,6 +148,12 @@ def _start_gates(model: AdaptersMixture, seed: int) -> None:
 def _train(run: Run, model: AdaptersMixture, dense_steps: float) -> Loop:
     """One run of the loop over what is set trainable, checked."""
     settings = run.train
+    if run.router.get("balance") and settings.batch_size % ranks.count():
+        raise RequestError(
+            "the balance loss is of a whole forward pass, which the processes cannot share evenly",
+            where="joint.train.processes", expected=f"a divisor of batch_size, {settings.batch_size}",
+            found=str(ranks.count()), do="change batch_size or processes",
+        )  # fmt: skip
     sources = [Blocks.open(source) for source in run.sources]
     for blocks in sources:
         require_fit(model.base, blocks)
@@ -153,10 +162,9 @@ def _train(run: Run, model: AdaptersMixture, dense_steps: float) -> Loop:
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     before = parameters.fingerprints(model)
-    home = run.store.scratch(run.action)
     job = Job(
-        home=home, output=home, model=model, rows=Rows(sources, order, mask=False), train=settings, where=run.where,
-        precision=run.precision, seed=run.seed, label=run.label, loss=Loss(run.router),
+        home=run.home, output=run.home, model=model, rows=Rows(sources, order, mask=False), train=settings, where=run.where,
+        precision=run.precision, seed=run.seed, label=run.label, loss=Loss(run.router), sparse=True,
         callbacks=[Collaborate(model, dense_steps), FirstSteps(model, run.label)],
     )  # fmt: skip
     loop = train_job(job)
@@ -191,14 +199,13 @@ class Loss:
     that is linear in tokens.
     """
 
-    def __init__(self, router: Any) -> None:
-        said = router.model_dump()
-        self.by = {f"{name}_by": said.get(name, 0.0) for name in ("balance", "z", "entropy")}
+    def __init__(self, router: Mapping[str, Any]) -> None:
+        self.by = {f"{name}_by": router.get(name, 0.0) for name in ("balance", "z", "entropy")}
 
     def __call__(self, model: Any, batch: Mapping[str, Tensor], items: Tensor) -> Tensor:
         labels_BT = batch["labels"][:, 1:]
         given = {k: v for k, v in batch.items() if k in ("input_ids", "position_ids", "attention_mask")}
-        with model.traced() as trace:
+        with getattr(model, "module", model).traced() as trace:  # several ranks wrap it
             logits_BTV = model(**given).logits[:, :-1]
             said = list(trace().values())
         nll = cross_entropy(logits_BTV.flatten(0, 1).float(), labels_BT.flatten(), ignore_index=-100, reduction="sum")

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from coterie.launch import on_ranks
 from coterie.models import contents, device
 from coterie.recipe import AdaptersSpec, Joint, Learned, RidgeGates, Train
 from coterie.recipe.spec import canonical_json, digest
@@ -145,7 +146,8 @@ def fit_learned(
     def build(folder: Path) -> Mapping[str, Any]:
         from coterie.mixtures.adapters import training
 
-        run = training.Run(store, action, base, tuple(blocks), None, train, router, seed, label, where, precision)
+        said, home = router.model_dump(mode="json"), store.scratch(action)
+        run = training.Run(base, blocks, None, train, said, seed, label, where, precision, home)
         return training.fit_gates(run, settings(mixture), seats, folder)
 
     return store.make(action, build, label=label, tokens=router.tokens)
@@ -191,10 +193,31 @@ def train_joint(
     action = Action("mixtures", spec, inputs, libraries, device.numerics(where, precision))
 
     def build(folder: Path) -> Mapping[str, Any]:
-        from coterie.mixtures.adapters import training
+        payload = {
+            "joint": joint.model_dump(mode="json"),
+            "router": router.model_dump(mode="json"),
+            "settings": settings(mixture),
+            "names": list(mixture.names),
+            "shares": shares,
+            "base": base.said(),
+            "blocks": [b.said() for b in blocks],
+            "valid": {name: b.said() for name, b in valid.items()},
+            "tokenizer": tokenizer.said(),
+            "seed": seed,
+            "label": label,
+            "where": where,
+            "precision": precision,
+            "home": str(store.scratch(action)),
+            "folder": str(folder),
+        }
+        if train.parallel is None:
+            from coterie.mixtures.adapters import training
 
-        run = training.Run(store, action, base, tuple(blocks), shares, train, router, seed, label, where, precision)
-        return training.train_joint(run, settings(mixture), joint, mixture.names, valid, tokenizer, folder)
+            return training.train_joint(payload)
+        from coterie.experts import ranks
+
+        call = "coterie.mixtures.adapters.training:train_joint"
+        return on_ranks(call, payload, processes=ranks.wanted(train, where), label=label)
 
     return store.make(action, build, label=label, tokens=joint.tokens)
 

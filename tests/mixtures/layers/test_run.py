@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from tests.run.small import recipe
 import coterie
 from coterie import assembly
 from coterie.errors import RequestError
+from coterie.mixtures.layers import tuning
 from coterie.mixtures.layers.model import LayersMixture
 from coterie.run import Conductor
 from coterie.store import Store
@@ -131,6 +133,41 @@ def test_only_what_the_table_says_moves(name: str, start: str, home: Path, run: 
     for key, changed in moved(home, name, start).items():
         gate, expert = ".gate." in key, ".experts." in key
         assert changed == {"learned": gate, "both": gate or expert, "whole": True}[name], key
+
+
+@pytest.mark.parametrize("what", ["gate", "all"])
+def test_a_cut_off_tuning_is_the_straight_one(what: str, home: Path, run: Any, monkeypatch: Any) -> None:
+    """Killed after a checkpoint and gone on from: the same bytes."""
+    tune = {"what": what, "tokens": 1500, "train": {"save_every": 300, "learning_rate": 1e-2}}
+    spec = {"name": "m", **PAIR, "router": {"kind": "learned", "top_k": 1, "balance": 0.01}, "tune": tune}
+    made = asked(home / "data", mixtures=[spec], evaluation=[])
+
+    class StopError(Exception):
+        pass
+
+    passes, original = [0], tuning.ByText.__call__
+
+    def cut(*given: Any) -> torch.Tensor:
+        passes[0] += 1
+        if passes[0] == 5:
+            raise StopError
+        return original(*given)
+
+    def tuned(name: str) -> dict[str, bytes]:
+        """In a store that has all but the tuning."""
+        store, out = home / f"{name}-{what}", home / f"{name}-{what}-out"
+        if not store.exists():
+            copytree(home / "store", store)
+        coterie.run(copy.deepcopy(made), store=store, out=out, until="mixtures")
+        return {p.name: p.read_bytes() for p in (out / "mixtures" / "m").rglob("*.safetensors")}
+
+    straight = tuned("straight")
+    monkeypatch.setattr(tuning.ByText, "__call__", cut)
+    with pytest.raises(StopError):
+        tuned("cut")
+    assert list((home / f"cut-{what}" / "work").glob("*/checkpoint-*"))
+    monkeypatch.setattr(tuning.ByText, "__call__", original)
+    assert tuned("cut") == straight
 
 
 def test_mixtures_of_the_same_experts_share_them_in_the_store(run: Any, home: Path) -> None:

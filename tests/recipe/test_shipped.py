@@ -95,6 +95,10 @@ def test_shipped_recipes_run_whole_on_real_data(tmp_path: Path) -> None:
         if name == "thirty-two-slots.json":
             assert run.summary["reuse"]["requested"] == 32
             assert run.summary["reuse"]["distinct"] == 2
+            inside = [*settings, "at=layers", "kind=ffn", "router=ridge"]
+            merged = coterie.run(path, store=store, out=tmp_path / "merged-slots", settings=inside).summary
+            assert len(merged["slots"]["mixture"]) == 32
+            assert merged["reuse"]["distinct"] == len(merged["routing"]["mixture"]["experts"]) == 2
 
 
 @pytest.mark.data

@@ -4,7 +4,7 @@ Documents of about 800 tokens (3,660 characters) are put together from sentences
 library), 4 % of them edited copies. Reading, measuring, hashing, topics, assignment, near-duplicates with verification, merging:
 all of it counts. Each size runs in a process of its own with an empty store. Control: the smallest size is run twice.
 
-    python benchmarks/select_profile.py [--documents 10000 100000 300000] [--batch-bytes 524288] [--workers 1]
+    python benchmarks/select_profile.py [--documents 10000 100000 300000] [--batch-bytes 524288]
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def write(folder: Path, count: int, data: Path) -> list[str]:
     return paths
 
 
-def one(folder: Path, batch_bytes: int, workers: int) -> dict:
+def one(folder: Path, batch_bytes: int) -> dict:
     """In this process: profile everything."""
     import scipy.sparse  # noqa: F401  start-up, not per document
 
@@ -82,16 +82,15 @@ def one(folder: Path, batch_bytes: int, workers: int) -> dict:
         }
     )  # fmt: skip
     store = Store(folder / "store")
-    start, wall = time.process_time(), time.monotonic()
-    profiled(store, corpus, label="bench", workers=workers)
-    parts, parts_wall = time.process_time(), time.monotonic() - wall
-    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    start = time.process_time()
+    profiled(store, corpus, label="bench")
+    parts = time.process_time()
     it = profile_corpus(store, corpus, label="bench")
     end = time.process_time()
     funnel = it.artifact.facts["funnel"]
     return {
         "documents": funnel["read"], "cpu_seconds": round(end - start, 2), "per_cpu_second": round(funnel["read"] / (end - start)),
-        "parts_seconds": round(parts - start + children.ru_utime + children.ru_stime, 2), "merge_seconds": round(end - parts, 2), "parts_wall": round(parts_wall, 2),
+        "parts_seconds": round(parts - start, 2), "merge_seconds": round(end - parts, 2),
         "near_duplicates": funnel["dropped"].get("near-duplicate", {}).get("documents", 0),
         "mean_tokens": round(funnel["tokens"] / funnel["read"]),
         "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
@@ -103,17 +102,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--documents", type=int, nargs="*", default=[10_000, 100_000, 300_000])
     parser.add_argument("--batch-bytes", type=int, default=1 << 19)
-    parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("COTERIE_DATA", "../shared/data")))
-    parser.add_argument("--one", nargs=3)
+    parser.add_argument("--one", nargs=2)
     args = parser.parse_args()
     if args.one:
-        print(json.dumps(one(Path(args.one[0]), int(args.one[1]), int(args.one[2]))))
+        print(json.dumps(one(Path(args.one[0]), int(args.one[1]))))
         return
     env = {**os.environ, "OMP_NUM_THREADS": "1", "POLARS_MAX_THREADS": "1", "ARROW_NUM_THREADS": "1"}
 
-    def apart(folder: str, workers: int = 1) -> dict:
-        call = [sys.executable, __file__, "--one", folder, str(args.batch_bytes), str(workers)]
+    def apart(folder: str) -> dict:
+        call = [sys.executable, __file__, "--one", folder, str(args.batch_bytes)]
         done = subprocess.run(call, capture_output=True, text=True, env=env, check=False)
         assert done.returncode == 0, done.stderr
         made = json.loads(done.stdout.splitlines()[-1])
@@ -128,7 +126,7 @@ def main() -> None:
         if noise is None:
             with tempfile.TemporaryDirectory() as folder:
                 write(Path(folder), count, args.data)
-                noise = apart(folder, args.workers)["per_cpu_second"] / found[0]["per_cpu_second"]
+                noise = apart(folder)["per_cpu_second"] / found[0]["per_cpu_second"]
     flat = min(m["per_cpu_second"] for m in found[1:] or found) / found[0]["per_cpu_second"]
     print(
         json.dumps(

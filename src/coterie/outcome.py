@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,13 +92,15 @@ class Places:
     def __init__(self, out: Path, conductor: Conductor) -> None:
         self.out, self.c = out, conductor
 
-    def experts(self) -> None:
-        for name, artifact in self.c.experts.items():
+    def experts(self, names: Iterable[str]) -> None:
+        """Experts by name, and the base where `base` is among them."""
+        for name in names:
+            if name == "base":
+                link_tree(self.c.base, self.out / "base")
+                continue
             expert = self.c.by_name[name]
             parts = {"base": self.c.origin(expert)} if expert.kind == "lora" else {}
-            link_tree(artifact, self.out / "experts" / name, parts=parts)
-        if self.c.recipe.base.pretrain:
-            link_tree(self.c.base, self.out / "base")
+            link_tree(self.c.expert(name), self.out / "experts" / name, parts=parts)
 
     def mixtures(self) -> None:
         for mixture in self.c.recipe.mixtures:
@@ -109,7 +111,7 @@ class Places:
             link_tree(self.c.single, self.out / "single")
 
     def opened(self, kind: str) -> Models:
-        names = self.c.experts if kind == "experts" else [m.name for m in self.c.recipe.mixtures]
+        names = self.c.by_name if kind == "experts" else [m.name for m in self.c.recipe.mixtures]
         return Models({name: self.out / kind / name for name in names if (self.out / kind / name).is_dir()})
 
     def write(self, summary: Mapping[str, Any], *, report_too: bool) -> None:

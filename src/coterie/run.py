@@ -17,13 +17,13 @@ from typing import Any
 
 import polars as pl
 
-from coterie import assembly, corpora, evaluation, experts, models, outcome
+from coterie import assembly, corpora, evaluation, experts, launch, models, outcome, parallel
 from coterie.errors import RequestError
 from coterie.experts.adopt import adopt, adopt_model
 from coterie.measure import Measured, summarise
 from coterie.outcome import Run
 from coterie.progress import say
-from coterie.recipe import CheckpointBase, Expert, FreshBase, Losses, Mixture, Recipe, Window, lineage, read
+from coterie.recipe import CheckpointBase, Corpus, Expert, FreshBase, Losses, Mixture, Recipe, Window, lineage, read
 from coterie.store import Artifact, DryStore, Store
 from coterie.store.place import default_root
 
@@ -37,15 +37,19 @@ class Conductor:
     def __init__(self, recipe: Recipe, store: Store) -> None:
         self.recipe, self.store = recipe, store
         self.by_name = {e.name: e for e in recipe.experts}
+        self.names = [*(["base"] if recipe.base.pretrain else []), *self.by_name]
 
     # corpora ------------------------------------------------------------------------------------------------------------
 
-    def documents(self, corpus: str) -> Artifact:
+    def corpus(self, corpus: str) -> Corpus:
+        """With the columns that experts and evaluations ask for."""
         spec = self.recipe.corpora[corpus]
         asked = [column for e in self.recipe.experts if e.corpus == corpus for column in e.where]
         asked += [e.by for e in self.recipe.evaluation if corpus in getattr(e, "corpora", ()) and e.by not in (None, "year")]
-        columns = tuple(dict.fromkeys([*spec.columns, *asked]))
-        return corpora.documents(self.store, spec.model_copy(update={"columns": columns}), label=corpus)
+        return spec.model_copy(update={"columns": tuple(dict.fromkeys([*spec.columns, *asked]))})
+
+    def documents(self, corpus: str) -> Artifact:
+        return corpora.documents(self.store, self.corpus(corpus), label=corpus)
 
     @cached_property
     def trained_corpora(self) -> list[str]:
@@ -306,6 +310,9 @@ def run(
     settings: Iterable[str] = (),
     dry_run: bool = False,
     until: str = "report",
+    only: Iterable[str] = (),
+    jobs: int | None = None,
+    slurm: Mapping[str, Any] | None = None,
 ) -> Run:
     """Everything a recipe asks for.
 
@@ -316,6 +323,10 @@ def run(
         settings: overrides such as ``"seed=1"``.
         dry_run: only find out what is cached and what would be made.
         until: stop after ``experts``, ``mixtures`` or ``evaluation``; ``report`` does everything.
+        only: train these experts (``base``: the base) and what they branch from, and stop.
+        jobs: train so many experts at once, each a process of its own; profile files for selections so too.
+        slurm: do that as SLURM jobs with these parameters, such as ``{"partition": "gpu", "time": "4:00:00"}``;
+            ``jobs`` then says how many at once, by default all.
 
     Returns:
         the run: `.summary`, `.experts`, `.mixtures`, `.out`; of a dry run `.plan`.
@@ -330,16 +341,25 @@ def run(
     out = Path(out) if out is not None else Path("runs") / asked.name
     if out.exists() and not out.is_dir():
         raise RequestError("the results need a folder", where=str(out), found="a file", do="choose another --out")
+    place = launch.place(jobs, slurm)
     c = Conductor(asked, DryStore(root) if dry_run else Store(root))
+    only = _known(c, only)
     say(f"{asked.name}: recipe {asked.hash[:12]}, store {root}")
     c.store.keep(out)
     measured = Measured(c, out)
     places = outcome.Places(out, c)
-    _look_first(c, measured)
+    if place is not None and not dry_run:
+        parallel.profile_recipe(c, place)
+    if not only or place is not None:
+        _look_first(c, measured)
+    if place is not None and not dry_run:
+        parallel.train(c, place, out, only or c.names)
+    if only:
+        return _train_only(c, places, only)
     _ = c.experts
     if not dry_run:
         say("  experts: {requested} requested, {distinct} distinct, {trained} trained, {reused} reused".format(**c.reuse()))
-        places.experts()
+        places.experts(c.names)
     if stage >= 1:
         _ = c.mixtures
         if not dry_run:
@@ -357,6 +377,26 @@ def run(
     c.store.keep(out, finished=True)
     outcome.show(summary, out)
     return Run(asked, out, summary, experts=places.opened("experts"), mixtures=places.opened("mixtures"))
+
+
+def _known(c: Conductor, names: Iterable[str]) -> list[str]:
+    names = list(dict.fromkeys(names))
+    for name in names:
+        if name not in c.names:
+            raise RequestError("no such expert", where="--expert", expected=", ".join(c.names), found=name)
+    return names
+
+
+def _train_only(c: Conductor, places: outcome.Places, names: list[str]) -> Run:
+    """Some of the experts, linked into the results; the rest, and what is said of a whole run, is left as it was."""
+    for name in names:
+        _ = c.base if name == "base" else c.expert(name)
+    if isinstance(c.store, DryStore):
+        outcome.show_plan(c.recipe, c.store.plan)
+        return Run(c.recipe, places.out, plan=c.store.plan)
+    places.experts(names)
+    c.store.keep(places.out)
+    return Run(c.recipe, places.out, experts=places.opened("experts"))
 
 
 def _look_first(c: Conductor, measured: Measured) -> None:

@@ -33,10 +33,10 @@ def test_help_loads_neither_torch_nor_the_rooms_that_need_it() -> None:
 
 VERBS = {
     "quickstart": {"--out", "--store", "--set", "--dry-run", "--help"},
-    "run": {"--store", "--out", "--set", "--dry-run", "--help"},
-    "train": {"--store", "--out", "--set", "--dry-run", "--help"},
-    "mix": {"--store", "--out", "--set", "--dry-run", "--help"},
-    "evaluate": {"--store", "--out", "--set", "--dry-run", "--help"},
+    "run": {"--store", "--out", "--set", "--dry-run", "--jobs", "--slurm", "--help"},
+    "train": {"--store", "--out", "--set", "--dry-run", "--jobs", "--slurm", "--expert", "--help"},
+    "mix": {"--store", "--out", "--set", "--dry-run", "--jobs", "--slurm", "--help"},
+    "evaluate": {"--store", "--out", "--set", "--dry-run", "--jobs", "--slurm", "--help"},
     "generate": {"--time", "--max-new-tokens", "--temperature", "--top-k", "--top-p", "--seed", "--help"},
     "export": {"--to", "--format", "--expand", "--dtype", "--shard-size", "--help"},
     "report": {"--format", "--help"},

@@ -14,10 +14,10 @@ from typer.testing import CliRunner
 from coterie.errors import CoterieError
 
 FLAGS = {
-    "profile": {"--store", "--out", "--set", "--corpus", "--workers", "--part", "--help"},
-    "plan": {"--store", "--out", "--set", "--corpus", "--workers", "--relax", "--help"},
-    "pick": {"--store", "--out", "--set", "--corpus", "--workers", "--relax", "--help"},
-    "report": {"--store", "--out", "--set", "--corpus", "--workers", "--paired", "--help"},
+    "profile": {"--store", "--out", "--set", "--corpus", "--jobs", "--slurm", "--part", "--help"},
+    "plan": {"--store", "--out", "--set", "--corpus", "--jobs", "--slurm", "--relax", "--help"},
+    "pick": {"--store", "--out", "--set", "--corpus", "--jobs", "--slurm", "--relax", "--help"},
+    "report": {"--store", "--out", "--set", "--corpus", "--jobs", "--slurm", "--paired", "--help"},
     "why": {"--store", "--set", "--corpus", "--help"},
 }
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from coterie.errors import RequestError
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe, a YAML or JSON file.", show_default=False)]
 StoreOption = Annotated[
@@ -20,9 +22,34 @@ SetOption = Annotated[
 ]
 DryOption = Annotated[bool, typer.Option("--dry-run", help="Print the plan: what is cached, what will be made.")]
 
+JobsOption = Annotated[
+    int | None,
+    typer.Option("--jobs", metavar="N", min=1, help="Work in N processes at once (with --slurm: in at most N jobs)."),
+]
+SlurmOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--slurm", metavar="KEY=VALUE", help="Work in SLURM jobs, such as --slurm partition=gpu --slurm time=4:00:00."
+    ),
+]
+
+
+def slurm_parameters(words: list[str] | None) -> dict[str, Any] | None:
+    """What the words of `--slurm` say; `setup`, lines of shell, may be said more than once."""
+    if not words:
+        return None
+    made: dict[str, Any] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or not key or (key in made and key != "setup"):
+            wrong = "--slurm takes KEY=VALUE" if not equals or not key else "said twice"
+            raise RequestError(wrong, where=f"--slurm {word}", do="for example --slurm time=4:00:00")
+        made[key] = [*made.get(key, []), value] if key == "setup" else value
+    return made
+
 
 def until(stage: str, meaning: str) -> Callable[..., None]:
-    """The verb that goes as far as ``stage``: `run`, `train`, `mix` and `evaluate` differ in nothing else."""
+    """The verb that goes as far as ``stage``: `run`, `mix` and `evaluate` differ in nothing else."""
 
     def command(
         recipe: RecipeFile,
@@ -30,10 +57,15 @@ def until(stage: str, meaning: str) -> Callable[..., None]:
         out: OutOption = None,
         set: SetOption = None,
         dry_run: DryOption = False,
+        jobs: JobsOption = None,
+        slurm: SlurmOption = None,
     ) -> None:
         from coterie.run import run
 
-        run(recipe, store=store, out=out, settings=set or (), dry_run=dry_run, until=stage)
+        run(
+            recipe, store=store, out=out, settings=set or (), dry_run=dry_run, until=stage, jobs=jobs,
+            slurm=slurm_parameters(slurm),
+        )  # fmt: skip
 
     command.__doc__ = meaning
     return command

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from coterie.cli.options import SetOption, StoreOption
+from coterie.cli.options import JobsOption, SetOption, SlurmOption, StoreOption, slurm_parameters
 from coterie.errors import RequestError
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ Sources = Annotated[
     ),
 ]
 CorpusOption = Annotated[str | None, typer.Option("--corpus", help="Which corpus, where several have a selection.")]
-WorkersOption = Annotated[int, typer.Option("--workers", min=1, help="Processes; each takes files of its own.")]
 RelaxOption = Annotated[bool, typer.Option("--relax", help="Take what comes nearest when the targets cannot be met.")]
 OutOption = Annotated[Path | None, typer.Option("--out", help="Folder for the files.")]
 
@@ -38,7 +37,8 @@ def profile(
     out: OutOption = None,
     set: SetOption = None,
     corpus: CorpusOption = None,
-    workers: WorkersOption = 1,
+    jobs: JobsOption = None,
+    slurm: SlurmOption = None,
     part: Annotated[
         str | None,
         typer.Option("--part", metavar="I/N", help="Only the I-th of N shares of the files, for N machines with one store."),
@@ -46,9 +46,11 @@ def profile(
 ) -> None:
     """Measure every document: length, readability, duplicates, clusters. Finished work is kept and found again."""
     if part is not None:
-        _part(sources, store, set, corpus, workers, part)
+        if jobs or slurm:
+            raise RequestError("--part is one share, in this process", where="--part", do="leave out --jobs and --slurm")
+        _part(sources, store, set, corpus, part)
         return
-    it = _profiled(sources, store, set, corpus, workers)
+    it = _profiled(sources, store, set, corpus, jobs, slurm)
     _say_funnel(it)
     if it.topics is not None:
         for name, terms in zip(it.topics.facts["names"], it.topics.facts["terms"], strict=True):
@@ -70,14 +72,15 @@ def plan(
     out: OutOption = None,
     set: SetOption = None,
     corpus: CorpusOption = None,
-    workers: WorkersOption = 1,
+    jobs: JobsOption = None,
+    slurm: SlurmOption = None,
     relax: RelaxOption = False,
 ) -> None:
     """Show how much each value would give, and the certificate of what cannot be met: then exit 2, unless --relax."""
     from coterie.corpora.select.choose import refuse_unmet
     from coterie.corpora.select.selection import plan_json
 
-    it = _profiled(sources, store, set, corpus, workers, relax)
+    it = _profiled(sources, store, set, corpus, jobs, slurm, relax)
     made = plan_json(it.chosen)
     for axis, rows in made.get("axes", {}).items():
         typer.echo(f"{axis:<28}{'target':>14}{'pool':>14}{'planned':>14}")
@@ -98,14 +101,15 @@ def pick(
     store: StoreOption = None,
     set: SetOption = None,
     corpus: CorpusOption = None,
-    workers: WorkersOption = 1,
+    jobs: JobsOption = None,
+    slurm: SlurmOption = None,
     relax: RelaxOption = False,
 ) -> None:
     """Choose: writes selected.jsonl (each row with cell, scores and reason), plan.json, report.json and report.html."""
     from coterie.corpora.select.report import write_selected
     from coterie.corpora.select.selection import plan_json, selection
 
-    it = _profiled(sources, store, set, corpus, workers, relax)
+    it = _profiled(sources, store, set, corpus, jobs, slurm, relax)
     selection(it)
     out.mkdir(parents=True, exist_ok=True)
     write_selected(out / "selected.jsonl", it, it.chosen)
@@ -122,13 +126,14 @@ def report(
     store: StoreOption = None,
     set: SetOption = None,
     corpus: CorpusOption = None,
-    workers: WorkersOption = 1,
+    jobs: JobsOption = None,
+    slurm: SlurmOption = None,
     paired: Annotated[
         Path | None, typer.Option("--paired", help="JSON of a training experiment on equal tokens, to attach.")
     ] = None,
 ) -> None:
     """All figures of the selection, beside six other strategies and 20 random draws."""
-    it = _profiled(sources, store, set, corpus, workers, relax=True)
+    it = _profiled(sources, store, set, corpus, jobs, slurm, relax=True)
     out.mkdir(parents=True, exist_ok=True)
     made = _report(it, out, paired)
     typer.echo(f"{'strategy':<16}{'documents':>10}{'tokens':>12}{'length':>8}{'quality':>9}  Gini of each label (coverage)")
@@ -151,7 +156,7 @@ def why(
     """Explain one document: what was measured, why it was dropped, or its place in its cell."""
     from coterie.corpora.select.explain import why
 
-    it = _profiled(sources, store, set, corpus, 1, relax=True)
+    it = _profiled(sources, store, set, corpus, relax=True)
     for line in why(it, it.chosen, document):
         typer.echo(line)
 
@@ -194,22 +199,30 @@ def _profiled(
     store: Path | None,
     settings: list[str] | None,
     corpus: str | None,
-    workers: int,
+    jobs: int | None = None,
+    slurm: list[str] | None = None,
     relax: bool = False,
 ) -> Profiled:
+    from coterie import launch, parallel
     from coterie.corpora.select.selection import profile_corpus
     from coterie.store import Store
     from coterie.store.place import default_root
 
     label, asked = _recipe(sources, settings, corpus)
+    made = Store(store or default_root())
+    if place := launch.place(jobs, slurm_parameters(slurm)):
+        words = [
+            *map(str, sources),
+            *(w for s in settings or () for w in ("--set", s)),
+            *(("--corpus", corpus) if corpus else ()),
+        ]
+        parallel.profile(made, asked, place, label, words)
     if relax:
         asked = asked.model_copy(update={"select": asked.select.model_copy(update={"relax": True})})
-    return profile_corpus(Store(store or default_root()), asked, label=label, workers=workers)
+    return profile_corpus(made, asked, label=label)
 
 
-def _part(
-    sources: list[Path], store: Path | None, settings: list[str] | None, corpus: str | None, workers: int, part: str
-) -> None:
+def _part(sources: list[Path], store: Path | None, settings: list[str] | None, corpus: str | None, part: str) -> None:
     from coterie.corpora.select.shards import profiled
     from coterie.store import Store
     from coterie.store.place import default_root
@@ -218,7 +231,7 @@ def _part(
     number, _, of = part.partition("/")
     if not (number.isdigit() and of.isdigit() and 1 <= int(number) <= int(of)):
         raise RequestError("no such part", where="--part", expected="I/N with 1 <= I <= N, such as 2/8", found=part)
-    made = profiled(Store(store or default_root()), asked, label=label, workers=workers, only=(int(number) - 1, int(of)))
+    made = profiled(Store(store or default_root()), asked, label=label, only=(int(number) - 1, int(of)))
     typer.echo(f"part {part}: {len(made)} profiled")
 
 

@@ -1,5 +1,25 @@
-"""Work on many processes: torchrun on this machine. No torch in this process."""
+"""Work on many processes: torchrun for one expert, jobs for many, here or through SLURM. No torch in this process."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from coterie.launch.jobs import Job, Place, run_jobs
+from coterie.launch.local import Local
 from coterie.launch.torchrun import on_ranks
 
-__all__ = ["on_ranks"]
+__all__ = ["Job", "Place", "on_ranks", "place", "run_jobs"]
+
+
+def place(jobs: int | None, slurm: Mapping[str, Any] | None) -> Place | None:
+    """Where jobs run: SLURM if it is told anything, else this machine; None: there are to be no jobs.
+
+    Raises:
+        RequestError: it cannot be had, or not so.
+    """
+    if slurm is not None:
+        from coterie.launch.slurm import Slurm
+
+        return Slurm(slurm, jobs)
+    return None if jobs is None else Local(jobs)

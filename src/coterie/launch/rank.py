@@ -5,17 +5,16 @@ from __future__ import annotations
 import json
 import os
 import sys
-import threading
-import time
 from importlib import import_module
 from pathlib import Path
 
 from coterie.errors import CoterieError
+from coterie.launch.owner import end_with
 
 
 def main(folder: Path) -> None:
     request = json.loads((folder / "request.json").read_text())
-    threading.Thread(target=_end_with, args=(request["owner"],), daemon=True).start()
+    end_with(request["owner"])
     first = os.environ["RANK"] == "0"
     lines = folder / "progress.txt" if first else Path(os.devnull)
     sys.stderr = lines.open("a", buffering=1)
@@ -29,16 +28,6 @@ def main(folder: Path) -> None:
         os._exit(1)  # the other ranks wait for this one in vain; torchrun ends them
     if first:
         (folder / "result.json").write_text(json.dumps(result))
-
-
-def _end_with(owner: int) -> None:
-    """End this process when its owner has ended."""
-    while True:
-        try:
-            os.kill(owner, 0)
-        except OSError:
-            os._exit(1)
-        time.sleep(1)
 
 
 if __name__ == "__main__":

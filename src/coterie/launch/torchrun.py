@@ -20,6 +20,7 @@ from typing import Any
 
 from coterie import errors
 from coterie.errors import WorkError
+from coterie.launch import process
 from coterie.progress import say
 
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone")
@@ -46,40 +47,23 @@ def on_ranks(call: str, payload: Mapping[str, Any], *, processes: int, label: st
         (folder / "request.json").write_text(json.dumps({"call": call, "payload": payload, "owner": os.getpid()}))
         command = [*TORCHRUN, f"--nproc-per-node={processes}", "-m", "coterie.launch.rank", str(folder)]
         environment = {"OMP_NUM_THREADS": str(max((os.cpu_count() or 1) // processes, 1)), **os.environ}
-        with (folder / "log.txt").open("w") as log:
-            # A session of its own: Ctrl-C reaches this process alone, which then ends the ranks.
-            agent = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
-            try:
-                _follow(agent, folder / "progress.txt")
-            finally:
-                _end(agent)
+        agent = process.start(command, folder / "log.txt", environment)
+        try:
+            _follow(agent, process.Lines(folder / "progress.txt"))
+        finally:
+            process.end([agent], signal.SIGTERM)
         if agent.returncode == 0:
             return json.loads((folder / "result.json").read_text())
         raise _error(folder, label)
 
 
-def _follow(agent: subprocess.Popen[bytes], progress: Path) -> None:
+def _follow(agent: process.Process, progress: process.Lines) -> None:
     """Pass on rank 0's lines until all ranks have ended."""
-    progress.touch()
-    with progress.open() as lines:
-        while True:
-            with suppress(subprocess.TimeoutExpired):
-                agent.wait(timeout=0.2)
-            for line in lines.read().splitlines():
-                say(line)
-            if agent.returncode is not None:
-                return
-
-
-def _end(agent: subprocess.Popen[bytes]) -> None:
-    if agent.poll() is not None:
-        return
-    os.killpg(agent.pid, signal.SIGTERM)
-    try:
-        agent.wait(timeout=10)
-    except subprocess.TimeoutExpired:
-        os.killpg(agent.pid, signal.SIGKILL)
-        agent.wait()
+    while agent.returncode is None:
+        with suppress(subprocess.TimeoutExpired):
+            agent.wait(timeout=0.2)
+        for line in progress.new():
+            say(line)
 
 
 def _error(folder: Path, label: str) -> errors.CoterieError:

@@ -15,8 +15,8 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -107,9 +107,12 @@ class Store:
         self._out = Path(out).absolute()
         with explained(self.root, "what the run rests on"):
             self.enter()
-            self._wanted = {} if finished else {**read_root(self.root, self._out), **self._wanted}
-            self._wanted |= {key: artifact.digest for key, artifact in list(self.used.items())}
-            write_root(self.root, self._out, self._wanted)
+            with lease(
+                self.root / "locks" / "roots.lock", "the list of what runs rest on"
+            ):  # jobs of one run add to one list
+                self._wanted = {} if finished else {**read_root(self.root, self._out), **self._wanted}
+                self._wanted |= {key: artifact.digest for key, artifact in list(self.used.items())}
+                write_root(self.root, self._out, self._wanted)
 
     def enter(self) -> None:
         """Say that this process rests on the store, so that nothing is swept; the other methods do it by themselves."""
@@ -121,6 +124,28 @@ class Store:
         if self._presence is not None:
             self._presence.leave()
         self._presence = None
+
+    @contextmanager
+    def workplace(self) -> Iterator[Path]:
+        """A folder that every machine with this store sees; it goes when all went well, else with the next prune."""
+        folder = self.root / "temp" / f"jobs{owner()}"
+        with explained(self.root, "the jobs"):
+            self.enter()
+            make_directory(folder)
+        yield folder
+        discard(folder)
+
+    def dry_twin(self) -> DryStore:
+        """To find out what is missing here, without reading again what this one has verified."""
+        twin = DryStore(self.root)
+        twin._verified, twin._files = self._verified, self._files
+        return twin
+
+    def count_as_made(self, artifact: Artifact) -> None:
+        """What other processes made for this one was not there before: it is new, as if this one had made it."""
+        for key, known in self.used.items():
+            if known.digest == artifact.digest:
+                self.used[key] = replace(known, reused=False)
 
     def _lease(self, action: Action, label: str) -> AbstractContextManager[None]:
         return lease(self.root / "locks" / f"{action.key}.lock", label or action.kind)

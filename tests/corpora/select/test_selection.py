@@ -77,17 +77,6 @@ def test_parts_made_by_other_processes_are_found(tmp_path: Path, monkeypatch: py
     assert all(p.reused and d.reused for d, p in parts)
 
 
-@pytest.mark.slow
-def test_workers_make_what_one_process_makes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards, "SHARD_BYTES", 1)
-    made = planted(120)
-    paths = [str(write(tmp_path / f"{i}.jsonl", made[i::3])) for i in range(3)]
-    asked = corpus(paths, {**PLAN, "budget": {"docs": 30}})
-    one = shards.profiled(Store(tmp_path / "a"), asked, label="c")
-    two = shards.profiled(Store(tmp_path / "b"), asked, label="c", workers=2)
-    assert [p.digest for _, p in one] == [p.digest for _, p in two]
-
-
 @settings(max_examples=6)
 @given(st.integers(0, 10_000), st.sampled_from(["docs", "tokens"]))
 def test_quotas_are_met_and_totals_balance(tmp_path_factory: pytest.TempPathFactory, seed: int, unit: str) -> None:

@@ -91,14 +91,14 @@ class Profiled:
         return selected(self.candidates, self.select, seed=self.seed, vectors=vectors, label=self.label)
 
 
-def profile_corpus(store: Store, corpus: Corpus, *, label: str, workers: int = 1) -> Profiled:
+def profile_corpus(store: Store, corpus: Corpus, *, label: str) -> Profiled:
     """Read and profile a corpus, fit or take its clusters, merge, filter.
 
     Raises:
         RequestError: what is wrong with the data or the request.
     """
     assert corpus.select is not None
-    parts = profiled(store, corpus, label=label, workers=workers)
+    parts = profiled(store, corpus, label=label)
     axis = corpus.select.axes.get(CLUSTER)
     fitted = None
     if axis is not None and axis.column is None:

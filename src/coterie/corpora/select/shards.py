@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from multiprocessing import get_context
 
 from coterie.corpora.documents import documents
 from coterie.corpora.plan import OWN, Plan
@@ -55,13 +53,12 @@ def shards(corpus: Corpus, label: str, *, download: bool) -> list[Corpus]:
 
 
 def profiled(
-    store: Store, corpus: Corpus, *, label: str, workers: int = 1, only: tuple[int, int] | None = None
+    store: Store, corpus: Corpus, *, label: str, only: tuple[int, int] | None = None
 ) -> list[tuple[Artifact, Artifact]]:
     """Read and profile every part: (documents, profile) of each, sorted by digest, so that their order is nobody's choice.
 
     Args:
-        workers: processes on this machine.
-        only: (i, n): the parts i, i + n, ... alone, as one of n machines that share the store.
+        only: (i, n): the parts i, i + n, ... alone, as one of n processes that share the store.
 
     Raises:
         RequestError: what `documents` raises; a column of the selection that the data does not have.
@@ -71,12 +68,8 @@ def profiled(
     if only is not None:
         parts = parts[only[0] :: only[1]]
     names = [label if len(parts) == 1 else f"{label} part {i + 1} of {len(parts)}" for i in range(len(parts))]
-    jobs = [(part, corpus, label, name) for part, name in zip(parts, names, strict=True)]
-    if workers > 1 and len(parts) > 1 and not store.dry:
-        with ProcessPoolExecutor(min(workers, len(parts)), mp_context=get_context("spawn")) as pool:
-            list(pool.map(_one_apart, [str(store.root)] * len(jobs), jobs))
     with _named(corpus, label):
-        made = [_one(store, *job) for job in jobs]
+        made = [_one(store, part, corpus, label, name) for part, name in zip(parts, names, strict=True)]
     if len(made) > 1 and not any(d.planned for d, _ in made):
         _tolerated(corpus, label, [d for d, _ in made])
     return sorted(made, key=lambda pair: (pair[1].digest, pair[0].digest))
@@ -86,10 +79,6 @@ def _one(store: Store, part: Corpus, corpus: Corpus, label: str, name: str) -> t
     assert corpus.select is not None
     read = documents(store, part, label=label)
     return read, profile(store, read, corpus.select, has_id=corpus.id is not None, label=name)
-
-
-def _one_apart(root: str, job: tuple[Corpus, Corpus, str, str]) -> None:
-    _one(Store(root), *job)
 
 
 def _tolerated(corpus: Corpus, label: str, made: Sequence[Artifact]) -> None:

@@ -1,0 +1,17 @@
+"""What a job is as a process: ``python -m coterie.launch.job OWNER ARGUMENT...`` is ``coterie ARGUMENT...``, ended with its
+owner; see `coterie.launch.run_jobs`."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from importlib import import_module
+
+from coterie.launch.owner import end_with
+
+if __name__ == "__main__":
+    end_with(int(sys.argv[1]))
+    if hasattr(signal, "SIGUSR2"):  # SLURM tells every process of a job that its time is nearly up; one of them acts on it
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    sys.argv = ["coterie", *sys.argv[2:]]
+    import_module("coterie.cli").main()

@@ -1,0 +1,109 @@
+"""Many jobs, each a `coterie` command, on this machine or on a cluster: in what order, how many at once, what went wrong.
+
+The process that asks for the jobs starts each when what it rests on is done, so the places where they run need to know
+nothing of each other. The price: it has to stay until the last job has ended. That loses nothing, because every job
+publishes into the store what it has finished, and the same command again starts only what is still missing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from graphlib import TopologicalSorter
+from pathlib import Path
+from typing import Any, Protocol
+
+from coterie.errors import WorkError
+from coterie.launch.process import Lines
+from coterie.progress import say
+
+POLL = 0.2
+"""Seconds between looks at running jobs."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One command."""
+
+    name: str
+    """For people: begins each of its lines, and names its log."""
+    arguments: tuple[str, ...]
+    """``coterie ARGUMENTS...``."""
+    after: frozenset[str] = frozenset()
+    """Names of the jobs that must be done before."""
+
+
+class Place(Protocol):
+    """Where jobs run."""
+
+    @property
+    def at_once(self) -> int | None:
+        """So many at the same time; None: as many as there are."""
+
+    def start(self, job: Job, log: Path) -> Any:
+        """Start a job whose lines go to ``log``; a handle of it."""
+
+    def ended(self, running: Any) -> str | None:
+        """None while it runs; then "" if all went well, else how it ended. Asked once more, it need not know."""
+
+    def end(self, running: Sequence[Any]) -> None:
+        """End jobs before they are done."""
+
+
+def run_jobs(jobs: Sequence[Job], place: Place, folder: Path) -> None:
+    """Run all jobs; where one fails, those that do not need it go on.
+
+    Args:
+        folder: exists, for ``NAME.log`` of each job; on a cluster all machines see it.
+
+    Raises:
+        WorkError: jobs failed; it names them, the last error and the log of each.
+    """
+    by_name = {job.name: job for job in jobs}
+    assert len(by_name) == len(jobs), "two jobs of one name"
+    waiting = {name: by_name[name] for name in TopologicalSorter({job.name: job.after for job in jobs}).static_order()}
+    running: dict[str, tuple[Any, Lines]] = {}
+    done: set[str] = set()
+    failed: dict[str, str] = {}
+    try:
+        while waiting or running:
+            for job in list(waiting.values()):
+                if job.after & failed.keys():
+                    failed[job.name] = f"not started: it needs {', '.join(sorted(job.after & failed.keys()))}"
+                    del waiting[job.name]
+                elif job.after <= done and len(running) < (place.at_once or len(jobs)):
+                    log = folder / f"{job.name}.log"
+                    running[job.name] = place.start(job, log), Lines(log)
+                    del waiting[job.name]
+            time.sleep(POLL if running else 0)
+            for name, (handle, lines) in list(running.items()):
+                ended = place.ended(handle)
+                for line in lines.new():
+                    say(f"{name} | {line}")
+                if ended is None:
+                    continue
+                del running[name]
+                if ended:
+                    failed[name] = f"{_last_error(lines.path) or ended} ({lines.path})"
+                    say(f"{name} | failed; what does not need it goes on" if waiting or running else f"{name} | failed")
+                else:
+                    done.add(name)
+    finally:
+        place.end([handle for handle, _ in running.values()])
+    if failed:
+        raise WorkError(
+            f"{len(failed)} of {len(jobs)} jobs {'was' if len(failed) == 1 else 'were'} not done: {', '.join(failed)}",
+            where=str(folder),
+            expected="every job to end well",
+            found="".join(f"\n    {name}: {said}" for name, said in failed.items()),
+            kept=f"what was finished ({len(done)} jobs), and the newest checkpoint of what was not",
+            do="correct what the logs name; the same command goes on",
+        )
+
+
+def _last_error(log: Path) -> str:
+    """The last error in a log, on one line; without one, its last line."""
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()] if log.exists() else []
+    begins = [i for i, line in enumerate(lines) if line.startswith("error: ")]
+    return "; ".join(" ".join(line.split()) for line in (lines[begins[-1] :] if begins else lines[-1:]))

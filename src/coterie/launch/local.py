@@ -1,0 +1,57 @@
+"""Jobs on this machine: processes of this interpreter that share its cores and GPUs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from coterie.errors import RequestError
+from coterie.launch import process
+from coterie.launch.jobs import Job
+
+
+def command(arguments: Sequence[str]) -> list[str]:
+    """``coterie ARGUMENTS...`` as a process that ends with this one."""
+    return [sys.executable, "-m", "coterie.launch.job", str(os.getpid()), *arguments]
+
+
+class Local:
+    """So many jobs at once, each on its share of the cores and of the GPUs."""
+
+    def __init__(self, at_once: int) -> None:
+        if at_once < 1:
+            raise RequestError("no jobs at once", where="--jobs", expected="1 or more", found=str(at_once))
+        self.at_once = at_once
+        self._seats: list[process.Process | None] = [None] * at_once
+
+    def start(self, job: Job, log: Path) -> process.Process:
+        seat = next(i for i, it in enumerate(self._seats) if it is None or it.returncode is not None)
+        environment = {**os.environ, **share(seat, self.at_once, os.environ.get("CUDA_VISIBLE_DEVICES"), _gpus())}
+        environment.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // self.at_once, 1)))
+        self._seats[seat] = made = process.start(command(job.arguments), log, environment)
+        return made
+
+    def ended(self, running: process.Process) -> str | None:
+        code = running.poll()
+        if code is None or code == 0:
+            return None if code is None else ""
+        return f"ended by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+
+    def end(self, running: Sequence[process.Process]) -> None:
+        process.end(running, signal.SIGINT)  # training then writes a checkpoint
+
+
+def share(seat: int, seats: int, visible: str | None, gpus: int) -> dict[str, str]:
+    """The GPUs of one of so many seats, as an environment: every `seats`-th; one that others use too if there are fewer."""
+    every = [str(i) for i in range(gpus)] if visible is None else [it for it in visible.split(",") if it]
+    if len(every) < 2 or seats < 2:
+        return {}
+    return {"CUDA_VISIBLE_DEVICES": ",".join(every[seat::seats] or [every[seat % len(every)]])}
+
+
+def _gpus() -> int:
+    """GPUs of this machine, without torch."""
+    return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))

@@ -127,11 +127,29 @@ def rows(summary: dict[str, Any], kind: str, figure: str) -> dict[str, dict[str,
     years = [y for y in table["everything"] if y != "all" and int(y) >= 2015]
     found = {name: {y: t[y][figure] for y in years if t.get(y, {}).get(figure) is not None} for name, t in table.items()}
     for name, family in (*FAMILIES.items(), ("replay", REPLAY)):
-        found[f"{name}-newest"] = {y: table[expert_of(family, int(y), True)][y][figure] for y in years}
-        found[f"{name}-own"] = {y: table[expert_of(family, int(y), False)][y][figure] for y in years}
+        for words, before in (("newest", True), ("own", False)):
+            own = {y: table[expert_of(family, int(y), before)].get(y, {}).get(figure) for y in years}
+            found[f"{name}-{words}"] = {y: value for y, value in own.items() if value is not None}
     return found
 
 
+CLAIMS = {
+    "Windows that go on from the one before beat fresh ones (average)": "previous-average - fresh-average",
+    "Windows that go on from the one before beat those of a common base (average)": "previous-average - base-average",
+    **{
+        words.format(f): key.format(f=f)
+        for f in FAMILIES
+        for words, key in {
+            "A learned average beats equal weights ({})": "{f}-learned - {f}-average",
+            "Co-adaptation beats the learned average ({})": "{f}-coadapted - {f}-learned",
+            "Co-adapted, the mixture beats the newest expert that may answer ({})": "{f}-coadapted - {f}-newest",
+            "Co-adapted, the mixture beats the rival ({})": "{f}-coadapted - replay-newest",
+            "The mask lowers answers from the future, average ({})": "future share, {f} average: masked - unmasked",
+            "The mask lowers answers from the future, learned ({})": "future share, {f} learned: masked - unmasked",
+        }.items()
+    },
+}
+"""What one may hope for, and the difference that is then below 0."""
 NAMES = {
     "{f}-newest": "the newest expert that may answer", "{f}-average": "average", "{f}-posterior": "posterior",
     "{f}-learned": "learned", "{f}-coadapted": "co-adapted", "{f}-unmasked-average": "average without the mask (has seen the future)",
@@ -143,9 +161,32 @@ RIVALS = {
 }  # fmt: skip
 
 
-def shown(values: list[float], sign: bool = False) -> str:
+def names_of(family: str) -> dict[str, str]:
+    """What is shown of a family, and what it is called."""
+    return {key.format(f=family): words for key, words in NAMES.items()} | RIVALS
+
+
+def overall(shares: list[float], number: dict[str, int]) -> float:
+    """A share over all years from those of each, in the order of ``number``."""
+    return sum(s * n for s, n in zip(shares, number.values(), strict=True)) / sum(number.values())
+
+
+def shown(values: list[float], sign: bool = False, digits: int = 3) -> str:
     mean, half = interval(values)
-    return f"{mean:{'+' if sign else ''}.3f} ± {half:.3f}" if len(values) > 1 else f"{mean:{'+' if sign else ''}.3f}"
+    said = f"{mean:{'+' if sign else ''}.{digits}f}"
+    return f"{said} ± {half:.{digits}f}" if len(values) > 1 else said
+
+
+def experts_table(runs: list[dict[str, dict[str, float]]]) -> list[str]:
+    """Each expert alone; years that it has read of, or that lie before what it has read, are in brackets."""
+    years = sorted(set.intersection(*(set(r["everything"]) for r in runs)))
+    lines = ["| expert | has read until | " + " | ".join(years) + " |", "|---|---|" + "---|" * len(years)]
+    for name in dict.fromkeys(n for family in (*FAMILIES.values(), REPLAY) for n in family):
+        last = int(name[1:]) + 1
+        cells = [f"{statistics.fmean(r[name][y] for r in runs):.2f}" for y in years]
+        cells = [cell if int(y) > last else f"({cell})" for cell, y in zip(cells, years, strict=True)]
+        lines.append(f"| {name} | {last} | " + " | ".join(cells) + " |")
+    return lines
 
 
 def table(runs: list[dict[str, dict[str, float]]], names: dict[str, str]) -> list[str]:
@@ -159,56 +200,85 @@ def table(runs: list[dict[str, dict[str, float]]], names: dict[str, str]) -> lis
 
 
 def page(summaries: list[dict[str, Any]], args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
-    losses = [rows(s, "losses", "nll") for s in summaries]
-    years = sorted(set.intersection(*(set(r["everything"]) for r in losses)))
-    mean = [{name: statistics.fmean(r[name][y] for y in years) for name in r if set(years) <= set(r[name])} for r in losses]
     parameters = next(iter(summaries[0]["experts"].values()))["parameters"]
     text = [
         "# Mixtures over time", "",
-        f"Made by `python benchmarks/time_study.py --tokens {args.tokens} --seeds {args.seeds}` on {date.today().isoformat()}, "
-        f"{processor()}, CPU only. {args.tokens:,} tokens for each of six two-year windows, {parameters:,} parameters, "
-        f"{args.seeds} seeds; ± is the 95 % interval over seeds (Student's t). Nats a token on held-out documents, each asked about "
-        "as of its own date, 2015 to 2024 (before 2015 no expert may answer). The tokenizer has seen the first window alone.", "",
+        f"Made by `python benchmarks/time_study.py --tokens {args.tokens} --test-tokens {args.test_tokens} --seeds {args.seeds}` on "
+        f"{date.today().isoformat()}, {processor()}, CPU only. {args.tokens:,} tokens for each of six two-year windows, {parameters:,} "
+        f"parameters, {args.seeds} seeds; ± is the 95 % interval over seeds (Student's t). Nats a token on held-out documents, each "
+        "asked about as of its own date, 2015 to 2024 (before 2015 no expert may answer); shares of answers in percentage points. The "
+        "tokenizer has seen the first window alone.", "",
+    ]  # fmt: skip
+    figures: dict[str, Any] = {}
+    text += _losses([rows(s, "losses", "nll") for s in summaries], figures)
+    text += _questions(
+        [{key: rows(s, "releases", key) for key in ("accuracy", "past", "future", "n")} for s in summaries], figures
+    )
+    found = ["## What holds at this size", "", "Yes or no where the 95 % interval over seeds leaves out 0.", "",
+             "| | | difference |", "|---|---|---|"]  # fmt: skip
+    for claim, key in CLAIMS.items():
+        mean, half = figures[key]
+        verdict = "not shown" if not abs(mean) > half else ("yes" if mean < 0 else "no, the opposite")
+        found.append(f"| {claim} | {verdict} | {mean:+.3f} ± {half:.3f} |")
+    return "\n".join([*text[:4], *found, "", *text[4:]]), figures
+
+
+def _losses(losses: list[dict[str, dict[str, float]]], figures: dict[str, Any]) -> list[str]:
+    text = []
+    for family in FAMILIES:
+        text += [f"## Windows branch from: {family}", "", *table(losses, names_of(family)), ""]
+    text += [
+        "## Each expert alone", "",
+        "f: fresh, b: from the first window, p: from the one before, u: the rival, which has read all windows so far. In brackets: "
+        "it has read text of that year or later.", "", *experts_table(losses), "",
+        "## Differences, paired by seed, mean over years", "", "| | nats |", "|---|---|",
+    ]  # fmt: skip
+    years = sorted(set.intersection(*(set(r["everything"]) for r in losses)))
+    mean = [{name: statistics.fmean(r[name][y] for y in years) for name in r if set(years) <= set(r[name])} for r in losses]
+    pairs = [("learned", "average"), ("coadapted", "learned"), ("average", "newest"), ("coadapted", "newest")]
+    compared = [(f"{f}-{a}", f"{f}-{b}") for f in FAMILIES for a, b in pairs]
+    compared += [(f"{f}-coadapted", "replay-newest") for f in FAMILIES]
+    compared += [("previous-average", f"{other}-average") for other in ("fresh", "base")]
+    for one, other in compared:
+        values = [m[one] - m[other] for m in mean]
+        figures[f"{one} - {other}"] = interval(values)
+        text.append(f"| {one} - {other.replace('replay-newest', 'the rival')} | {shown(values, sign=True)} |")
+    return text
+
+
+def _questions(asked: list[dict[str, dict[str, dict[str, float]]]], figures: dict[str, Any]) -> list[str]:
+    years = sorted(set.intersection(*(set(a["n"]["everything"]) for a in asked)))
+    number = {y: int(asked[0]["n"]["everything"][y]) for y in years}
+    text = [
+        "", "## Dated questions: the latest release as of a date", "",
+        f"{sum(number.values())} questions of 2015 and later, which all models answer; mean share over seeds in percent: correct / "
+        "past / future.", "",
     ]  # fmt: skip
     for family in FAMILIES:
-        names = {key.format(f=family): words for key, words in NAMES.items()} | RIVALS
-        text += [f"## Windows branch from: {family}", "", *table(losses, names), ""]
-    figures: dict[str, Any] = {}
-    text += ["## Differences, paired by seed, mean over years", "", "| | nats |", "|---|---|"]
-    for family in FAMILIES:
-        for a, b in (("coadapted", "learned"), ("learned", "average"), ("average", "newest"), ("coadapted", "newest")):
-            values = [m[f"{family}-{a}"] - m[f"{family}-{b}"] for m in mean]
-            figures[f"{family}: {a} - {b}"] = interval(values)
-            text.append(f"| {family}: {a} - {b} | {shown(values, sign=True)} |")
-        values = [m[f"{family}-coadapted"] - m["replay-newest"] for m in mean]
-        figures[f"{family}: coadapted - rival"] = interval(values)
-        text.append(f"| {family}: co-adapted - the rival | {shown(values, sign=True)} |")
-    for other in ("fresh", "base"):
-        values = [m["previous-average"] - m[f"{other}-average"] for m in mean]
-        figures[f"average: previous - {other}"] = interval(values)
-        text.append(f"| average: previous - {other} | {shown(values, sign=True)} |")
-    text += ["", "## Dated questions: the latest release as of a date", "",
-             "| | correct | past | future |", "|---|---|---|---|"]  # fmt: skip
-    choices = [s["evaluation"]["releases"] for s in summaries]
-    asked = [
-        f"{f}-{k}"
-        for f in FAMILIES
-        for k in ("average", "posterior", "learned", "coadapted", "unmasked-average", "unmasked-learned")
-    ]
-    for name in [*asked, "everything", "u2023"]:
-        cells = [shown([100 * c[name]["all"][key] for c in choices]) for key in ("accuracy", "past", "future")]
-        text.append(f"| {name} | " + " | ".join(cells) + " |")
-    text += ["", "Masked minus unmasked, share of answers that are of the future, in percentage points, paired by seed:", ""]
+        text += [f"### Windows branch from: {family}", ""]
+        text += ["| | " + " | ".join(f"{y} ({number[y]})" for y in years) + " | all | future, ± over seeds |"]
+        text += ["|---|" + "---|" * (len(years) + 2)]
+        for name, words in names_of(family).items():
+            if name == "oracle":
+                continue
+            cells = [[[a[key][name][y] for y in years] for a in asked] for key in ("accuracy", "past", "future")]
+            whole = [[overall(of_seed, number) for of_seed in kind] for kind in cells]
+            line = [" / ".join(f"{100 * statistics.fmean(x[i] for x in k):.0f}" for k in cells) for i in range(len(years))]
+            line += [" / ".join(f"{100 * statistics.fmean(w):.0f}" for w in whole)]
+            line += [shown([100 * share for share in whole[2]], digits=1)]
+            text.append("| " + " | ".join([words, *line]) + " |")
+        text += [""]
+    text += ["### Masked minus unmasked", "", "Share of answers that are of the future, in percentage points, the same questions, "
+             "paired by seed.", ""]  # fmt: skip
     for family in FAMILIES:
         for kind in ("average", "learned"):
-            values = [
-                100 * (c[f"{family}-{kind}"]["all"]["future"] - c[f"{family}-unmasked-{kind}"]["all"]["future"])
-                for c in choices
-            ]
+            values = []
+            for a in asked:
+                masked, free = (a["future"][f"{family}-{m}{kind}"] for m in ("", "unmasked-"))
+                values.append(100 * overall([masked[y] - free[y] for y in years], number))
             figures[f"future share, {family} {kind}: masked - unmasked"] = interval(values)
-            text.append(f"- {family}, {kind}: {shown(values, sign=True)}")
-    text += ["", "Masked models do not answer questions from before 2015; the unmasked ones do.", ""]
-    return "\n".join(text), figures
+            text.append(f"- {family}, {kind}: {shown(values, sign=True, digits=1)}")
+    return [*text, ""]
 
 
 def main() -> None:
@@ -228,17 +298,8 @@ def main() -> None:
         return
     text, figures = page([measured(seed, args) for seed in range(args.seeds)], args)
     args.page.write_text(text)
-    print(
-        json.dumps(
-            {
-                "benchmark": "time_study",
-                "date": str(date.today()),
-                "tokens": args.tokens,
-                "seeds": args.seeds,
-                "mean ± half": figures,
-            }
-        )
-    )
+    said = {"benchmark": "time_study", "date": str(date.today()), "tokens": args.tokens, "seeds": args.seeds}
+    print(json.dumps(said | {"mean ± half": figures}))
 
 
 if __name__ == "__main__":

@@ -74,7 +74,7 @@ def recipe(asked: argparse.Namespace, seed: int) -> dict[str, Any]:
         "seed": seed,
         "sequence_length": 128 if asked.tiny else 256,
         "base": {
-            "init": "llama", "hidden_size": 32 if asked.tiny else 256, "layers": 1 if asked.tiny else 4, "heads": 2 if asked.tiny else 4,
+            "init": "llama", "hidden_size": asked.width, "layers": 1 if asked.tiny else 4, "heads": 4,
             "tokenizer": {"train": "bpe", "vocab_size": 1024 if asked.tiny else 4096, "corpora": names},
             "pretrain": {"corpora": names, "tokens": asked.base_tokens, "train": {"learning_rate": 2e-3}},
         },
@@ -93,7 +93,7 @@ def recipe(asked: argparse.Namespace, seed: int) -> dict[str, Any]:
             {"name": "joint-top-1", "at": "adapters", "joint": {**together, "experts": len(names), "lora": {**lora, "r": r}},
              "router": {"kind": "learned", "top_k": 1, "balance": 0.01}},
         ],
-        "evaluation": [{"name": "losses", "corpora": names, "bootstrap": 100, **({"tokens": 5_000} if asked.tiny else {})}],
+        "evaluation": [{"name": "losses", "corpora": names, "bootstrap": 100, "tokens": asked.test_tokens}],
     }  # fmt: skip
 
 
@@ -210,10 +210,13 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=500_000, help="of each expert")
     parser.add_argument("--base-tokens", type=int, default=3_000_000)
     parser.add_argument("--router-tokens", type=int, default=200_000)
+    parser.add_argument("--test-tokens", type=int, default=100_000, help="of each domain, at most")
+    parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--tiny", action="store_true", help="a few seconds, to see that it runs")
     asked = parser.parse_args()
     if asked.tiny:
         asked.seeds, asked.tokens, asked.base_tokens, asked.router_tokens = min(asked.seeds, 2), 4_000, 8_000, 4_000
+        asked.width, asked.test_tokens = 32, 5_000
     torch.set_num_threads(1)
     progress.QUIET = asked.tiny
     notes: list[str] = []

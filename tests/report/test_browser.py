@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,46 +12,17 @@ from coterie.report import write_report
 
 pytestmark = pytest.mark.browser
 
-FLAGS = [
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-]  # fmt: skip
 DESKTOP, PHONE = {"width": 1200, "height": 900}, {"width": 390, "height": 844}
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator:
-    chromium = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-    if chromium is None:
-        pytest.fail("needs Debian's chromium (apt install chromium), or its path in CHROMIUM")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
-        yield opened
-        opened.close()
-
-
 @pytest.fixture
-def show(browser, tmp_path: Path) -> Iterator:
-    """Opens the page of a summary; at the end nothing may have been asked of a network, and no error printed."""
-    wrong: list[str] = []
-    contexts = []
+def show(shown, tmp_path: Path):
+    """Opens the page of a summary."""
 
     def opened(summary: dict, viewport: dict = DESKTOP, **options):
-        context = browser.new_context(viewport=viewport, offline=True, **options)
-        contexts.append(context)
-        page = context.new_page()
-        page.on("request", lambda r: None if r.url.startswith("file:") else wrong.append(f"asked for {r.url}"))
-        page.on("console", lambda m: wrong.append(m.text) if m.type in ("error", "warning") else None)
-        page.on("pageerror", lambda e: wrong.append(str(e)))
-        page.goto(write_report(write(tmp_path, summary)).as_uri())
-        return page
+        return shown(write_report(write(tmp_path, summary)), viewport, **options)
 
-    yield opened
-    for context in contexts:
-        context.close()
-    assert wrong == []
+    return opened
 
 
 def column(page, section: str, place: int) -> list[str]:

@@ -80,6 +80,26 @@ def test_the_page_holds_every_group_and_asks_nobody(made: Profiled, tmp_path: Pa
         report(made, made.chosen, paired=tmp_path / "none.json")
 
 
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [1200, 390])
+def test_the_page_in_a_browser(made: Profiled, tmp_path: Path, shown: Any, width: int) -> None:
+    it = report(made, made.chosen)
+    (tmp_path / "report.html").write_text(page(it), encoding="utf-8")
+    opened = shown(tmp_path / "report.html", {"width": width, "height": 900})
+    assert opened.locator("h2").count() == 11
+    assert opened.evaluate("document.documentElement.scrollWidth") <= width, "wide tables scroll by themselves"
+    filled = opened.locator("table.heat td[style]")
+    assert filled.count() == sum(c["selected"] > 0 for c in it["cells"])
+    assert filled.first.evaluate("e => getComputedStyle(e).backgroundColor") != "rgba(0, 0, 0, 0)"
+    for path in opened.locator("svg path").all():
+        assert path.evaluate("e => e.getBBox().width") > 100
+    cells = opened.locator("details table").first
+    assert not cells.is_visible()
+    opened.locator("summary").first.click()
+    assert cells.locator("tr").count() == len(it["cells"]) + 1
+    assert cells.is_visible()
+
+
 def test_selected_rows_carry_cell_scores_and_reason(made: Profiled, tmp_path: Path) -> None:
     write_selected(tmp_path / "s.jsonl", made, made.chosen)
     said = [json.loads(line) for line in (tmp_path / "s.jsonl").open()]

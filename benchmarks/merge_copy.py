@@ -1,9 +1,9 @@
 """Merging against copying: 8 feed-forward experts of a 1 B-parameter Llama shape, random weights in bf16.
 
 The merge reads every expert and writes one mixture, checked and synced; the control copies the very files that it wrote, with
-the same syncs. Each takes turns, in a process of its own, whose peak memory is counted above what importing costs. With
-``--mergekit PYTHON`` (an interpreter that has mergekit installed) its MoE merge of the same input takes turns too, without its
-prompts (gate mode `random`).
+the same syncs; both read from the disk, not from what is left in memory. Each takes turns, in a process of its own, whose peak
+memory is counted above what importing costs. With ``--mergekit PYTHON`` (an interpreter that has mergekit installed) its MoE
+merge of the same input takes turns too, without its prompts (gate mode `random`).
 
     python benchmarks/merge_copy.py [--layers 22] [--experts 8] [--rounds 3] [--folder DIR] [--mergekit PYTHON]
 
@@ -95,8 +95,17 @@ def kit(python: Path, folder: Path, target: Path, experts: int) -> None:
         os.close(handle)
 
 
+def cold(folder: Path) -> None:
+    """Have the files of a folder read from the disk again: what was written last would else come from memory."""
+    for path in folder.rglob("*.safetensors"):
+        handle = os.open(path, os.O_RDONLY)
+        os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(handle)
+
+
 def timed(what: str, folder: Path, target: Path, experts: int, python: str) -> dict[str, float]:
     """One turn in a process of its own: seconds, and bytes of memory above what it began with."""
+    cold(folder)
     command = [sys.executable, __file__, "--turn", what, "--folder", str(folder), "--target", str(target)]
     command += ["--experts", str(experts), *(["--mergekit", python] if python else [])]
     start = time.perf_counter()

@@ -9,6 +9,7 @@ but each with its share of the machine, or with GPUs of a cluster, in hand.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -39,7 +40,10 @@ def train(c: Conductor, place: Place, out: Path, names: Sequence[str]) -> None:
         rest = ("--store", str(c.store.root), "--out", str(out.absolute()))
         jobs = [Job(name, ("train", recipe, "--expert", name, *rest), frozenset(before)) for name, before in missing.items()]
         _run(jobs, place, folder, "trainings")
-    if left := missing_trainings(c, names):
+    until = time.monotonic() + place.arrives
+    while (left := missing_trainings(c, names)) and time.monotonic() < until:
+        time.sleep(2)
+    if left:
         raise WorkError(
             "this command has no use for what its jobs made", expected=f"{', '.join(left)} in the store",
             found="they were made on another kind of device, or with other libraries", kept="what the jobs made",

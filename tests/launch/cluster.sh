@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # A SLURM cluster of this one machine, for `make test-slurm`: `cluster.sh start FOLDER`, `cluster.sh stop FOLDER`.
-# Needs slurmctld, slurmd and munge (apt-get install slurmctld slurmd munge) and root. Everything lies in FOLDER; then
+# Needs root and `apt-get install slurmctld slurmd slurm-client munge`. Everything lies in FOLDER; then
 # `export SLURM_CONF=FOLDER/slurm.conf`.
 set -euo pipefail
 action=$1 folder=$(realpath -m "$2") host=$(hostname -s)
@@ -18,7 +18,7 @@ chmod 600 "$folder/munge.key"
 cat > "$folder/slurm.conf" <<END
 ClusterName=one
 SlurmctldHost=$host
-AuthInfo=socket=$folder/munge.socket
+AuthInfo=socket=$folder/munge.socket,cred_expire=5
 SlurmUser=root
 SlurmctldPidFile=$folder/slurmctld.pid
 SlurmdPidFile=$folder/slurmd.pid

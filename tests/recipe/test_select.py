@@ -111,3 +111,8 @@ def test_experts_that_cannot_be_known(axes: dict[str, Any], experts: dict[str, A
 def test_a_column_of_the_axis_name_is_the_default() -> None:
     select = Select.model_validate({**BUDGET, "axes": {"format": {}, "who": {"column": "audience"}, "cluster": {}}})
     assert select.columns == {"format": "axes.format.column", "audience": "axes.who.column"}
+
+
+def test_a_resolved_recipe_with_a_selection_reads_back() -> None:
+    made = read(recipe({**BUDGET, "axes": {"format": {}, "cluster": {"k": 3}}}, experts={"per": "cluster"}))
+    assert read(made.model_dump(mode="json", by_alias=True)).hash == made.hash

@@ -41,6 +41,10 @@ class Place(Protocol):
     def at_once(self) -> int | None:
         """So many at the same time; None: as many as there are."""
 
+    @property
+    def arrives(self) -> float:
+        """Seconds after which what a job wrote is certainly seen here."""
+
     def start(self, job: Job, log: Path) -> Any:
         """Start a job whose lines go to ``log``; a handle of it."""
 
@@ -85,7 +89,7 @@ def run_jobs(jobs: Sequence[Job], place: Place, folder: Path) -> None:
                     continue
                 del running[name]
                 if ended:
-                    failed[name] = f"{_last_error(lines.path) or ended} ({lines.path})"
+                    failed[name] = f"{ended}; {_last_error(lines.path)} ({lines.path})"
                     say(f"{name} | failed; what does not need it goes on" if waiting or running else f"{name} | failed")
                 else:
                     done.add(name)

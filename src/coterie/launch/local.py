@@ -12,6 +12,9 @@ from coterie.errors import RequestError
 from coterie.launch import process
 from coterie.launch.jobs import Job
 
+THREADS = ("OMP_NUM_THREADS", "POLARS_MAX_THREADS", "RAYON_NUM_THREADS")
+"""How the libraries are told how many threads to use: torch and numpy, polars, tokenizers."""
+
 
 def command(arguments: Sequence[str]) -> list[str]:
     """``coterie ARGUMENTS...`` as a process that ends with this one."""
@@ -24,13 +27,14 @@ class Local:
     def __init__(self, at_once: int) -> None:
         if at_once < 1:
             raise RequestError("no jobs at once", where="--jobs", expected="1 or more", found=str(at_once))
-        self.at_once = at_once
+        self.at_once, self.arrives = at_once, 0.0
         self._seats: list[process.Process | None] = [None] * at_once
 
     def start(self, job: Job, log: Path) -> process.Process:
         seat = next(i for i, it in enumerate(self._seats) if it is None or it.returncode is not None)
         environment = {**os.environ, **share(seat, self.at_once, os.environ.get("CUDA_VISIBLE_DEVICES"), _gpus())}
-        environment.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // self.at_once, 1)))
+        for name in THREADS:
+            environment.setdefault(name, str(max((os.cpu_count() or 1) // self.at_once, 1)))
         self._seats[seat] = made = process.start(command(job.arguments), log, environment)
         return made
 

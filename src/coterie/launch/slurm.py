@@ -42,20 +42,21 @@ GOES_ON = {
 }  # fmt: skip
 """States after which a job may still end by itself."""
 
-ASK, ARRIVES = 5.0, 30.0
-"""Seconds between questions to SLURM, and after a job's end until its result must be visible here."""
+ASK = 5.0
+"""Seconds between questions to SLURM."""
 
 
 def parameters(given: Mapping[str, Any]) -> dict[str, Any]:
     """What submitit's executor is told.
 
     Args:
-        given: names of submitit or `sbatch` (with `_` or `-`) and their values; ``time`` in minutes or as SLURM writes it.
+        given: names of submitit or `sbatch` (with `_` or `-`) and their values (``true`` of a flag); ``time`` in minutes
+            or as SLURM writes it.
 
     Raises:
         RequestError: an unknown name; no time, for which submitit would take five minutes.
     """
-    said = {name.replace("-", "_"): value for name, value in given.items()}
+    said = {name.replace("-", "_"): True if value == "true" else value for name, value in given.items()}
     unknown = sorted(said.keys() - OF_SUBMITIT - OF_SBATCH)
     if unknown:
         raise RequestError(
@@ -125,6 +126,7 @@ class Slurm:
                 "there is no SLURM here", where="--slurm", expected="sbatch on the PATH", found="no sbatch",
                 do="call it on a login node of the cluster, or use --jobs N on this machine",
             )  # fmt: skip
+        self.arrives = 60.0  # NFS remembers for so long that something was not there
         self._asked = -math.inf
         self._states: dict[str, str] = {}
         self._gone: dict[str, float] = {}
@@ -156,7 +158,7 @@ class Slurm:
             self._gone.pop(running.job_id, None)
             return None
         since = self._gone.setdefault(running.job_id, time.monotonic())
-        if time.monotonic() - since < ARRIVES:
+        if time.monotonic() - since < self.arrives:
             return None
         written = running.paths.stderr
         return f"SLURM job {running.job_id}: {state}" + (f"; see {written}" if written.exists() else "")

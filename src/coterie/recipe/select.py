@@ -186,7 +186,7 @@ class Select(Spec):
                 raise ValueError(f"{name}.column: {axis.column!r} is the name of a figure of the profile: rename the column")
             fitted = name == CLUSTER and axis.column is None
             for key in ("k", "model", "embed", "groups"):
-                if not fitted and key in axis.model_fields_set:
+                if not fitted and getattr(axis, key) != Axis.model_fields[key].default:
                     raise ValueError(f"{name}.{key} is for the fitted clusters (an axis called cluster, without a column)")
             if axis.model is not None and {"k", "groups", "embed"} & axis.model_fields_set:
                 raise ValueError(f"{name}.model brings its own k, groups and embedding: take them out")

@@ -2,15 +2,15 @@
 
 Jobs are commands of their own (`coterie train --expert`, `coterie select profile --part`) that put what they make into the
 store; the command that asked for them then does all its work as it would alone, and finds it made. What is short is made by
-that command first: documents, tokenizer, blocks of tokens; all jobs would otherwise begin by waiting for one of them. The
-base's pre-training is a job that the others come after, for the same reason: on the store's lease they would wait as well,
-but each with its share of the machine, or with GPUs of a cluster, in hand.
+that command first (documents, tokenizer, blocks of tokens, fresh weights): all jobs would otherwise begin by waiting for one of
+them. The base's pre-training is a job that the others come after, for the same reason: on the store's lease they would wait
+as well, but each with its share of the machine, or with GPUs of a cluster, in hand.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,11 +35,12 @@ def train(c: Conductor, place: Place, out: Path, names: Sequence[str]) -> None:
     missing = missing_trainings(c, names)
     if not missing:
         return
+    _ = c.start
     with c.store.workplace() as folder:
         recipe = _written(c.recipe, folder)
         rest = ("--store", str(c.store.root), "--out", str(out.absolute()))
         jobs = [Job(name, ("train", recipe, "--expert", name, *rest), frozenset(before)) for name, before in missing.items()]
-        _run(jobs, place, folder, "trainings")
+        _run(jobs, place, folder, "trainings", changed=lambda: missing_trainings(c, names))
     until = time.monotonic() + place.arrives
     while (left := missing_trainings(c, names)) and time.monotonic() < until:
         time.sleep(2)
@@ -55,7 +56,8 @@ def train(c: Conductor, place: Place, out: Path, names: Sequence[str]) -> None:
 
 def missing_trainings(c: Conductor, names: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """Trainings that the store lacks, each under the first name it goes by -> those that must come before it."""
-    dry = type(c)(c.recipe, c.store.dry_twin())
+    twin = c.store.dry_twin()
+    dry = type(c)(c.recipe, twin)
     first: dict[str, str] = {}
     found: dict[str, tuple[str, ...]] = {}
 
@@ -79,6 +81,7 @@ def missing_trainings(c: Conductor, names: Sequence[str]) -> dict[str, tuple[str
 
     for name in names:
         before(name)
+    c.store.expect(twin)
     return found
 
 
@@ -118,8 +121,8 @@ def _written(recipe: Recipe, folder: Path) -> str:
     return str(path)
 
 
-def _run(jobs: Sequence[Job], place: Place, folder: Path, what: str) -> None:
+def _run(jobs: Sequence[Job], place: Place, folder: Path, what: str, changed: Callable[[], object] = lambda: None) -> None:
     if jobs:
         at_once = min(place.at_once or len(jobs), len(jobs))
-        say(f"  {len(jobs)} {what} as jobs, {at_once} at once; their logs: {folder}")
-        run_jobs(jobs, place, folder)
+        say(f"  {what} in jobs: {len(jobs)}, {at_once} at once; their logs: {folder}")
+        run_jobs(jobs, place, folder, changed)

@@ -21,6 +21,7 @@ from coterie import launch
 from coterie.errors import RequestError, WorkError
 from coterie.launch import Job, run_jobs
 from coterie.launch.local import THREADS, Local, share
+from coterie.store import Store, prune
 
 GOOD, BAD = ("recipe", "train"), ("report", "nowhere")
 """Commands that are soon over, one well, one not."""
@@ -184,6 +185,10 @@ def test_ctrl_c_ends_jobs_with_a_checkpoint(tmp_path: Path) -> None:
     logs = [path.read_text() for path in (tmp_path / "store/temp").glob("jobs*/*.log")]
     assert len(logs) == 2
     assert all("stopping after this step, with a checkpoint" in log for log in logs)
+    (tmp_path / "runs/small").mkdir(parents=True, exist_ok=True)
+    work = set((tmp_path / "store/work").glob("*/checkpoint-*"))
+    assert not prune(Store(tmp_path / "store")).work, "the run rests on what its jobs have begun"
+    assert {path.parent for path in work} == set((tmp_path / "store/work").iterdir())
 
 
 def test_a_wrong_option_is_said_before_anything_starts(tmp_path: Path) -> None:

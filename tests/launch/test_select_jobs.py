@@ -50,7 +50,7 @@ def objects(home: Path, name: str, kind: str) -> set[str]:
 def test_jobs_choose_what_one_process_chooses(home: Path) -> None:
     alone, apart = pick(home, "alone"), pick(home, "apart", "--jobs", "2")
     assert alone.returncode == apart.returncode == 0, apart.stderr
-    assert "2 shares of prose as jobs" in apart.stderr
+    assert "shares of prose in jobs: 2, 2 at once" in apart.stderr
     assert "prose.1 | part 1/2: 2 profiled" in apart.stderr
     for kind in ("profiles", "topics", "selections", "corpora"):
         assert objects(home, "alone", kind) == objects(home, "apart", kind)
@@ -58,7 +58,7 @@ def test_jobs_choose_what_one_process_chooses(home: Path) -> None:
     assert files[0] == files[1]
     assert files[0].count(b"\n") == 40
     again = pick(home, "apart", "--jobs", "2")
-    assert "as jobs" not in again.stderr, "what is there is no job"
+    assert "in jobs" not in again.stderr, "what is there is no job"
 
 
 def test_a_share_and_jobs_exclude_each_other(home: Path) -> None:

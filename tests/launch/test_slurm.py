@@ -51,7 +51,8 @@ def test_parameters_are_passed_on_by_either_name() -> None:
     }
     assert parameters({**given, "setup": "module load cuda"}) == {
         "time": 5, "partition": "gpu", "cpus_per_task": "4", "mem_per_cpu": "2G", "exclusive": True,
-        "setup": ["module load cuda"], "srun_args": ["--cpus-per-task=4"], "additional_parameters": {"gpus": "1", "reservation": "r"},
+        "setup": ["module load cuda"], "srun_args": ["--cpus-per-task=4"],
+        "additional_parameters": {"gpus": "1", "reservation": "r"},
     }  # fmt: skip
 
 

@@ -8,7 +8,7 @@ publishes into the store what it has finished, and the same command again starts
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -49,17 +49,18 @@ class Place(Protocol):
         """Start a job whose lines go to ``log``; a handle of it."""
 
     def ended(self, running: Any) -> str | None:
-        """None while it runs; then "" if all went well, else how it ended. Asked once more, it need not know."""
+        """None while it runs; then "" if all went well, else how it ended."""
 
     def end(self, running: Sequence[Any]) -> None:
         """End jobs before they are done."""
 
 
-def run_jobs(jobs: Sequence[Job], place: Place, folder: Path) -> None:
+def run_jobs(jobs: Sequence[Job], place: Place, folder: Path, changed: Callable[[], object] = lambda: None) -> None:
     """Run all jobs; where one fails, those that do not need it go on.
 
     Args:
         folder: exists, for ``NAME.log`` of each job; on a cluster all machines see it.
+        changed: called whenever a job is about to start or has ended.
 
     Raises:
         WorkError: jobs failed; it names them, the last error and the log of each.
@@ -77,6 +78,7 @@ def run_jobs(jobs: Sequence[Job], place: Place, folder: Path) -> None:
                     failed[job.name] = f"not started: it needs {', '.join(sorted(job.after & failed.keys()))}"
                     del waiting[job.name]
                 elif job.after <= done and len(running) < (place.at_once or len(jobs)):
+                    changed()
                     log = folder / f"{job.name}.log"
                     running[job.name] = place.start(job, log), Lines(log)
                     del waiting[job.name]
@@ -88,6 +90,7 @@ def run_jobs(jobs: Sequence[Job], place: Place, folder: Path) -> None:
                 if ended is None:
                     continue
                 del running[name]
+                changed()
                 if ended:
                     failed[name] = f"{ended}; {_last_error(lines.path)} ({lines.path})"
                     say(f"{name} | failed; what does not need it goes on" if waiting or running else f"{name} | failed")

@@ -11,6 +11,7 @@ from pathlib import Path
 from coterie.errors import RequestError
 from coterie.launch import process
 from coterie.launch.jobs import Job
+from coterie.progress import say
 
 THREADS = ("OMP_NUM_THREADS", "POLARS_MAX_THREADS", "RAYON_NUM_THREADS")
 """How the libraries are told how many threads to use: torch and numpy, polars, tokenizers."""
@@ -45,7 +46,9 @@ class Local:
         return f"ended by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
     def end(self, running: Sequence[process.Process]) -> None:
-        process.end(running, signal.SIGINT)  # training then writes a checkpoint
+        if running:
+            say(f"  ending {len(running)} jobs, training with a checkpoint; once more ends them at once")
+        process.end(running, signal.SIGINT, patience=60)
 
 
 def share(seat: int, seats: int, visible: str | None, gpus: int) -> dict[str, str]:

@@ -23,7 +23,7 @@ from typing import Any
 from coterie.errors import RequestError
 from coterie.launch import process
 from coterie.launch.jobs import Job
-from coterie.launch.local import command
+from coterie.launch.local import THREADS, command
 
 OF_SUBMITIT = {
     "account", "comment", "constraint", "cpus_per_gpu", "cpus_per_task", "exclude", "exclusive", "gpus_per_node",
@@ -95,7 +95,8 @@ class Command:
 
     def __call__(self) -> int:
         environment = dict(os.environ)
-        environment.setdefault("OMP_NUM_THREADS", os.environ.get("SLURM_CPUS_PER_TASK", "1"))
+        for name in THREADS:
+            environment.setdefault(name, os.environ.get("SLURM_CPUS_PER_TASK", "1"))
         self.process = process.start(command(self.arguments), self.log, environment)
         while self.process.poll() is None:  # not wait: a signal's handler could then not wait for it either
             time.sleep(0.2)

@@ -102,17 +102,14 @@ class Store:
         Called when a run starts, it adds to what was noted for ``out`` before, and from then on notes what is about to
         be made; called with ``finished``, what only earlier runs in ``out`` needed is let go.
         """
-        if self.dry:
+        if self.dry or "COTERIE_JOB" in os.environ:  # what a job makes is noted by the run that it is of
             return
         self._out = Path(out).absolute()
         with explained(self.root, "what the run rests on"):
             self.enter()
-            with lease(
-                self.root / "locks" / "roots.lock", "the list of what runs rest on"
-            ):  # jobs of one run add to one list
-                self._wanted = {} if finished else {**read_root(self.root, self._out), **self._wanted}
-                self._wanted |= {key: artifact.digest for key, artifact in list(self.used.items())}
-                write_root(self.root, self._out, self._wanted)
+            self._wanted = {} if finished else {**read_root(self.root, self._out), **self._wanted}
+            self._wanted |= {key: artifact.digest for key, artifact in list(self.used.items())}
+            write_root(self.root, self._out, self._wanted)
 
     def enter(self) -> None:
         """Say that this process rests on the store, so that nothing is swept; the other methods do it by themselves."""
@@ -140,6 +137,12 @@ class Store:
         twin = DryStore(self.root)
         twin._verified, twin._files = self._verified, self._files
         return twin
+
+    def expect(self, twin: DryStore) -> None:
+        """Note what jobs of this run are about to make and have made, as far as ``twin`` has found it out."""
+        self._wanted |= {key: None if it.planned else it.digest for key, it in twin.used.items()}
+        if self._out is not None:
+            self.keep(self._out)
 
     def count_as_made(self, artifact: Artifact) -> None:
         """What other processes made for this one was not there before: it is new, as if this one had made it."""

@@ -2,7 +2,7 @@
 
 Jobs are commands of their own (`coterie train --expert`, `coterie select profile --part`) that put what they make into the
 store; the command that asked for them then does all its work as it would alone, and finds it made. What is short is made by
-that command first (documents, tokenizer, blocks of tokens, fresh weights): all jobs would otherwise begin by waiting for one of
+that command first (documents, tokenizer, blocks, fresh weights): all jobs would otherwise begin by waiting for one of
 them. The base's pre-training is a job that the others come after, for the same reason: on the store's lease they would wait
 as well, but each with its share of the machine, or with GPUs of a cluster, in hand.
 """

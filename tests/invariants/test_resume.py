@@ -297,3 +297,16 @@ def test_ctrl_c_ends_between_steps_with_a_checkpoint(tmp_path: Path, monkeypatch
     assert [p.name for p in checkpoints(store)] == ["checkpoint-5"]
     monkeypatch.setattr(loop.Loop, "training_step", plain)
     assert case.run(Store(store.root)).digest == straight.digest
+
+
+def test_ctrl_c_after_the_last_step_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case(tmp_path, changes={"save_every": 10**9})
+    straight = case.run(case.store())
+    store = case.store()
+
+    with monkeypatch.context() as during:
+        during.setattr(Interrupt, "on_train_end", lambda *_, **__: os.kill(os.getpid(), signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            case.run(store)
+    assert len(checkpoints(store)) == 1
+    assert case.run(Store(store.root)).digest == straight.digest

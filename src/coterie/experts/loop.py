@@ -76,6 +76,10 @@ class Loop(Trainer):
         return (loss, {}) if return_outputs else loss
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        self.save()
+
+    def save(self) -> None:
+        """Write a checkpoint; asked of every rank."""
         loss_sums = self.accelerator.gather(self._tr_loss.detach().reshape(1)).tolist()  # of each rank
         if not ranks.first():
             return

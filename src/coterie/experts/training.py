@@ -140,7 +140,10 @@ def train_job(job: Job) -> loops.Loop:
         for callback in callbacks:
             loop.add_callback(callback)
         loop.train(resume_from_checkpoint=str(found) if found else None)
-    watch.check()
+        watch.check()
+        if interrupt.asked:  # after the end of the last step
+            loop.save()
+            raise KeyboardInterrupt
     if loop.best_weights:
         for name, parameter in loop.moving.items():
             parameter.data.copy_(loop.best_weights[name])

@@ -129,8 +129,11 @@ def turn(args: argparse.Namespace) -> None:
     else:
         kit(Path(args.mergekit), args.folder, args.target, args.experts)
     seconds = time.perf_counter() - start
-    who = resource.RUSAGE_CHILDREN if args.turn == "kit" else resource.RUSAGE_SELF
-    peak = resource.getrusage(who).ru_maxrss
+    # Of this process by its own status: getrusage begins with the peak of the process that started it.
+    lines = Path("/proc/self/status").read_text().splitlines()
+    peak = int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
+    if args.turn == "kit":
+        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     print(json.dumps({"seconds": seconds, "memory": (peak - before) * 1024, "whole_memory": peak * 1024}))
 
 

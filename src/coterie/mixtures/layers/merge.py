@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import cycle
 from typing import Any, Literal
 
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from coterie.errors import RequestError
 from coterie.mixtures.layers.block import feed_forward
-from coterie.mixtures.layers.shards import Wanted, same
+from coterie.mixtures.layers.shards import Wanted, one_ahead, same
 from coterie.mixtures.layers.sources import Directory, Source
 from coterie.mixtures.tokenizers import require_same_tokenizer
 
@@ -108,9 +109,8 @@ class Merge:
         largest = {expert.name: 0.0 for expert in self.experts}
         for name in self.names:
             differing = [e for e in self.experts if e.changes(name)] if self.block_of(name) is None else []
-            ours = self.base.read(name, self._scratch[0]) if differing else None
-            for expert in differing:
-                theirs = expert.read(name, self._scratch[1])
+            ours = self.base.read(name, self._scratch[2]) if differing else None
+            for expert, theirs in zip(differing, one_ahead(partial(self._read, e, name) for e in differing), strict=True):
                 if ours is None or same(ours, theirs):
                     continue
                 apart = float((ours.double() - theirs.double()).abs().max())
@@ -126,10 +126,18 @@ class Merge:
         return largest
 
     @cached_property
-    def _scratch(self) -> tuple[Tensor, Tensor]:
-        """Memory for the largest tensor, twice; each tensor is done with before the next is read."""
+    def _scratch(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Memory for the largest tensor, three times: what is used, what is read meanwhile, what both are compared to."""
         most = max(t.bytes for s in (self.base, *self.experts) for t in s.tensors.values())
-        return torch.empty(most, dtype=torch.uint8), torch.empty(most, dtype=torch.uint8)
+        one, two, three = (torch.empty(most, dtype=torch.uint8) for _ in range(3))
+        return one, two, three
+
+    @cached_property
+    def _turns(self) -> Iterator[Tensor]:
+        return cycle(self._scratch[:2])
+
+    def _read(self, source: Source, name: str) -> Tensor:
+        return source.read(name, next(self._turns))
 
     def wanted(self) -> Iterator[Wanted]:
         """The tensors of the result in the names of `LayersMixture`, without its gates."""
@@ -141,14 +149,14 @@ class Merge:
                 continue
             for u, expert in enumerate(self.experts):
                 rest = name.removeprefix(f"{block}.")
-                yield Wanted(f"model.{block}.experts.{u}.{rest}", dtype, shape, partial(expert.read, name, self._scratch[0]))
+                yield Wanted(f"model.{block}.experts.{u}.{rest}", dtype, shape, partial(self._read, expert, name))
 
     def _shared(self, name: str) -> Tensor:
         if self.shared != "average" or not any(e.changes(name) for e in self.experts):
-            return self.base.read(name, self._scratch[0])
+            return self._read(self.base, name)
         total = self.experts[0].read(name).float()
         for expert in self.experts[1:]:
-            total += expert.read(name, self._scratch[0])
+            total += expert.read(name, self._scratch[2])
         return total / len(self.experts)
 
 

@@ -1,16 +1,19 @@
 """safetensors files read and written one tensor at a time.
 
 The library's own writer wants a whole file's tensors in memory at once, and its reader maps the files, so that what was read
-counts as memory until it is let go. A merge has far more experts than memory; here one tensor is held, and the format is
-plain enough: eight bytes with the length of a JSON header, the header, then the bytes of all tensors in its order.
+counts as memory until it is let go. A merge has far more experts than memory; here few tensors are held, and the format is
+plain enough: eight bytes with the length of a JSON header, the header, then the bytes of all tensors in its order. While
+a tensor is written or compared the next is read, so the disk does not wait for the processor.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +120,7 @@ def require_room(folder: Path, needed: int) -> None:
 
 
 def write(folder: Path, wanted: Sequence[Wanted], shard_bytes: int, stem: str = "model") -> dict[str, str]:
-    """Write tensors in order, a new file where one would grow beyond ``shard_bytes``; at most one tensor is held.
+    """Write tensors in order, a new file where one would grow beyond ``shard_bytes``; at most two tensors are held.
 
     Returns:
         the file of each tensor.
@@ -150,11 +153,26 @@ def _write_file(file: Path, wanted: Sequence[Wanted]) -> None:
     text += b" " * (-len(text) % 8)
     with file.open("wb", buffering=0) as stream:
         stream.write(len(text).to_bytes(8, "little") + text)
-        for tensor in wanted:
-            _write_tensor(stream, tensor, file)
+        for ready in one_ahead(partial(_checked, tensor, file) for tensor in wanted):
+            view = _bytes_of(ready)
+            while view:
+                view = view[stream.write(view) :]
 
 
-def _write_tensor(stream: Any, wanted: Wanted, file: Path) -> None:
+def one_ahead(calls: Iterable[Callable[[], Tensor]]) -> Iterator[Tensor]:
+    """Results in order; while one is used, the next is made. So no more than two are there at a time."""
+    with ThreadPoolExecutor(1) as aside:
+        before: Future[Tensor] | None = None
+        for call in calls:
+            now = aside.submit(call)
+            if before is not None:
+                yield before.result()
+            before = now
+        if before is not None:
+            yield before.result()
+
+
+def _checked(wanted: Wanted, file: Path) -> Tensor:
     tensor = wanted.get().to(wanted.dtype).contiguous()
     assert tuple(tensor.shape) == wanted.shape, f"{wanted.name}: {tuple(tensor.shape)} is not {wanted.shape}"
     if not finite(tensor):
@@ -162,9 +180,7 @@ def _write_tensor(stream: Any, wanted: Wanted, file: Path) -> None:
             "the weights are not finite", where=f"{file.name} ({wanted.name})", found="NaN or infinity",
             kept="nothing was written", do="use another checkpoint, or a wider --dtype",
         )  # fmt: skip
-    view = _bytes_of(tensor)
-    while view:
-        view = view[stream.write(view) :]
+    return tensor
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:

@@ -89,6 +89,17 @@ def measure(data: Path, share: float, seed: int, args: argparse.Namespace) -> di
     return nll | {name: table[name]["all"]["nll"] for name in ("best_expert", "oracle", "single")}
 
 
+END = "<!-- study: end -->\n"
+"""Ends what a study writes; what a person wrote below it stays."""
+
+
+def publish(path: Path, text: str) -> None:
+    """Write what a study found, and keep the reading of it that stands below."""
+    below = path.read_text().partition(END)[2] if path.exists() else ""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"{text.rstrip()}\n{END}{below}")
+
+
 def interval(values: list[float]) -> tuple[float, float]:
     """Mean and half-width of its 95 % interval over seeds (Student's t)."""
     mean = statistics.fmean(values)

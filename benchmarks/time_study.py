@@ -20,7 +20,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from price_of_modularity import interval, processor
+from price_of_modularity import interval, processor, publish
 
 import coterie
 
@@ -297,7 +297,7 @@ def main() -> None:
         measured(args.only, args)
         return
     text, figures = page([measured(seed, args) for seed in range(args.seeds)], args)
-    args.page.write_text(text)
+    publish(args.page, text)
     said = {"benchmark": "time_study", "date": str(date.today()), "tokens": args.tokens, "seeds": args.seeds}
     print(json.dumps(said | {"mean ± half": figures}))
 

@@ -9,6 +9,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +22,10 @@ from coterie.store import Store
 slow_start = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
 settings.register_profile("coterie", deadline=None, max_examples=20, suppress_health_check=slow_start)
 settings.load_profile("coterie")
+
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as for jobs in the background of a shell: tests press Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -6,6 +6,7 @@ Shapes: B rows, T positions, V vocabulary.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -63,9 +64,9 @@ class Inside(Face, PreTrainedModel, GenerationMixin):
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
 
     @property
+    @abstractmethod
     def inner(self) -> Any:
         """The Hugging Face model that does the work."""
-        raise NotImplementedError
 
     @torch.no_grad()
     def log_probs(

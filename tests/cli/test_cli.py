@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from tests.recipe.test_read import DESIGN
 
+from coterie.cli import main
+
 
 def command(*arguments: str, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -121,7 +123,9 @@ def test_report_of_a_folder_that_is_no_run(tmp_path: Path) -> None:
     assert "summary.json" in done.stderr
 
 
-def test_generate_goes_on_from_a_text(tmp_path: Path) -> None:
+def test_generate_goes_on_from_a_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from tests.run.small import recipe
 
     import coterie
@@ -130,10 +134,18 @@ def test_generate_goes_on_from_a_text(tmp_path: Path) -> None:
     model = str(tmp_path / "out/mixtures/learned")
     plain = command("generate", model, "apple", "--max-new-tokens", "4")
     assert plain.returncode == 0, plain.stderr
-    drawn = [
-        command("generate", model, "apple", "--temperature", "1", "--seed", "3", "--top-k", "20").stdout for _ in range(2)
-    ]
-    assert drawn[0] == drawn[1]
-    wrong = command("generate", model, "apple", "--time", "soon")
-    assert wrong.returncode == 2
-    assert "not a date" in wrong.stderr
+
+    def here(*arguments: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", ["coterie", "generate", model, "apple", *arguments])
+        with pytest.raises(SystemExit) as end:
+            main()
+        return int(end.value.code or 0), *capsys.readouterr()
+
+    drawn = [here("--temperature", "1", "--seed", "3", "--top-k", "20") for _ in range(2)]
+    assert drawn[0][:2] == drawn[1][:2]
+    assert drawn[0][0] == 0
+    assert drawn[0][1].strip()
+    code, _, error = here("--time", "soon")
+    assert code == 2
+    assert "not a date" in error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,9 @@ from typing import Any
 import pytest
 import yaml
 from tests.run.small import recipe
+
+import coterie
+from coterie import progress
 
 COMMAND = [sys.executable, "-c", "import sys; from coterie.cli import main; sys.argv[0] = 'coterie'; main()"]
 
@@ -91,21 +95,31 @@ def test_two_processes_train_each_expert_once(file: Path) -> None:
     assert a["evaluation"] == b["evaluation"]
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a recipe's data, store and results."""
+    home = tmp_path_factory.mktemp("finished")
+    coterie.run(recipe(home / "data"), store=home / "store", out=home / "out")
+    return home
+
+
 @pytest.mark.parametrize("kind", ["experts", "scores", "blocks", "mixtures"])
-def test_a_damaged_artifact_is_named_set_aside_and_made_again(file: Path, kind: str) -> None:
-    finish(start(file))
-    before = summary(file)
-    victim = next(p for p in sorted((file.parent / "store" / kind).glob("*/*")) if p.suffix in (".safetensors", ".json"))
+def test_a_damaged_artifact_is_named_set_aside_and_made_again(
+    finished: Path, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = json.loads((finished / "out/summary.json").read_text())
+    home = shutil.copytree(finished, tmp_path / "home")
+    victim = next(p for p in sorted((home / "store" / kind).glob("*/*")) if p.suffix in (".safetensors", ".json"))
     victim.chmod(0o644)
     data = bytearray(victim.read_bytes())
     data[len(data) // 2] ^= 1
     victim.write_bytes(data)
-    (file.parent / "runs/small/summary.json").unlink()
-    _, err = finish(start(file))
-    assert "set aside" in err
-    assert summary(file)["evaluation"] == before["evaluation"]
-    assert list(summary(file)["experts"]) == list(before["experts"])
-    assert list((file.parent / "store/quarantine").iterdir())
+    monkeypatch.setattr(progress, "QUIET", False)
+    after = coterie.run(recipe(home / "data"), store=home / "store", out=home / "again").summary
+    assert "set aside" in capsys.readouterr().err
+    assert after["evaluation"] == before["evaluation"]
+    assert list(after["experts"]) == list(before["experts"])
+    assert list((home / "store/quarantine").iterdir())
 
 
 @pytest.mark.parametrize(

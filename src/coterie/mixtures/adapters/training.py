@@ -148,12 +148,6 @@ def _start_gates(model: AdaptersMixture, seed: int) -> None:
 def _train(run: Run, model: AdaptersMixture, dense_steps: float) -> Loop:
     """One run of the loop over what is set trainable, checked."""
     settings = run.train
-    if run.router.get("balance") and settings.batch_size % ranks.count():
-        raise RequestError(
-            "the balance loss is of a whole forward pass, which the processes cannot share evenly",
-            where="joint.train.processes", expected=f"a divisor of batch_size, {settings.batch_size}",
-            found=str(ranks.count()), do="change batch_size or processes",
-        )  # fmt: skip
     sources = [Blocks.open(source) for source in run.sources]
     for blocks in sources:
         require_fit(model.base, blocks)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from coterie.errors import RequestError
 from coterie.launch import on_ranks
 from coterie.models import contents, device
 from coterie.recipe import AdaptersSpec, Joint, Learned, RidgeGates, Train
@@ -216,8 +217,14 @@ def train_joint(
             return training.train_joint(payload)
         from coterie.experts import ranks
 
-        call = "coterie.mixtures.adapters.training:train_joint"
-        return on_ranks(call, payload, processes=ranks.wanted(train, where), label=label)
+        processes = ranks.wanted(train, where)
+        if router.kind == "learned" and router.balance and train.batch_size % processes:
+            raise RequestError(
+                "the balance loss is of a whole forward pass, which the processes cannot share evenly",
+                where="joint.train.processes", expected=f"a divisor of batch_size, {train.batch_size}",
+                found=str(processes), do="change batch_size or processes",
+            )  # fmt: skip
+        return on_ranks("coterie.mixtures.adapters.training:train_joint", payload, processes=processes, label=label)
 
     return store.make(action, build, label=label, tokens=joint.tokens)
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from coterie.errors import RequestError
 from coterie.mixtures.layers.block import feed_forward
-from coterie.mixtures.layers.shards import Wanted, one_ahead, same
+from coterie.mixtures.layers.shards import AHEAD, Wanted, read_ahead, same
 from coterie.mixtures.layers.sources import Directory, Source
 from coterie.mixtures.tokenizers import require_same_tokenizer
 
@@ -107,11 +107,21 @@ class Merge:
     def _differences(self) -> dict[str, float]:
         """For each expert, the largest difference from the base outside the feed-forward blocks."""
         largest = {expert.name: 0.0 for expert in self.experts}
-        for name in self.names:
-            differing = [e for e in self.experts if e.changes(name)] if self.block_of(name) is None else []
-            ours = self.base.read(name, self._scratch[2]) if differing else None
-            for expert, theirs in zip(differing, one_ahead(partial(self._read, e, name) for e in differing), strict=True):
-                if ours is None or same(ours, theirs):
+        shared = [name for name in self.names if self.block_of(name) is None]
+        differing = {name: found for name in shared if (found := [e for e in self.experts if e.changes(name)])}
+        bases = cycle(self._scratch[:2])
+        tensors = read_ahead(
+            call
+            for name, experts in differing.items()
+            for call in (
+                lambda name=name: self.base.read(name, next(bases)),
+                *(partial(self._read, expert, name) for expert in experts),
+            )
+        )
+        for name, experts in differing.items():
+            ours = next(tensors)
+            for expert, theirs in zip(experts, tensors, strict=False):
+                if same(ours, theirs):
                     continue
                 apart = float((ours.double() - theirs.double()).abs().max())
                 largest[expert.name] = max(largest[expert.name], apart)
@@ -126,15 +136,15 @@ class Merge:
         return largest
 
     @cached_property
-    def _scratch(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Memory for the largest tensor, three times: what is used, what is read meanwhile, what both are compared to."""
+    def _scratch(self) -> list[Tensor]:
+        """Memory for the largest tensor, several times: for the base's and the next of it, and for one of an expert that is
+        used and those that are read meanwhile."""
         most = max(t.bytes for s in (self.base, *self.experts) for t in s.tensors.values())
-        one, two, three = (torch.empty(most, dtype=torch.uint8) for _ in range(3))
-        return one, two, three
+        return [torch.empty(most, dtype=torch.uint8) for _ in range(3 + AHEAD)]
 
     @cached_property
     def _turns(self) -> Iterator[Tensor]:
-        return cycle(self._scratch[:2])
+        return cycle(self._scratch[2:])
 
     def _read(self, source: Source, name: str) -> Tensor:
         return source.read(name, next(self._turns))
@@ -156,7 +166,7 @@ class Merge:
             return self._read(self.base, name)
         total = self.experts[0].read(name).float()
         for expert in self.experts[1:]:
-            total += expert.read(name, self._scratch[2])
+            total += expert.read(name)
         return total / len(self.experts)
 
 

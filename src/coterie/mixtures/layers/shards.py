@@ -3,7 +3,9 @@
 The library's own writer wants a whole file's tensors in memory at once, and its reader maps the files, so that what was read
 counts as memory until it is let go. A merge has far more experts than memory; here few tensors are held, and the format is
 plain enough: eight bytes with the length of a JSON header, the header, then the bytes of all tensors in its order. While
-a tensor is written or compared the next is read, so the disk does not wait for the processor.
+a tensor is written or compared the next are read, so the disk does not wait for the processor. What was read or written is
+let go from the system's memory too: it is needed once, and on virtual machines the memory of files costs more than the disk
+(docs/results/speed.md).
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -29,6 +32,8 @@ DTYPES = {
 }  # fmt: skip
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 INDEX = "model.safetensors.index.json"
+_PIECE = 1 << 24
+"""Bytes of a file that the system holds in memory for us at a time, about."""
 
 
 @dataclass(frozen=True)
@@ -49,16 +54,22 @@ class Stored:
             tensor = scratch[: self.bytes].view(self.dtype).view(self.shape)
         if self.bytes:
             with self.file.open("rb", buffering=0) as stream:
-                if hasattr(os, "posix_fadvise"):  # the disk reads all of it at once, at two to three times the speed
-                    os.posix_fadvise(stream.fileno(), self.begin, self.bytes, os.POSIX_FADV_WILLNEED)
-                stream.seek(self.begin)
-                view = _bytes_of(tensor)
+                view, at = _bytes_of(tensor), self.begin
+                stream.seek(at)
                 while view:
-                    count = stream.readinto(view)
+                    _advise(stream.fileno(), "WILLNEED", at, min(_PIECE, len(view)))  # at once
+                    count = stream.readinto(view[:_PIECE])
                     if not count:
                         raise WorkError("damaged weights: the file ends early", where=str(self.file))
-                    view = view[count:]
+                    _advise(stream.fileno(), "DONTNEED", at, count)
+                    view, at = view[count:], at + count
         return tensor
+
+
+def _advise(handle: int, what: str, begin: int, bytes: int) -> None:
+    """Tell the system what a part of a file is needed for, where there is a way to."""
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(handle, begin, bytes, getattr(os, f"POSIX_FADV_{what}"))
 
 
 def stored(files: Iterable[Path]) -> dict[str, Stored]:
@@ -123,7 +134,7 @@ def require_room(folder: Path, needed: int) -> None:
 
 
 def write(folder: Path, wanted: Sequence[Wanted], shard_bytes: int, stem: str = "model") -> dict[str, str]:
-    """Write tensors in order, a new file where one would grow beyond ``shard_bytes``; at most two tensors are held.
+    """Write tensors in order, a new file where one would grow beyond ``shard_bytes``; few tensors are held.
 
     Returns:
         the file of each tensor.
@@ -156,23 +167,31 @@ def _write_file(file: Path, wanted: Sequence[Wanted]) -> None:
     text += b" " * (-len(text) % 8)
     with file.open("wb", buffering=0) as stream:
         stream.write(len(text).to_bytes(8, "little") + text)
-        for ready in one_ahead(partial(_checked, tensor, file) for tensor in wanted):
+        kept = 0  # bytes of the file that are on the disk
+        for ready in read_ahead(partial(_checked, tensor, file) for tensor in wanted):
             view = _bytes_of(ready)
             while view:
                 view = view[stream.write(view) :]
+            if stream.tell() - kept >= _PIECE:
+                os.fsync(stream.fileno())
+                _advise(stream.fileno(), "DONTNEED", kept, stream.tell() - kept)
+                kept = stream.tell()
 
 
-def one_ahead(calls: Iterable[Callable[[], Tensor]]) -> Iterator[Tensor]:
-    """Results in order; while one is used, the next is made. So no more than two are there at a time."""
-    with ThreadPoolExecutor(1) as aside:
-        before: Future[Tensor] | None = None
+AHEAD = 2
+"""Tensors that are read while one is used: so many that neither reading nor writing waits long for the other."""
+
+
+def read_ahead(calls: Iterable[Callable[[], Tensor]]) -> Iterator[Tensor]:
+    """Results in order; while one is used the next are made. No more than 1 + `AHEAD` are there at a time."""
+    with ThreadPoolExecutor(AHEAD) as aside:
+        made: deque[Future[Tensor]] = deque()
         for call in calls:
-            now = aside.submit(call)
-            if before is not None:
-                yield before.result()
-            before = now
-        if before is not None:
-            yield before.result()
+            made.append(aside.submit(call))
+            if len(made) > AHEAD:
+                yield made.popleft().result()
+        while made:
+            yield made.popleft().result()
 
 
 def _checked(wanted: Wanted, file: Path) -> Tensor:

@@ -3,7 +3,7 @@
 All models sit on bases of the same weights and take turns in one process, one thread; each figure is the median over rounds of
 the ratio to PEFT in the same round. Control: PEFT takes a second turn. FLOPs and operators are counted, not timed.
 
-    python benchmarks/adapters_speed.py [--width 512] [--layers 4] [--rounds 7] [--rank 16]
+    python benchmarks/adapters_speed.py [--width 512] [--layers 4] [--rounds 7] [--rank 16] [--precision bf16]
 
 A ratio of times follows the ratio of FLOPs where a machine is bound by arithmetic, as one CPU thread is; that depends on the
 width: 8 adapters of rank 16 add a third to the products of a base of width 512, and a twelfth at 2048.
@@ -39,9 +39,10 @@ VOCABULARY = 4096
 
 
 class Bench:
-    def __init__(self, width: int, layers: int, rank: int, rows: int, length: int) -> None:
+    def __init__(self, width: int, layers: int, rank: int, rows: int, length: int, precision: str) -> None:
         torch.set_num_threads(1)
         self.width, self.layers, self.rank, self.length = width, layers, rank, length
+        self.precision = precision
         draw = torch.Generator().manual_seed(0)
         self.ids = torch.randint(0, VOCABULARY, (rows, length), generator=draw)
 
@@ -76,9 +77,15 @@ class Bench:
         made.set_gates({n: torch.randn(experts, h) * 0.1 for n, h in made.layout.sizes.items()})
         return made
 
+    def computing(self) -> Any:
+        """bf16 is as in training: autocast over fp32 weights."""
+        return torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bf16")
+
     def step(self, model: Any) -> Callable[[], None]:
         def call() -> None:
-            model(input_ids=self.ids, labels=self.ids, use_cache=False).loss.backward()
+            with self.computing():
+                loss = model(input_ids=self.ids, labels=self.ids, use_cache=False).loss
+            loss.backward()
             for parameter in model.parameters():
                 parameter.grad = None
 
@@ -86,7 +93,7 @@ class Bench:
 
     def prefill(self, model: Any) -> Callable[[], None]:
         def call() -> None:
-            with torch.no_grad():
+            with torch.no_grad(), self.computing():
                 model(input_ids=self.ids[:1], use_cache=False)
 
         return call
@@ -96,7 +103,12 @@ class Bench:
         prompt = self.ids[:8, :8]
         how: dict[str, Any] = {"max_new_tokens": 16, "do_sample": False, "use_cache": True, "pad_token_id": 0}
         given = {"input_ids": prompt} if not isinstance(model, AdaptersMixture) else {"inputs": prompt}
-        return lambda: model.generate(**given, attention_mask=torch.ones_like(prompt), **how)
+
+        def call() -> None:
+            with self.computing():
+                model.generate(**given, attention_mask=torch.ones_like(prompt), **how)
+
+        return call
 
 
 def ratios(calls: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
@@ -127,8 +139,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     for name, default in (("width", 512), ("layers", 4), ("rounds", 7), ("rank", 16), ("rows", 8), ("length", 256)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     asked = parser.parse_args()
-    bench = Bench(asked.width, asked.layers, asked.rank, asked.rows, asked.length)
+    bench = Bench(asked.width, asked.layers, asked.rank, asked.rows, asked.length, asked.precision)
     result: dict[str, Any] = {"times": {}, "counted": {}}
     kinds = {"k8": (8, None), "k32": (32, None), "k32 top-2": (32, 2), "k8 top-1": (8, 1)}
     for what in ("step", "prefill", "decode"):

@@ -83,6 +83,26 @@ def test_4_masked_is_absent(case: dict[str, Any], rule: str, data: st.DataObject
     assert all(torch.equal(a, b) for a, b in zip(before, answers(), strict=True))
 
 
+@given(settings())
+def test_one_eligible_expert_answers_without_a_router(case: dict[str, Any]) -> None:
+    """Bit by bit what the router's weights of 1 and 0 would give, with and without a cache."""
+    case["rule"] = "strict" if case["rule"] == "all" else case["rule"]
+    m, x_BT = mixture(some(case["counts"]), **case), ids()
+    time = "2013-01-01"  # only the fallback may answer
+    asked: list[int] = []
+    handle = m.router.register_forward_pre_hook(lambda *_: asked.append(1))
+    weighed = m(x_BT, time=time).logits.detach()
+    assert asked
+    asked.clear()
+    with torch.no_grad():
+        assert torch.equal(m(x_BT, time=time).logits, weighed)
+        cache = m(x_BT[:, :3], time=time, use_cache=True).past_key_values
+        rest = m(x_BT[:, 3:], time=time, past_key_values=cache).logits
+    handle.remove()
+    assert not asked
+    assert (rest - weighed[:, 3:]).abs().max() <= 1e-5
+
+
 @given(settings(), st.integers(0, 1))
 def test_4_masked_in_one_row_of_a_batch(case: dict[str, Any], row: int) -> None:
     """A row whose date rules an expert out is as if that expert were not there, whatever the other row may use."""

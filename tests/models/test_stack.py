@@ -162,3 +162,21 @@ def test_many_experts_of_which_few_are_chosen_are_sorted_not_multiplied(r: int) 
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
     base, gates, two = 2 * M * width**2, 2 * M * width * K, 2 * 2 * M * r * 2 * width
     assert counted == base + gates + two
+
+
+@pytest.mark.parametrize("r", [8, 3])
+def test_sorted_tokens_under_autocast(r: int) -> None:
+    """bf16 activations over fp32 weights, as in training; grouped products take one type only."""
+    torch.manual_seed(0)
+    width, K, M = 64, 16, 24
+    factors = [{"l": Factors(torch.randn(r, width), torch.randn(width, r) / width, 1.0)} for _ in range(K)]
+    w_MU = torch.eye(K).repeat(2, 1)[:M]
+    inlet = Inlet(["l"], [width], torch.zeros(1, width), lambda logits, shape: Weights(w_MU))
+    inlet.compose([(range(K), factors, False)], None, False, 1)
+    stacked, x = Stacked("l", nn.Linear(width, width), inlet, True), torch.randn(M, width)
+    with torch.no_grad():
+        exact = stacked(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = stacked(x.bfloat16())
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), exact, atol=0.05, rtol=0.05)

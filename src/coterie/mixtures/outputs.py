@@ -175,6 +175,15 @@ class OutputsMixture(Face, PreTrainedModel, GenerationMixin):
 
     def _mixed(self, query: Query, kept_K: Tensor, cache: MixtureCache | None) -> Float[Tensor, "B K V"]:
         """The mixture's log-probabilities, one expert after the other."""
+        if len(query.running) == 1 and not torch.is_grad_enabled():  # every row has someone to answer: it has all the weight
+            logp_BKV = self._expert(query.running[0], query, kept_K, cache)
+        else:
+            logp_BKV = self._weighed(query, kept_K, cache)
+        if cache is not None:
+            cache.seen += query.ids_BT.shape[1]
+        return logp_BKV
+
+    def _weighed(self, query: Query, kept_K: Tensor, cache: MixtureCache | None) -> Float[Tensor, "B K V"]:
         logp_BKV: dict[int, Tensor] = {}
         evidence_BTU = None
         if self.router.needs_evidence:
@@ -189,8 +198,6 @@ class OutputsMixture(Face, PreTrainedModel, GenerationMixin):
             logw_BK1 = logw_BKU[..., u, None]
             one_BKV = torch.where(logw_BK1.isneginf(), NOTHING, logw_BK1 + one_BKV)
             total_BKV = one_BKV if total_BKV is None else torch.logaddexp(total_BKV, one_BKV)
-        if cache is not None:
-            cache.seen += query.ids_BT.shape[1]
         assert total_BKV is not None
         return total_BKV
 

@@ -166,6 +166,7 @@ class Block(nn.Module):
             A_UIR = self.down[low : low + U * r].view(U, r, -1).transpose(1, 2)
             B_URO = self.ups[number].view(-1, U, r).permute(1, 2, 0)
             w_P1 = pairs.weight_P1 if self.unit else pairs.weight_P1 * self.scale_R[pairs.expert_P, None]
+            A_UIR, B_URO = A_UIR.to(x_PI.dtype), B_URO.to(x_PI.dtype)  # autocast does not know grouped products
             h_PR = F.grouped_mm(x_PI, A_UIR, offs=pairs.ends_U) * w_P1.to(x_PI.dtype)
             return F.grouped_mm(h_PR, B_URO, offs=pairs.ends_U)
         o_PO, ends = x_PI.new_zeros(len(x_PI), self.ups[number].shape[0]), [0, *pairs.ends_U.tolist()]

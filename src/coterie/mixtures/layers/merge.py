@@ -114,7 +114,7 @@ class Merge:
             call
             for name, experts in differing.items()
             for call in (
-                lambda name=name: self.base.read(name, next(bases)),
+                partial(self._read, self.base, name, bases),
                 *(partial(self._read, expert, name) for expert in experts),
             )
         )
@@ -146,8 +146,8 @@ class Merge:
     def _turns(self) -> Iterator[Tensor]:
         return cycle(self._scratch[2:])
 
-    def _read(self, source: Source, name: str) -> Tensor:
-        return source.read(name, next(self._turns))
+    def _read(self, source: Source, name: str, turns: Iterator[Tensor] | None = None) -> Tensor:
+        return source.read(name, next(turns or self._turns))
 
     def wanted(self) -> Iterator[Wanted]:
         """The tensors of the result in the names of `LayersMixture`, without its gates."""

@@ -166,17 +166,37 @@ def one_seed(asked: argparse.Namespace, seed: int, notes: list[str]) -> dict[str
     return losses
 
 
+def mean(losses: dict[str, float]) -> float:
+    return statistics.mean(losses.values())
+
+
 def kept(losses: dict[str, dict[str, float]], model: str) -> float:
-    """Share of what each domain's own expert gains over the base that a model keeps, mean over domains."""
-    base, oracle = losses["base"], losses["oracle"]
-    return statistics.mean((base[n] - losses[model][n]) / (base[n] - oracle[n]) for n in base)
+    """Share of what the domains' own experts gain over the base that a model keeps; of means, as one domain gains little."""
+    base = mean(losses["base"])
+    return (base - mean(losses[model])) / (base - mean(losses["oracle"]))
 
 
 def interval(values: list[float]) -> str:
-    mean = statistics.mean(values)
+    middle = statistics.mean(values)
     if len(values) < 2:
-        return f"{mean:.3f}"
-    return f"{mean:.3f} ± {T95[len(values)] * statistics.stdev(values) / len(values) ** 0.5:.3f}"
+        return f"{middle:.3f}"
+    return f"{middle:.3f} ± {T95[len(values)] * statistics.stdev(values) / len(values) ** 0.5:.3f}"
+
+
+def quality(seeds: list[dict[str, dict[str, float]]]) -> str:
+    """The table of losses. Differences are paired by seed: the seeds' bases and test documents differ more than models do."""
+    names = list(seeds[0]["base"])
+    models = [m for m in seeds[0] if all(m in s for s in seeds)]
+    lines = [
+        "| nats a token | " + " | ".join(names) + " | mean | minus the base | minus `uniform` | of the oracle's gain |",
+        "|---" * (len(names) + 5) + "|",
+    ]
+    for model in sorted(models, key=lambda m: statistics.mean(mean(s[m]) for s in seeds)):
+        cells = [f"{statistics.mean(s[model][n] for s in seeds):.3f}" for n in names]
+        cells.append(interval([mean(s[model]) for s in seeds]))
+        cells += [interval([mean(s[model]) - mean(s[other]) for s in seeds]) for other in ("base", "uniform")]
+        lines.append(f"| {model} | " + " | ".join([*cells, interval([kept(s, model) for s in seeds])]) + " |")
+    return "\n".join(["", *lines])
 
 
 def continual(asked: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
@@ -221,19 +241,8 @@ def main() -> None:
     progress.QUIET = asked.tiny
     notes: list[str] = []
     seeds = [one_seed(asked, seed, notes) for seed in range(asked.seeds)]
+    print(quality(seeds))
     names = list(seeds[0]["base"])
-    models = [m for m in seeds[0] if all(m in s for s in seeds)]
-    print(
-        "\n| nats a token | "
-        + " | ".join(names)
-        + " | mean | of the oracle's gain |\n|---" * 1
-        + "|---" * (len(names) + 2)
-        + "|"
-    )
-    for model in sorted(models, key=lambda m: statistics.mean(statistics.mean(s[m].values()) for s in seeds)):
-        cells = [interval([s[model][n] for s in seeds]) for n in names]
-        cells += [interval([statistics.mean(s[model].values()) for s in seeds]), interval([kept(s, model) for s in seeds])]
-        print(f"| {model} | " + " | ".join(cells) + " |")
     stages = {seed: continual(asked, seed) for seed in range(asked.seeds)}
     print("\n| after | " + " | ".join(names) + " |" + "\n|---" + "|---" * len(names) + "|")
     for number, stage in enumerate(stages[0]):

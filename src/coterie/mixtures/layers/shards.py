@@ -57,7 +57,7 @@ class Stored:
                 view, at = _bytes_of(tensor), self.begin
                 stream.seek(at)
                 while view:
-                    _advise(stream.fileno(), "WILLNEED", at, min(_PIECE, len(view)))  # at once
+                    _advise(stream.fileno(), "WILLNEED", at, min(_PIECE, len(view)))
                     count = stream.readinto(view[:_PIECE])
                     if not count:
                         raise WorkError("damaged weights: the file ends early", where=str(self.file))
@@ -140,7 +140,7 @@ def write(folder: Path, wanted: Sequence[Wanted], shard_bytes: int, stem: str = 
         the file of each tensor.
 
     Raises:
-        WorkError: a tensor is not finite, or not what was promised.
+        RequestError: a tensor is not finite.
     """
     parts: list[list[Wanted]] = [[]]
     for tensor in wanted:

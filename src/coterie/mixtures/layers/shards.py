@@ -16,6 +16,7 @@ import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -67,9 +68,10 @@ class Stored:
 
 
 def _advise(handle: int, what: str, begin: int, bytes: int) -> None:
-    """Tell the system what a part of a file is needed for, where there is a way to."""
+    """Tell the system what a part of a file is needed for, where system and file system listen."""
     if hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(handle, begin, bytes, getattr(os, f"POSIX_FADV_{what}"))
+        with suppress(OSError):
+            os.posix_fadvise(handle, begin, bytes, getattr(os, f"POSIX_FADV_{what}"))
 
 
 def stored(files: Iterable[Path]) -> dict[str, Stored]:

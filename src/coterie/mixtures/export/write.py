@@ -26,8 +26,8 @@ from coterie.mixtures.export import compare, importing
 from coterie.mixtures.export.folding import Seating, expanded, folded, why_not
 from coterie.mixtures.export.formats import FORMATS, Format, standard
 from coterie.mixtures.layers.config import LayersConfig
-from coterie.mixtures.layers.disk import SHARD, tensors_of
-from coterie.mixtures.layers.shards import INDEX, Stored, Wanted, index, require_room, write
+from coterie.mixtures.layers.disk import tensors_of
+from coterie.mixtures.layers.shards import INDEX, SHARD, Stored, Wanted, index, require_room, write
 from coterie.models.initialise import copy_tokenizer
 from coterie.store.durable import discard, sync
 from coterie.store.owner import dead, owner

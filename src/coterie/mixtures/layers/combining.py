@@ -18,9 +18,8 @@ from peft.utils.merge_utils import task_arithmetic, ties
 from torch import Tensor
 
 from coterie.errors import RequestError
-from coterie.mixtures.layers.disk import SHARD
 from coterie.mixtures.layers.merge import Merge
-from coterie.mixtures.layers.shards import INDEX, Wanted, index, require_room, write
+from coterie.mixtures.layers.shards import INDEX, SHARD, Wanted, index, require_room, write
 from coterie.mixtures.layers.sources import Directory, Source
 from coterie.models.initialise import copy_tokenizer
 

@@ -24,13 +24,12 @@ from torch import Tensor
 from coterie.errors import RequestError
 from coterie.mixtures.layers.merge import Merge, describe, gate_names, like
 from coterie.mixtures.layers.model import LayersMixture
-from coterie.mixtures.layers.shards import INDEX, Stored, index, require_room, stored, write
+from coterie.mixtures.layers.shards import INDEX, SHARD, Stored, index, require_room, stored, write
 from coterie.models.checkpoint import weight_files
 from coterie.models.initialise import copy_tokenizer
 from coterie.models.quiet import quiet
 
 GATES = "gates.safetensors"
-SHARD = 5 * 10**9
 
 
 def write_experts(merge: Merge, folder: Path, shard_bytes: int = SHARD) -> dict[str, Any]:
@@ -43,7 +42,7 @@ def write_experts(merge: Merge, folder: Path, shard_bytes: int = SHARD) -> dict[
     wanted = list(merge.wanted())
     total = sum(t.bytes for t in wanted)
     require_room(folder, total)
-    write(folder, wanted, shard_bytes)
+    write(folder, wanted, shard_bytes, ahead=merge.ahead)
     return {"bytes": total, "tensors": len(wanted), "shared": merge.shared, "difference": differences}
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from coterie.errors import RequestError
 from coterie.mixtures.layers.block import feed_forward
-from coterie.mixtures.layers.shards import AHEAD, Wanted, read_ahead, same
+from coterie.mixtures.layers.shards import AHEAD, SHARD, Wanted, read_ahead, same
 from coterie.mixtures.layers.sources import Directory, Source
 from coterie.mixtures.tokenizers import require_same_tokenizer
 
@@ -109,18 +109,10 @@ class Merge:
         largest = {expert.name: 0.0 for expert in self.experts}
         shared = [name for name in self.names if self.block_of(name) is None]
         differing = {name: found for name in shared if (found := [e for e in self.experts if e.changes(name)])}
-        bases = cycle(self._scratch[:2])
-        tensors = read_ahead(
-            call
-            for name, experts in differing.items()
-            for call in (
-                partial(self._read, self.base, name, bases),
-                *(partial(self._read, expert, name) for expert in experts),
-            )
-        )
         for name, experts in differing.items():
-            ours = next(tensors)
-            for expert, theirs in zip(experts, tensors, strict=False):
+            ours = self.base.read(name, self._scratch[0])
+            tensors = read_ahead((partial(self._read, expert, name) for expert in experts), self.ahead)
+            for expert, theirs in zip(experts, tensors, strict=True):
                 if same(ours, theirs):
                     continue
                 apart = float((ours.double() - theirs.double()).abs().max())
@@ -136,18 +128,26 @@ class Merge:
         return largest
 
     @cached_property
+    def _most(self) -> int:
+        """Bytes of the largest tensor."""
+        return max(t.bytes for s in (self.base, *self.experts) for t in s.tensors.values())
+
+    @property
+    def ahead(self) -> int:
+        """Tensors to read while one is used; fewer where more would not fit into two shards."""
+        return max(0, min(AHEAD, 2 * SHARD // self._most - 2))
+
+    @cached_property
     def _scratch(self) -> list[Tensor]:
-        """Memory for the largest tensor, several times: for the base's and the next of it, and for one of an expert that is
-        used and those that are read meanwhile."""
-        most = max(t.bytes for s in (self.base, *self.experts) for t in s.tensors.values())
-        return [torch.empty(most, dtype=torch.uint8) for _ in range(3 + AHEAD)]
+        """Memory for the largest tensor, several times: for the base's, for one that is used, for those read meanwhile."""
+        return [torch.empty(self._most, dtype=torch.uint8) for _ in range(2 + self.ahead)]
 
     @cached_property
     def _turns(self) -> Iterator[Tensor]:
-        return cycle(self._scratch[2:])
+        return cycle(self._scratch[1:])
 
-    def _read(self, source: Source, name: str, turns: Iterator[Tensor] | None = None) -> Tensor:
-        return source.read(name, next(turns or self._turns))
+    def _read(self, source: Source, name: str) -> Tensor:
+        return source.read(name, next(self._turns))
 
     def wanted(self) -> Iterator[Wanted]:
         """The tensors of the result in the names of `LayersMixture`, without its gates."""

@@ -33,6 +33,10 @@ DTYPES = {
 }  # fmt: skip
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 INDEX = "model.safetensors.index.json"
+SHARD = 5 * 10**9
+"""Bytes in a file, unless said otherwise."""
+AHEAD = 2
+"""Tensors that are read while one is used: so many that neither reading nor writing waits long for the other."""
 _PIECE = 1 << 24
 """Bytes of a file that the system holds in memory for us at a time, about."""
 
@@ -135,8 +139,10 @@ def require_room(folder: Path, needed: int) -> None:
         )  # fmt: skip
 
 
-def write(folder: Path, wanted: Sequence[Wanted], shard_bytes: int, stem: str = "model") -> dict[str, str]:
-    """Write tensors in order, a new file where one would grow beyond ``shard_bytes``; few tensors are held.
+def write(
+    folder: Path, wanted: Sequence[Wanted], shard_bytes: int, stem: str = "model", ahead: int = AHEAD
+) -> dict[str, str]:
+    """Write tensors in order, a new file where one would grow beyond ``shard_bytes``; 1 + ``ahead`` tensors are held.
 
     Returns:
         the file of each tensor.
@@ -152,12 +158,12 @@ def write(folder: Path, wanted: Sequence[Wanted], shard_bytes: int, stem: str = 
     where: dict[str, str] = {}
     for number, part in enumerate(parts, start=1):
         name = f"{stem}.safetensors" if len(parts) == 1 else f"{stem}-{number:05d}-of-{len(parts):05d}.safetensors"
-        _write_file(folder / name, part)
+        _write_file(folder / name, part, ahead)
         where |= {tensor.name: name for tensor in part}
     return where
 
 
-def _write_file(file: Path, wanted: Sequence[Wanted]) -> None:
+def _write_file(file: Path, wanted: Sequence[Wanted], ahead: int) -> None:
     wanted = sorted(wanted, key=lambda t: -t.dtype.itemsize)  # so that each tensor starts at a multiple of its item's size
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     at = 0
@@ -170,7 +176,7 @@ def _write_file(file: Path, wanted: Sequence[Wanted]) -> None:
     with file.open("wb", buffering=0) as stream:
         stream.write(len(text).to_bytes(8, "little") + text)
         kept = 0  # bytes of the file that are on the disk
-        for ready in read_ahead(partial(_checked, tensor, file) for tensor in wanted):
+        for ready in read_ahead((partial(_checked, tensor, file) for tensor in wanted), ahead):
             view = _bytes_of(ready)
             while view:
                 view = view[stream.write(view) :]
@@ -180,17 +186,13 @@ def _write_file(file: Path, wanted: Sequence[Wanted]) -> None:
                 kept = stream.tell()
 
 
-AHEAD = 2
-"""Tensors that are read while one is used: so many that neither reading nor writing waits long for the other."""
-
-
-def read_ahead(calls: Iterable[Callable[[], Tensor]]) -> Iterator[Tensor]:
-    """Results in order; while one is used the next are made. No more than 1 + `AHEAD` are there at a time."""
-    with ThreadPoolExecutor(AHEAD) as aside:
+def read_ahead(calls: Iterable[Callable[[], Tensor]], ahead: int = AHEAD) -> Iterator[Tensor]:
+    """Results in order; while one is used the next are made. No more than 1 + ``ahead`` are there at a time."""
+    with ThreadPoolExecutor(max(ahead, 1)) as aside:
         made: deque[Future[Tensor]] = deque()
         for call in calls:
             made.append(aside.submit(call))
-            if len(made) > AHEAD:
+            if len(made) > ahead:
                 yield made.popleft().result()
         while made:
             yield made.popleft().result()

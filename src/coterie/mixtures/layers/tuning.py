@@ -24,7 +24,7 @@ from coterie.mixtures.layers import disk, fitting
 from coterie.mixtures.layers.making import opened
 from coterie.mixtures.layers.merge import like
 from coterie.mixtures.layers.model import LayersMixture
-from coterie.mixtures.layers.shards import write
+from coterie.mixtures.layers.shards import SHARD, write
 from coterie.mixtures.layers.verbs import Model
 from coterie.models import device, parameters
 from coterie.models.packing import needs_mask
@@ -95,7 +95,7 @@ def _run(request: Request, folder: Path) -> None:
     disk.write_gates(fitting.gates(model), folder)
     if request.what != "gate":
         tensors = {n: p.detach().cpu() for n, p in model.named_parameters() if ".gate." not in n}
-        write(folder, [like(t, n, t.dtype) for n, t in tensors.items()], disk.SHARD)
+        write(folder, [like(t, n, t.dtype) for n, t in tensors.items()], SHARD)
 
 
 def freeze(model: LayersMixture, what: str) -> None:

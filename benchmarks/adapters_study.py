@@ -41,8 +41,8 @@ from coterie.recipe import Train, read
 from coterie.run import Conductor
 from coterie.store import Store
 
-T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
-"""Two-sided 95 % of Student's t, by the number of seeds."""
+sys.path.insert(0, str(Path(__file__).parent))
+from price_of_modularity import interval
 
 
 def corpora(data: Path, rows: int | None) -> dict[str, Any]:
@@ -176,11 +176,9 @@ def kept(losses: dict[str, dict[str, float]], model: str) -> float:
     return (base - mean(losses[model])) / (base - mean(losses["oracle"]))
 
 
-def interval(values: list[float]) -> str:
-    middle = statistics.mean(values)
-    if len(values) < 2:
-        return f"{middle:.3f}"
-    return f"{middle:.3f} ± {T95[len(values)] * statistics.stdev(values) / len(values) ** 0.5:.3f}"
+def shown(values: list[float]) -> str:
+    middle, half = interval(values)
+    return f"{middle:.3f} ± {half:.3f}" if len(values) > 1 else f"{middle:.3f}"
 
 
 def quality(seeds: list[dict[str, dict[str, float]]]) -> str:
@@ -193,9 +191,9 @@ def quality(seeds: list[dict[str, dict[str, float]]]) -> str:
     ]
     for model in sorted(models, key=lambda m: statistics.mean(mean(s[m]) for s in seeds)):
         cells = [f"{statistics.mean(s[model][n] for s in seeds):.3f}" for n in names]
-        cells.append(interval([mean(s[model]) for s in seeds]))
-        cells += [interval([mean(s[model]) - mean(s[other]) for s in seeds]) for other in ("base", "uniform")]
-        lines.append(f"| {model} | " + " | ".join([*cells, interval([kept(s, model) for s in seeds])]) + " |")
+        cells.append(shown([mean(s[model]) for s in seeds]))
+        cells += [shown([mean(s[model]) - mean(s[other]) for s in seeds]) for other in ("base", "uniform")]
+        lines.append(f"| {model} | " + " | ".join([*cells, shown([kept(s, model) for s in seeds])]) + " |")
     return "\n".join(["", *lines])
 
 
@@ -248,7 +246,7 @@ def main() -> None:
     for number, stage in enumerate(stages[0]):
         cells = [[s[number]["losses"]["grown"].get(n) for s in stages.values()] for n in names]
         after = stage.get("corpus", names[0]) + ("" if stage["change"] in ("start", "added") else f" ({stage['change']})")
-        print(f"| {after} | " + " | ".join(interval(c) if all(x is not None for x in c) else "" for c in cells) + " |")
+        print(f"| {after} | " + " | ".join(shown(c) if all(x is not None for x in c) else "" for c in cells) + " |")
     alone = {
         seed: max(
             (abs(b["losses"][e][n] - a["losses"][e][n]) for a, b in pairwise(s)

@@ -66,9 +66,8 @@ def main() -> None:
     result |= {"threads": torch.get_num_threads(), "tokens": asked.tokens, "turns": asked.turns}
 
     def seconds(model: Any, **given: Any) -> float:
-        model.generate(
-            ids, max_new_tokens=16, min_new_tokens=16, do_sample=False, **given
-        )  # its weights, not another's, are near
+        # Untimed, so that its weights are near and not another's.
+        model.generate(ids, max_new_tokens=16, min_new_tokens=16, do_sample=False, **given)
         start = time.perf_counter()
         out = model.generate(ids, max_new_tokens=asked.tokens, min_new_tokens=asked.tokens, do_sample=False, **given)
         assert out.shape[1] == ids.shape[1] + asked.tokens

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,18 @@ def command(*arguments: str, cwd: Path | None = None, **env: str) -> subprocess.
         [sys.executable, "-c", "import sys; from coterie.cli import main; sys.argv[0] = 'coterie'; main()", *arguments],
         capture_output=True, text=True, cwd=cwd, env={**os.environ, "OMP_NUM_THREADS": "1", **env}, check=False,
     )  # fmt: skip
+
+
+def here(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """The exit code of a command in this process, which has loaded everything already."""
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(sys, "argv", ["coterie", *arguments])
+    try:
+        with pytest.raises(SystemExit) as end:
+            main()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    return int(end.value.code or 0)
 
 
 def test_help_loads_neither_torch_nor_the_rooms_that_need_it() -> None:
@@ -135,17 +148,12 @@ def test_generate_goes_on_from_a_text(
     plain = command("generate", model, "apple", "--max-new-tokens", "4")
     assert plain.returncode == 0, plain.stderr
 
-    def here(*arguments: str) -> tuple[int, str, str]:
-        capsys.readouterr()
-        monkeypatch.setattr(sys, "argv", ["coterie", "generate", model, "apple", *arguments])
-        with pytest.raises(SystemExit) as end:
-            main()
-        return int(end.value.code or 0), *capsys.readouterr()
-
-    drawn = [here("--temperature", "1", "--seed", "3", "--top-k", "20") for _ in range(2)]
-    assert drawn[0][:2] == drawn[1][:2]
-    assert drawn[0][0] == 0
-    assert drawn[0][1].strip()
-    code, _, error = here("--time", "soon")
-    assert code == 2
-    assert "not a date" in error
+    capsys.readouterr()
+    drawn = []
+    for _ in range(2):
+        assert here(monkeypatch, "generate", model, "apple", "--temperature", "1", "--seed", "3", "--top-k", "20") == 0
+        drawn.append(capsys.readouterr().out)
+    assert drawn[0] == drawn[1]
+    assert drawn[0].strip()
+    assert here(monkeypatch, "generate", model, "apple", "--time", "soon") == 2
+    assert "not a date" in capsys.readouterr().err

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 import yaml
+from tests.cli.test_cli import here
 from tests.run.small import recipe
 
 import coterie
-from coterie import progress
 
 COMMAND = [sys.executable, "-c", "import sys; from coterie.cli import main; sys.argv[0] = 'coterie'; main()"]
 
@@ -114,9 +114,11 @@ def test_a_damaged_artifact_is_named_set_aside_and_made_again(
     data = bytearray(victim.read_bytes())
     data[len(data) // 2] ^= 1
     victim.write_bytes(data)
-    monkeypatch.setattr(progress, "QUIET", False)
-    after = coterie.run(recipe(home / "data"), store=home / "store", out=home / "again").summary
+    (home / "recipe.yaml").write_text(yaml.safe_dump(recipe(home / "data")))
+    words = ["run", str(home / "recipe.yaml"), "--store", str(home / "store"), "--out", str(home / "again")]
+    assert here(monkeypatch, *words) == 0
     assert "set aside" in capsys.readouterr().err
+    after = json.loads((home / "again/summary.json").read_text())
     assert after["evaluation"] == before["evaluation"]
     assert list(after["experts"]) == list(before["experts"])
     assert list((home / "store/quarantine").iterdir())

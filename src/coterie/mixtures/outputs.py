@@ -175,7 +175,9 @@ class OutputsMixture(Face, PreTrainedModel, GenerationMixin):
 
     def _mixed(self, query: Query, kept_K: Tensor, cache: MixtureCache | None) -> Float[Tensor, "B K V"]:
         """The mixture's log-probabilities, one expert after the other."""
-        if len(query.running) == 1 and not torch.is_grad_enabled():  # every row has someone to answer: it has all the weight
+        # Every row has someone to answer, so one alone has all the weight. Where gradients are wanted the router is asked
+        # all the same: its parameters get theirs, zeros.
+        if len(query.running) == 1 and not torch.is_grad_enabled():
             logp_BKV = self._expert(query.running[0], query, kept_K, cache)
         else:
             logp_BKV = self._weighed(query, kept_K, cache)

@@ -31,9 +31,9 @@ from peft import LoraConfig, get_peft_model
 from tests.mixtures.adapters.count import flops, operators
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from coterie.mixtures.adapters.config import AdaptersConfig
-from coterie.mixtures.adapters.model import AdaptersMixture
-from coterie.models import adapters as files
+from coterie.mixtures.adapters.adapters_config import AdaptersConfig
+from coterie.mixtures.adapters.adapters_mixture import AdaptersMixture
+from coterie.models import lora_files as files
 
 VOCABULARY = 4096
 
@@ -50,11 +50,18 @@ class Bench:
         torch.manual_seed(0)
         return LlamaForCausalLM(
             LlamaConfig(
-                vocab_size=VOCABULARY, hidden_size=self.width, intermediate_size=self.width * 11 // 4,
-                num_hidden_layers=self.layers, num_attention_heads=8, num_key_value_heads=8,
-                max_position_embeddings=2 * self.length, bos_token_id=None, eos_token_id=None, pad_token_id=0,
+                vocab_size=VOCABULARY,
+                hidden_size=self.width,
+                intermediate_size=self.width * 11 // 4,
+                num_hidden_layers=self.layers,
+                num_attention_heads=8,
+                num_key_value_heads=8,
+                max_position_embeddings=2 * self.length,
+                bos_token_id=None,
+                eos_token_id=None,
+                pad_token_id=0,
             )
-        ).eval()  # fmt: skip
+        ).eval()
 
     def peft(self) -> Any:
         asked = LoraConfig(
@@ -69,9 +76,18 @@ class Bench:
         config = AdaptersConfig(
             slots=[{"name": n, "expert": u} for u, n in enumerate(named)],
             experts=[{"name": n, "dir": n, "digest": None, "maturity": "mature"} for n in named],
-            base={"dir": "base", "digest": None}, vocab_size=VOCABULARY, pad_token_id=0,
-            router={"kind": "learned", "scope": "layer", "reads": "token", "top_k": top_k, "top_p": None, "temperature": 1.0},
-        )  # fmt: skip
+            base={"dir": "base", "digest": None},
+            vocab_size=VOCABULARY,
+            pad_token_id=0,
+            router={
+                "kind": "learned",
+                "scope": "layer",
+                "reads": "token",
+                "top_k": top_k,
+                "top_p": None,
+                "temperature": 1.0,
+            },
+        )
         fresh = [files.fresh(places, "all-linear", self.rank, 32, u) for u in range(experts)]
         made = AdaptersMixture(config, base, [{n: f._replace(B_OR=f.B_OR + 0.01) for n, f in a.items()} for a in fresh])
         made.set_gates({n: torch.randn(experts, h) * 0.1 for n, h in made.layout.sizes.items()})
@@ -131,8 +147,9 @@ def counted(calls: dict[str, Callable[[], None]]) -> dict[str, dict[str, float]]
     one = {"operators": operators(calls["peft"]), "flops": flops(calls["peft"])}
     return {
         name: {"operators": round(operators(call) / one["operators"], 3), "flops": round(flops(call) / one["flops"], 3)}
-        for name, call in calls.items() if not name.startswith("peft")
-    }  # fmt: skip
+        for name, call in calls.items()
+        if not name.startswith("peft")
+    }
 
 
 def main() -> None:

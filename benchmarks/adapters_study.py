@@ -31,14 +31,14 @@ import coterie
 from coterie import progress
 from coterie.corpora import Blocks, Order
 from coterie.errors import CoterieError
-from coterie.experts.data import Rows
-from coterie.experts.job import Job
-from coterie.experts.scoring import mean_nll
+from coterie.experts.scores import mean_nll
 from coterie.experts.training import prepared, train_job
-from coterie.grow import Grown
+from coterie.experts.training_job import Job
+from coterie.experts.training_rows import Rows
 from coterie.models import open_model
 from coterie.recipe import Train, read
-from coterie.run import Conductor
+from coterie.run.conductor import Conductor
+from coterie.run.grow import Grown
 from coterie.store import Store
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -74,27 +74,50 @@ def recipe(asked: argparse.Namespace, seed: int) -> dict[str, Any]:
         "seed": seed,
         "sequence_length": 128 if asked.tiny else 256,
         "base": {
-            "init": "llama", "hidden_size": asked.width, "layers": 1 if asked.tiny else 4, "heads": 4,
+            "init": "llama",
+            "hidden_size": asked.width,
+            "layers": 1 if asked.tiny else 4,
+            "heads": 4,
             "tokenizer": {"train": "bpe", "vocab_size": 1024 if asked.tiny else 4096, "corpora": names},
             "pretrain": {"corpora": names, "tokens": asked.base_tokens, "train": {"learning_rate": 2e-3}},
         },
         "corpora": domains,
         "train": train,
-        "experts": [{"name": n, "corpus": n, "kind": "lora", "lora": {**lora, "r": r}, "train": {"tokens": tokens}} for n in names],
+        "experts": [
+            {"name": n, "corpus": n, "kind": "lora", "lora": {**lora, "r": r}, "train": {"tokens": tokens}} for n in names
+        ],
         "mixtures": [
             {"name": "uniform", "at": "adapters", "slots": names},
             {"name": "arrow", "at": "adapters", "slots": names, "router": {"kind": "arrow", "top_k": 1}},
             {"name": "ridge", "at": "adapters", "slots": names, "router": "ridge"},
-            {"name": "ridge-prefix", "at": "adapters", "slots": names, "router": {"kind": "ridge", "scope": "model", "reads": "prefix"}},
+            {
+                "name": "ridge-prefix",
+                "at": "adapters",
+                "slots": names,
+                "router": {"kind": "ridge", "scope": "model", "reads": "prefix"},
+            },
             {"name": "learned", "at": "adapters", "slots": names, "router": {**fitted, "reads": "prefix"}},
             {"name": "learned-top-1", "at": "adapters", "slots": names, "router": {**fitted, "top_k": 1}},
-            {"name": "one-lora", "at": "adapters", "joint": {**together, "experts": 1, "lora": {**lora, "r": len(names) * r, "alpha": 2 * len(names) * r}}},
-            {"name": "joint-dense", "at": "adapters", "joint": {**together, "experts": len(names), "lora": {**lora, "r": r}}, "router": "learned"},
-            {"name": "joint-top-1", "at": "adapters", "joint": {**together, "experts": len(names), "lora": {**lora, "r": r}},
-             "router": {"kind": "learned", "top_k": 1, "balance": 0.01}},
+            {
+                "name": "one-lora",
+                "at": "adapters",
+                "joint": {**together, "experts": 1, "lora": {**lora, "r": len(names) * r, "alpha": 2 * len(names) * r}},
+            },
+            {
+                "name": "joint-dense",
+                "at": "adapters",
+                "joint": {**together, "experts": len(names), "lora": {**lora, "r": r}},
+                "router": "learned",
+            },
+            {
+                "name": "joint-top-1",
+                "at": "adapters",
+                "joint": {**together, "experts": len(names), "lora": {**lora, "r": r}},
+                "router": {"kind": "learned", "top_k": 1, "balance": 0.01},
+            },
         ],
         "evaluation": [{"name": "losses", "corpora": names, "bootstrap": 100, "tokens": asked.test_tokens}],
-    }  # fmt: skip
+    }
 
 
 def tested(c: Conductor) -> dict[str, Blocks]:
@@ -122,18 +145,29 @@ def peft_xlora(c: Conductor, out: Path, blocks: dict[str, Blocks], tokens: int) 
     with prepared(0, c.recipe.seed):
         base: Any = open_model(c.base)
         config = XLoraConfig(
-            task_type="CAUSAL_LM", hidden_size=base.config.hidden_size, xlora_depth=1,
+            task_type="CAUSAL_LM",
+            hidden_size=base.config.hidden_size,
+            xlora_depth=1,
             adapters={str(i): str(out / "experts" / n) for i, n in enumerate(names)},  # it renames them so, and forgets
-        )  # fmt: skip
+        )
         model = get_peft_model(base, config)
         sources = [Blocks.open(c.blocks(n, "valid")) for n in names]
         order = Order([s.tokens_per_block for s in sources], [1.0] * len(sources), c.recipe.seed, tokens=tokens)
         home = out / "xlora"
         home.mkdir(exist_ok=True)
         train_job(
-            Job(home, home, model, Rows(sources, order, mask=False), Train(tokens=tokens, learning_rate=1e-3), "cpu", "fp32",
-                c.recipe.seed, "X-LoRA's classifier")
-        )  # fmt: skip
+            Job(
+                home,
+                home,
+                model,
+                Rows(sources, order, mask=False),
+                Train(tokens=tokens, learning_rate=1e-3),
+                "cpu",
+                "fp32",
+                c.recipe.seed,
+                "X-LoRA's classifier",
+            )
+        )
         return by_domain(model.eval(), blocks)
 
 
@@ -249,12 +283,16 @@ def main() -> None:
         print(f"| {after} | " + " | ".join(shown(c) if all(x is not None for x in c) else "" for c in cells) + " |")
     alone = {
         seed: max(
-            (abs(b["losses"][e][n] - a["losses"][e][n]) for a, b in pairwise(s)
-             for e in a["losses"].keys() & b["losses"].keys() - {"grown"} for n in a["losses"][e]),
+            (
+                abs(b["losses"][e][n] - a["losses"][e][n])
+                for a, b in pairwise(s)
+                for e in a["losses"].keys() & b["losses"].keys() - {"grown"}
+                for n in a["losses"][e]
+            ),
             default=0.0,
         )
         for seed, s in stages.items()
-    }  # fmt: skip
+    }
     print(f"\nlargest change of any expert alone: {max(alone.values())}")
     for note in dict.fromkeys(notes):
         print(note)

@@ -22,7 +22,7 @@ from train_overhead import processor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from coterie.experts import schedule
-from coterie.mixtures.coadaptation import Together
+from coterie.mixtures.outputs.coadaptation import Together
 from coterie.models.device import pick
 from coterie.recipe import Linear, Train
 from coterie.routing import Settings, build
@@ -33,9 +33,14 @@ V = 2048
 def expert(seed: int, length: int) -> LlamaForCausalLM:
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=V, hidden_size=128, intermediate_size=352, num_hidden_layers=4, num_attention_heads=4,
-        max_position_embeddings=length, tie_word_embeddings=True,
-    )  # fmt: skip
+        vocab_size=V,
+        hidden_size=128,
+        intermediate_size=352,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        max_position_embeddings=length,
+        tie_word_embeddings=True,
+    )
     return LlamaForCausalLM(config)
 
 

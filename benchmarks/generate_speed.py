@@ -19,8 +19,8 @@ import torch
 from train_overhead import processor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from coterie.mixtures.config import OutputsConfig
-from coterie.mixtures.outputs import OutputsMixture
+from coterie.mixtures.outputs.outputs_config import OutputsConfig
+from coterie.mixtures.outputs.outputs_mixture import OutputsMixture
 from coterie.models.device import pick
 from coterie.recipe import Posterior, Uniform
 
@@ -30,9 +30,17 @@ V = 2048
 def expert(seed: int) -> LlamaForCausalLM:
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=V, hidden_size=256, intermediate_size=704, num_hidden_layers=8, num_attention_heads=8,
-        max_position_embeddings=1024, tie_word_embeddings=True, bos_token_id=0, eos_token_id=None, pad_token_id=0,
-    )  # fmt: skip
+        vocab_size=V,
+        hidden_size=256,
+        intermediate_size=704,
+        num_hidden_layers=8,
+        num_attention_heads=8,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+        bos_token_id=0,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
     return LlamaForCausalLM(config).eval()
 
 
@@ -48,8 +56,12 @@ def mixture(experts: list[LlamaForCausalLM], router: Any) -> OutputsMixture:
         experts=[{"name": n, "dir": n, "base": None, "digest": None, **d} for n, d in zip(names, dates, strict=True)],
         router=router.model_dump(mode="json"),
         eligible={"rule": "strict", "fallback": None, "default_time": None},
-        vocab_size=V, max_position_embeddings=1024, bos_token_id=0, eos_token_id=None, pad_token_id=0,
-    )  # fmt: skip
+        vocab_size=V,
+        max_position_embeddings=1024,
+        bos_token_id=0,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
     return OutputsMixture(config, experts)
 
 

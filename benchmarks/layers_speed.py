@@ -37,9 +37,13 @@ def dense(seed: int, hidden: int):
 
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=V, hidden_size=hidden, intermediate_size=hidden * 11 // 4, num_hidden_layers=4, num_attention_heads=8,
+        vocab_size=V,
+        hidden_size=hidden,
+        intermediate_size=hidden * 11 // 4,
+        num_hidden_layers=4,
+        num_attention_heads=8,
         max_position_embeddings=T,
-    )  # fmt: skip
+    )
     return LlamaForCausalLM(config).eval()
 
 
@@ -47,7 +51,7 @@ def merged_of(distinct: int, copies: bool, hidden: int = 256):
     """32 slots over so many distinct experts, k = 4, slots of one expert with equal rows; as copies, each slot has its own."""
     import torch
 
-    from coterie.mixtures.layers.model import merged
+    from coterie.mixtures.layers.layers_mixture import merged
 
     experts = {f"e{u}": dense(u, hidden) for u in range(distinct)}
     names = [f"e{s % distinct}" for s in range(32)]
@@ -61,8 +65,8 @@ def merged_of(distinct: int, copies: bool, hidden: int = 256):
 def write(folder: Path, hidden: int) -> None:
     import torch
 
-    from coterie.mixtures.export.write import export
-    from coterie.mixtures.layers.model import merged
+    from coterie.mixtures.export.write_checkpoint import export
+    from coterie.mixtures.layers.layers_mixture import merged
 
     dense(0, hidden).save_pretrained(folder / "dense")
     merged_of(1, False, hidden).save_pretrained(folder / "one")
@@ -149,18 +153,28 @@ def main() -> None:
         return round(statistics.median(turn[a] / turn[b] for turn in taken), 4)
 
     figures = {
-        "benchmark": "layers_speed", "date": date.today().isoformat(), "cpu": platform.machine(), "cores": os.cpu_count(),
-        "hidden": args.hidden, "tokens": [B, T],
+        "benchmark": "layers_speed",
+        "date": date.today().isoformat(),
+        "cpu": platform.machine(),
+        "cores": os.cpu_count(),
+        "hidden": args.hidden,
+        "tokens": [B, T],
         "disk": {n: round(disk[n] / disk["dense"], 4) for n in names},
         "memory": {n: round(held[n] / held["dense"], 4) for n in names},
         "time": {"one": ratio(1, 0), "four": ratio(2, 0), "copies": ratio(3, 0)},
         "expert_rows_of_four_to_copies": round(rows["four"] / rows["copies"], 4),
-        "ours_to_stock": ratio(5, 6), "noise_dense": ratio(4, 0), "noise_ours": ratio(7, 5), "apart": apart,
-    }  # fmt: skip
+        "ours_to_stock": ratio(5, 6),
+        "noise_dense": ratio(4, 0),
+        "noise_ours": ratio(7, 5),
+        "apart": apart,
+    }
     passed = (
-        figures["disk"]["one"] <= 1.02 and figures["memory"]["one"] <= 1.02 and figures["time"]["one"] <= 1.10
-        and figures["expert_rows_of_four_to_copies"] <= 0.35 and figures["ours_to_stock"] <= 1.0 + abs(figures["noise_ours"] - 1)
-    )  # fmt: skip
+        figures["disk"]["one"] <= 1.02
+        and figures["memory"]["one"] <= 1.02
+        and figures["time"]["one"] <= 1.10
+        and figures["expert_rows_of_four_to_copies"] <= 0.35
+        and figures["ours_to_stock"] <= 1.0 + abs(figures["noise_ours"] - 1)
+    )
     print(
         f"32 slots on one expert: {figures['disk']['one']} x disk, {figures['memory']['one']} x memory, {figures['time']['one']} x time"
     )

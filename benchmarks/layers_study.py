@@ -76,7 +76,10 @@ def recipe(data: Path, seed: int, tokens: int, test_tokens: int) -> dict:
         "name": "layers-study",
         "seed": seed,
         "base": {
-            "init": "llama", "hidden_size": 96, "layers": 3, "heads": 4,
+            "init": "llama",
+            "hidden_size": 96,
+            "layers": 3,
+            "heads": 4,
             "tokenizer": {"train": "bpe", "vocab_size": 2048, "corpora": names},
             "pretrain": {"corpora": names, "tokens": tokens // 2},
         },
@@ -86,13 +89,13 @@ def recipe(data: Path, seed: int, tokens: int, test_tokens: int) -> dict:
         "single": True,
         "mixtures": list(mixtures(names, tokens // 8).values()),
         "evaluation": [{"name": "losses", "corpora": names, "tokens": test_tokens}],
-    }  # fmt: skip
+    }
 
 
 def references(made: coterie.Run, data: Path, store: Path, out: Path, seed: int, test_tokens: int) -> dict[str, dict]:
     """Losses of dense combinations of the same experts."""
-    from coterie.mixtures.layers.combining import combine
-    from coterie.mixtures.layers.sources import Directory, source
+    from coterie.mixtures.layers.expert_weights import Directory, source
+    from coterie.mixtures.layers.weight_merging import combine
 
     base = Directory(made.out / "base")
     sources = [source(made.out / "experts" / name, base, name) for name in made.summary["routing"]["m-1"]["experts"]]
@@ -202,9 +205,12 @@ def page(args: argparse.Namespace, losses: list[dict], routing: list[dict], rows
         for layer, use in enumerate(layers):
             lines.append(f"| {domain} | {layer} | " + " | ".join(f"{w:.2f}" for w in use) + " |")
     lines += [
-        "", "## 32 slots over few experts, before (a copy in each slot) and after", "",
-        "| distinct | experts trained | data loads, with the base's | disk, MB | weights in memory, MB | forward, ms |", "|---|---|---|---|---|---|",
-    ]  # fmt: skip
+        "",
+        "## 32 slots over few experts, before (a copy in each slot) and after",
+        "",
+        "| distinct | experts trained | data loads, with the base's | disk, MB | weights in memory, MB | forward, ms |",
+        "|---|---|---|---|---|---|",
+    ]
     for row in rows:
         pair = [
             f"{row[f'before_{k}'] * by:,.0f} → {row[f'after_{k}'] * by:,.0f}"
@@ -242,9 +248,16 @@ def main() -> None:
     publish(args.out, page(args, losses, routing, rows, labels))
     mean = {name: round(statistics.mean(s[name]["all"]["nll"] for s in losses), 4) for name in losses[0]}
     figures = {
-        "benchmark": "layers_study", "date": date.today().isoformat(), "cpu": platform.machine(), "cores": os.cpu_count(),
-        "tokens": args.tokens, "seeds": args.seeds, "vocabulary": V, "nll": mean, "reuse": rows,
-    }  # fmt: skip
+        "benchmark": "layers_study",
+        "date": date.today().isoformat(),
+        "cpu": platform.machine(),
+        "cores": os.cpu_count(),
+        "tokens": args.tokens,
+        "seeds": args.seeds,
+        "vocabulary": V,
+        "nll": mean,
+        "reuse": rows,
+    }
     print(json.dumps(figures))
 
 

@@ -37,9 +37,14 @@ def make(folder: Path, layers: int, experts: int) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     config = LlamaConfig(
-        vocab_size=32_000, hidden_size=2048, intermediate_size=5632, num_hidden_layers=layers, num_attention_heads=32,
-        num_key_value_heads=4, max_position_embeddings=2048,
-    )  # fmt: skip
+        vocab_size=32_000,
+        hidden_size=2048,
+        intermediate_size=5632,
+        num_hidden_layers=layers,
+        num_attention_heads=32,
+        num_key_value_heads=4,
+        max_position_embeddings=2048,
+    )
     words = Tokenizer(models.WordLevel({"<unk>": 0, "x": 1, "</s>": 2}, unk_token="<unk>"))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>", pad_token="</s>")
     torch.manual_seed(0)
@@ -55,10 +60,10 @@ def make(folder: Path, layers: int, experts: int) -> None:
 
 
 def merge(folder: Path, target: Path, experts: int) -> None:
-    from coterie.mixtures.layers.block import feed_forward
-    from coterie.mixtures.layers.disk import write_whole, zero_gates
+    from coterie.mixtures.layers.expert_weights import Directory, source
+    from coterie.mixtures.layers.gated_block import feed_forward
+    from coterie.mixtures.layers.layers_files import write_whole, zero_gates
     from coterie.mixtures.layers.merge import Merge
-    from coterie.mixtures.layers.sources import Directory, source
     from coterie.store.durable import sync
 
     base = Directory(folder / "base")
@@ -174,12 +179,19 @@ def main() -> None:
 
     memory = max(t["memory"] for t in taken["merge"])
     figures = {
-        "benchmark": "merge_copy", "date": date.today().isoformat(), "cpu": platform.machine(), "cores": os.cpu_count(),
-        "layers": args.layers, "experts": args.experts, "gigabytes": round(size / 1e9, 3), "shard_gigabytes": SHARD / 1e9,
+        "benchmark": "merge_copy",
+        "date": date.today().isoformat(),
+        "cpu": platform.machine(),
+        "cores": os.cpu_count(),
+        "layers": args.layers,
+        "experts": args.experts,
+        "gigabytes": round(size / 1e9, 3),
+        "shard_gigabytes": SHARD / 1e9,
         "seconds": {k: [round(t["seconds"], 2) for t in v] for k, v in taken.items() if v},
-        "to_copy": round(ratio("merge", "copy"), 3), "noise": round(ratio("again", "copy"), 3),
+        "to_copy": round(ratio("merge", "copy"), 3),
+        "noise": round(ratio("again", "copy"), 3),
         "memory_in_shards": round(memory / SHARD, 3),
-    }  # fmt: skip
+    }
     passed = figures["to_copy"] <= 1.3 and figures["memory_in_shards"] <= 2
     if args.mergekit:
         # whole processes, start-up included in both

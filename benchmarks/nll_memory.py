@@ -39,9 +39,14 @@ def measure(experts: int, router: str) -> int:
     from coterie.recipe import OutputsSpec
 
     config = LlamaConfig(
-        vocab_size=V, hidden_size=256, intermediate_size=512, num_hidden_layers=4, num_attention_heads=4,
-        max_position_embeddings=T, tie_word_embeddings=True,
-    )  # fmt: skip
+        vocab_size=V,
+        hidden_size=256,
+        intermediate_size=512,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        max_position_embeddings=T,
+        tie_word_embeddings=True,
+    )
     spec = OutputsSpec.model_validate({"name": "m", "at": "outputs", "slots": ["e"], "router": KINDS[router]}).router
     m = combine({f"e{u}": LlamaForCausalLM(config).eval() for u in range(experts)}, router=spec)
     ids_BT = torch.randint(0, V, (B, T))
@@ -75,12 +80,20 @@ def main() -> None:
     print(
         json.dumps(
             {
-                "benchmark": "nll_memory", "date": date.today().isoformat(), "cpu": platform.machine(), "cores": os.cpu_count(),
-                "router": args.router, "vocabulary": V, "tokens": [B, T], "peak_mib": megabytes, "ratio": round(ratio, 3),
-                "noise": round(statistics.median(control) / statistics.median(one), 3), "passed": ratio <= 1.3,
+                "benchmark": "nll_memory",
+                "date": date.today().isoformat(),
+                "cpu": platform.machine(),
+                "cores": os.cpu_count(),
+                "router": args.router,
+                "vocabulary": V,
+                "tokens": [B, T],
+                "peak_mib": megabytes,
+                "ratio": round(ratio, 3),
+                "noise": round(statistics.median(control) / statistics.median(one), 3),
+                "passed": ratio <= 1.3,
             }
         )
-    )  # fmt: skip
+    )
 
 
 if __name__ == "__main__":

@@ -37,25 +37,36 @@ def corpora(data: Path) -> dict:
     split = {"valid": 0.08, "test": 0.08}
     return {
         "meetings": {
-            "path": str(data / "qmsum/qmsum_compact.jsonl"), "text": "{query}\n{relevant_text}\n{answer}", "id": "id",
+            "path": str(data / "qmsum/qmsum_compact.jsonl"),
+            "text": "{query}\n{relevant_text}\n{answer}",
+            "id": "id",
             "split": {**split, "group": "meeting_id"},
         },
         "code": {
             "path": [str(data / "codealpaca/code_alpaca_20k.jsonl"), str(data / "codealpaca/new_codealpaca.jsonl")],
-            "text": "{instruction}\n{input}\n{output}", "id": "id", "split": split,
+            "text": "{instruction}\n{input}\n{output}",
+            "id": "id",
+            "split": split,
         },
-        "prose": {"path": str(data / "labelled_prose/labelled_prose.jsonl"), "text": "text", "id": "id",
-                  "split": {**split, "group": "doc_id"}},
+        "prose": {
+            "path": str(data / "labelled_prose/labelled_prose.jsonl"),
+            "text": "text",
+            "id": "id",
+            "split": {**split, "group": "doc_id"},
+        },
         "projects": {"path": str(data / "dated/dated.jsonl"), "text": "text", "id": "id", "split": split},
-    }  # fmt: skip
+    }
 
 
 def recipe(data: Path, share: float, seed: int, tokens: int, test_tokens: int) -> dict:
     domains = corpora(data)
     base: dict = {
-        "init": "llama", "hidden_size": 96, "layers": 3, "heads": 4,
+        "init": "llama",
+        "hidden_size": 96,
+        "layers": 3,
+        "heads": 4,
         "tokenizer": {"train": "bpe", "vocab_size": 2048, "corpora": list(domains)},
-    }  # fmt: skip
+    }
     if share:
         base["pretrain"] = {"corpora": list(domains), "tokens": round(tokens * share)}
     each = round(tokens * (1 - share) / len(domains))
@@ -157,17 +168,17 @@ def page(results: dict[float, list[dict[str, float]]], args: argparse.Namespace)
     if verdict[0] - verdict[1] > 0:
         lines += [
             f"**One single model is the better choice here if all data can be put in one place.** Even at the cheapest share "
-            f"({round(100 * cheapest)} %) the mixture loses {cell(verdict)} nats a token to it at equal tokens.",
+            f"({round(100 * cheapest)} %) the mixture loses {cell(verdict)} nats a token to it at equal tokens."
         ]
     elif verdict[0] + verdict[1] < 0:
         lines += [
             f"At a share of {round(100 * cheapest)} % the mixture is better than one single model at equal tokens: "
-            f"{cell(verdict)} nats a token.",
+            f"{cell(verdict)} nats a token."
         ]
     else:
         lines += [
             f"At the cheapest share ({round(100 * cheapest)} %) the difference to one single model is {cell(verdict)} nats a "
-            "token: not distinguishable from zero with these seeds.",
+            "token: not distinguishable from zero with these seeds."
         ]
     return "\n".join(lines) + "\n"
 

@@ -33,9 +33,14 @@ def expert(seed: int, context: int) -> LlamaForCausalLM:
     """The quickstart's size."""
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=V, hidden_size=128, intermediate_size=352, num_hidden_layers=4, num_attention_heads=4,
-        max_position_embeddings=context, tie_word_embeddings=True,
-    )  # fmt: skip
+        vocab_size=V,
+        hidden_size=128,
+        intermediate_size=352,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        max_position_embeddings=context,
+        tie_word_embeddings=True,
+    )
     return LlamaForCausalLM(config).eval()
 
 
@@ -99,15 +104,24 @@ def main() -> None:
     print(
         json.dumps(
             {
-                "benchmark": "router_fit", "date": date.today().isoformat(), "cpu": platform.machine(), "cores": os.cpu_count(),
-                "torch": torch.__version__, "experts": EXPERTS, "epochs": settings.epochs, "tokens": N * T,
-                "cached_cpu_seconds": round(statistics.median(seconds), 4), "rerun_cpu_seconds": round(rerun, 3),
-                "scoring_pass_cpu_seconds": round(scoring, 3), "ratio": round(rerun / statistics.median(seconds), 1),
-                "noise": round(max(seconds) / min(seconds), 3), "largest_difference": apart,
+                "benchmark": "router_fit",
+                "date": date.today().isoformat(),
+                "cpu": platform.machine(),
+                "cores": os.cpu_count(),
+                "torch": torch.__version__,
+                "experts": EXPERTS,
+                "epochs": settings.epochs,
+                "tokens": N * T,
+                "cached_cpu_seconds": round(statistics.median(seconds), 4),
+                "rerun_cpu_seconds": round(rerun, 3),
+                "scoring_pass_cpu_seconds": round(scoring, 3),
+                "ratio": round(rerun / statistics.median(seconds), 1),
+                "noise": round(max(seconds) / min(seconds), 3),
+                "largest_difference": apart,
                 "passed": rerun / statistics.median(seconds) >= 50 and apart <= 1e-5,
             }
         )
-    )  # fmt: skip
+    )
 
 
 if __name__ == "__main__":

@@ -41,9 +41,9 @@ with tempfile.TemporaryDirectory() as folder:
 
 def ours(texts: list[str]) -> tuple[float, int, int]:
     """CPU seconds, documents dropped, pairs compared."""
-    from coterie.corpora.select.duplicates import near_duplicates
-    from coterie.corpora.select.sketch import bands, shingles, short_values, values
-    from coterie.corpora.select.words import batches, words
+    from coterie.select.duplicates import near_duplicates
+    from coterie.select.sketch import bands, shingles, short_values, values
+    from coterie.select.words import batches, words
 
     start = time.process_time()
     made = [values(shingles(words(part))) for part in batches(((t, len(t)) for t in texts), 1 << 19)]
@@ -87,13 +87,22 @@ def main() -> None:
     print(
         json.dumps(
             {
-                "benchmark": "select_duplicates", "date": date.today().isoformat(), "cpu": platform.machine(), "cores": os.cpu_count(),
-                "documents": len(texts), "mean_characters": round(mean), "per_cpu_second": round(rate), "noise": round(seconds / again, 3),
-                "dropped": dropped, "compared": compared, "datatrove_per_cpu_second": theirs and round(theirs, 1),
-                "ratio": ratio and round(ratio, 1), "passed": rate >= 6000 and (ratio is None or ratio >= 30),
+                "benchmark": "select_duplicates",
+                "date": date.today().isoformat(),
+                "cpu": platform.machine(),
+                "cores": os.cpu_count(),
+                "documents": len(texts),
+                "mean_characters": round(mean),
+                "per_cpu_second": round(rate),
+                "noise": round(seconds / again, 3),
+                "dropped": dropped,
+                "compared": compared,
+                "datatrove_per_cpu_second": theirs and round(theirs, 1),
+                "ratio": ratio and round(ratio, 1),
+                "passed": rate >= 6000 and (ratio is None or ratio >= 30),
             }
         )
-    )  # fmt: skip
+    )
 
 
 if __name__ == "__main__":

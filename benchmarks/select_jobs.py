@@ -20,10 +20,11 @@ from pathlib import Path
 
 from select_profile import write
 
-from coterie import launch, parallel
-from coterie.corpora.select.selection import profile_corpus
+from coterie import launch
 from coterie.launch.local import THREADS
 from coterie.recipe import read
+from coterie.run import jobs as parallel
+from coterie.select.selection import profile_corpus
 from coterie.store import Store
 
 
@@ -64,14 +65,21 @@ def main() -> None:
     print(
         json.dumps(
             {
-                "benchmark": "select_jobs", "date": date.today().isoformat(), "cpu": platform.machine(), "cores": os.cpu_count(),
-                "load": round(os.getloadavg()[0], 1), "documents": args.documents, "parts": len(paths),
+                "benchmark": "select_jobs",
+                "date": date.today().isoformat(),
+                "cpu": platform.machine(),
+                "cores": os.cpu_count(),
+                "load": round(os.getloadavg()[0], 1),
+                "documents": args.documents,
+                "parts": len(paths),
                 "seconds": {jobs: [round(s, 2) for s in them] for jobs, them in taken.items()},
-                "ratio": round(ratio, 3), "noise": round(max(max(them) / min(them) for them in taken.values()), 3),
-                "same_pool": len(pools) == 1, "passed": len(pools) == 1 and ratio >= 1.7,
+                "ratio": round(ratio, 3),
+                "noise": round(max(max(them) / min(them) for them in taken.values()), 3),
+                "same_pool": len(pools) == 1,
+                "passed": len(pools) == 1 and ratio >= 1.7,
             }
         )
-    )  # fmt: skip
+    )
 
 
 if __name__ == "__main__":

@@ -27,9 +27,21 @@ import polars as pl
 LIMITS = {1_000_000: (1.0, 2500), 10_000_000: (10.0, 2500)}
 """CPU seconds and megabytes."""
 FORMATS = [
-    "textbook_academic_tone", "educational_piece", "textbook_narrative", "blogpost", "wikihow", "story_children", "story_reddit",
-    "story_life", "story_problem", "story_forum", "textbook_unconditioned", "scientific_article", "knapsack", "hq_piece",
-]  # fmt: skip
+    "textbook_academic_tone",
+    "educational_piece",
+    "textbook_narrative",
+    "blogpost",
+    "wikihow",
+    "story_children",
+    "story_reddit",
+    "story_life",
+    "story_problem",
+    "story_forum",
+    "textbook_unconditioned",
+    "scientific_article",
+    "knapsack",
+    "hq_piece",
+]
 
 
 def write(path: Path, rows: int, shuffled: bool) -> None:
@@ -56,8 +68,8 @@ def write(path: Path, rows: int, shuffled: bool) -> None:
 
 def one(path: Path, budget: int) -> dict:
     """In this process: read, plan, pick."""
-    from coterie.corpora.select.choose import Candidates, choose
-    from coterie.recipe.select import Select
+    from coterie.recipe.select_spec import Select
+    from coterie.select.choose import Candidates, choose
 
     select = Select.model_validate(
         {
@@ -85,11 +97,15 @@ def one(path: Path, budget: int) -> dict:
     done = time.process_time()
     keys = np.sort(pool.key_N[chosen.at])
     return {
-        "read": round(read - before, 3), "plan_and_pick": round(done - read, 3), "cpu_seconds": round(done - before, 3),
-        "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1), "documents": len(keys),
-        "feasible": chosen.plan is not None and chosen.plan.feasible, "keys": hash(keys.tobytes()) if len(keys) else 0,
+        "read": round(read - before, 3),
+        "plan_and_pick": round(done - read, 3),
+        "cpu_seconds": round(done - before, 3),
+        "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+        "documents": len(keys),
+        "feasible": chosen.plan is not None and chosen.plan.feasible,
+        "keys": hash(keys.tobytes()) if len(keys) else 0,
         "off_tokens": chosen.tokens - budget,
-    }  # fmt: skip
+    }
 
 
 def apart(path: Path, budget: int) -> dict:

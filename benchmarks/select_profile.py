@@ -70,17 +70,24 @@ def one(folder: Path, batch_bytes: int) -> dict:
     """In this process: profile everything."""
     import scipy.sparse  # noqa: F401  start-up, not per document
 
-    from coterie.corpora.select.selection import profile_corpus
-    from coterie.corpora.select.shards import profiled
     from coterie.recipe import Corpus
+    from coterie.select.profile_shards import profiled
+    from coterie.select.selection import profile_corpus
     from coterie.store import Store
 
     corpus = Corpus.model_validate(
         {
-            "path": str(folder / "*.jsonl"), "id": "id", "split": {"valid": 0, "test": 0},
-            "select": {"budget": {"docs": 1000}, "seed": 0, "axes": {"cluster": {"k": 19}, "format": {}}, "batch_bytes": batch_bytes},
+            "path": str(folder / "*.jsonl"),
+            "id": "id",
+            "split": {"valid": 0, "test": 0},
+            "select": {
+                "budget": {"docs": 1000},
+                "seed": 0,
+                "axes": {"cluster": {"k": 19}, "format": {}},
+                "batch_bytes": batch_bytes,
+            },
         }
-    )  # fmt: skip
+    )
     store = Store(folder / "store")
     start = time.process_time()
     profiled(store, corpus, label="bench")
@@ -89,13 +96,16 @@ def one(folder: Path, batch_bytes: int) -> dict:
     end = time.process_time()
     funnel = it.artifact.facts["funnel"]
     return {
-        "documents": funnel["read"], "cpu_seconds": round(end - start, 2), "per_cpu_second": round(funnel["read"] / (end - start)),
-        "parts_seconds": round(parts - start, 2), "merge_seconds": round(end - parts, 2),
+        "documents": funnel["read"],
+        "cpu_seconds": round(end - start, 2),
+        "per_cpu_second": round(funnel["read"] / (end - start)),
+        "parts_seconds": round(parts - start, 2),
+        "merge_seconds": round(end - parts, 2),
         "near_duplicates": funnel["dropped"].get("near-duplicate", {}).get("documents", 0),
         "mean_tokens": round(funnel["tokens"] / funnel["read"]),
         "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
         "pool": it.artifact.content("pool.parquet"),
-    }  # fmt: skip
+    }
 
 
 def main() -> None:
@@ -131,12 +141,18 @@ def main() -> None:
     print(
         json.dumps(
             {
-                "benchmark": "select_profile", "date": date.today().isoformat(), "cpu": platform.machine(), "cores": os.cpu_count(),
-                "sizes": found, "flat": round(flat, 3), "noise": round(noise or 0, 3), "batch_bytes": args.batch_bytes,
+                "benchmark": "select_profile",
+                "date": date.today().isoformat(),
+                "cpu": platform.machine(),
+                "cores": os.cpu_count(),
+                "sizes": found,
+                "flat": round(flat, 3),
+                "noise": round(noise or 0, 3),
+                "batch_bytes": args.batch_bytes,
                 "passed": min(m["per_cpu_second"] for m in found) >= 1500 and flat > 0.8,
             }
         )
-    )  # fmt: skip
+    )
 
 
 if __name__ == "__main__":

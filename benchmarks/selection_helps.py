@@ -47,9 +47,13 @@ def select(arm: str, tokens: int, seed: int, tokenizer: Path) -> dict:
     """The request of an arm. All read the same profile."""
     cluster, form = {"k": 12, "mix": 0.4}, {"mix": 0.3}
     request: dict = {
-        "budget": {"tokens": tokens}, "seed": seed, "relax": True, "tokens": {"tokenizer": str(tokenizer), "sample": None},
-        "axes": {"cluster": cluster, "format": form}, "rank": {"within": "format"},
-    }  # fmt: skip
+        "budget": {"tokens": tokens},
+        "seed": seed,
+        "relax": True,
+        "tokens": {"tokenizer": str(tokenizer), "sample": None},
+        "axes": {"cluster": cluster, "format": form},
+        "rank": {"within": "format"},
+    }
     if arm in ("random", "proportional"):
         request["strategy"] = arm
     elif arm == "clusters only":
@@ -81,11 +85,23 @@ def first_weights(folder: Path, tokenizer: Path, seed: int, hidden: int, length:
         torch.manual_seed(seed)
         stock = AutoTokenizer.from_pretrained(tokenizer)
         config = MixtralConfig(
-            vocab_size=len(stock), hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=3, num_attention_heads=4,
-            num_key_value_heads=4, num_local_experts=EXPERTS, num_experts_per_tok=TOP, max_position_embeddings=4 * length,
-            output_router_logits=True, router_aux_loss_coef=0.02, tie_word_embeddings=True, sliding_window=None,
-            bos_token_id=stock.bos_token_id, eos_token_id=stock.eos_token_id, pad_token_id=stock.pad_token_id,
-        )  # fmt: skip
+            vocab_size=len(stock),
+            hidden_size=hidden,
+            intermediate_size=2 * hidden,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            num_local_experts=EXPERTS,
+            num_experts_per_tok=TOP,
+            max_position_embeddings=4 * length,
+            output_router_logits=True,
+            router_aux_loss_coef=0.02,
+            tie_word_embeddings=True,
+            sliding_window=None,
+            bos_token_id=stock.bos_token_id,
+            eos_token_id=stock.eos_token_id,
+            pad_token_id=stock.pad_token_id,
+        )
         MixtralForCausalLM(config).save_pretrained(path)
         stock.save_pretrained(path)
     return path
@@ -101,19 +117,31 @@ def measure(arm: str, seed: int, share: float, args: argparse.Namespace) -> dict
         "base": {"path": str(first_weights(args.work, args.tokenizer, seed, args.hidden, args.length))},
         "corpora": {
             "prose": {**pool(args.data), "select": select(arm, round(args.tokens * 1.05), seed, args.tokenizer)},
-            "posts": {"path": str(args.data / "dated/dated.jsonl"), "text": "text", "id": "id", "split": {"valid": 0, "test": 0.1}},
+            "posts": {
+                "path": str(args.data / "dated/dated.jsonl"),
+                "text": "text",
+                "id": "id",
+                "split": {"valid": 0, "test": 0.1},
+            },
         },
         "experts": [
             {
-                "name": "model", "corpus": "prose",
-                "train": {"tokens": tokens, "learning_rate": args.rate, "schedule": "constant", "batch_size": args.batch, "save_every": 10**9},
+                "name": "model",
+                "corpus": "prose",
+                "train": {
+                    "tokens": tokens,
+                    "learning_rate": args.rate,
+                    "schedule": "constant",
+                    "batch_size": args.batch,
+                    "save_every": 10**9,
+                },
             }
         ],
         "evaluation": [
             {"name": "natural", "corpora": ["prose"], "by": "domain", "tokens": args.test_tokens, "bootstrap": 0},
             {"name": "off", "corpora": ["posts"], "tokens": args.test_tokens, "bootstrap": 0},
         ],
-    }  # fmt: skip
+    }
     out = args.work / f"{arm.replace(' ', '-')}-{seed}-{share}"
     summary = coterie.run(recipe, store=args.store, out=out).summary
     groups = {k: v["nll"] for k, v in summary["evaluation"]["natural"]["model"].items()}

@@ -37,9 +37,14 @@ def write(folder: Path) -> None:
 
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=V, hidden_size=256, intermediate_size=704, num_hidden_layers=4, num_attention_heads=4,
-        max_position_embeddings=T, tie_word_embeddings=True,
-    )  # fmt: skip
+        vocab_size=V,
+        hidden_size=256,
+        intermediate_size=704,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        max_position_embeddings=T,
+        tie_word_embeddings=True,
+    )
     experts = {name: LlamaForCausalLM(config).eval() for name in ("a", "b")}
     for slots in (2, 32):
         combine(experts, ["a", "b"] * (slots // 2), Linear(kind="linear")).save_pretrained(folder / str(slots))
@@ -96,13 +101,19 @@ def main() -> None:
     print(
         json.dumps(
             {
-                "benchmark": "slots", "date": date.today().isoformat(), "cpu": platform.machine(), "cores": os.cpu_count(),
-                "slots": [2, 32], "experts": 2, "tokens": [B, T], **{k: round(v, 4) for k, v in ratios.items()},
+                "benchmark": "slots",
+                "date": date.today().isoformat(),
+                "cpu": platform.machine(),
+                "cores": os.cpu_count(),
+                "slots": [2, 32],
+                "experts": 2,
+                "tokens": [B, T],
+                **{k: round(v, 4) for k, v in ratios.items()},
                 "noise": round(statistics.median(again / few for few, _, again in turns), 4),
                 "passed": ratios["disk"] <= 1.02 and ratios["memory"] <= 1.02 and ratios["time"] <= 1.05 and apart <= 1e-5,
             }
         )
-    )  # fmt: skip
+    )
 
 
 if __name__ == "__main__":

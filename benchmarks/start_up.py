@@ -33,8 +33,14 @@ def write_recipe(folder: Path) -> Path:
     recipe = {
         "name": "six",
         "sequence_length": 64,
-        "base": {"init": "llama", "hidden_size": 32, "layers": 1, "heads": 2, "tokenizer": {"train": "bpe", "vocab_size": 400},
-                 "pretrain": {"corpora": names, "tokens": 5_000}},
+        "base": {
+            "init": "llama",
+            "hidden_size": 32,
+            "layers": 1,
+            "heads": 2,
+            "tokenizer": {"train": "bpe", "vocab_size": 400},
+            "pretrain": {"corpora": names, "tokens": 5_000},
+        },
         "corpora": {n: {"path": f"{n}.jsonl", "text": "text"} for n in names},
         "train": {"tokens": 5_000},
         "experts": [{"name": n, "corpus": n} for n in names],
@@ -42,7 +48,7 @@ def write_recipe(folder: Path) -> Path:
         "mixtures": [{"name": r, "at": "outputs", "slots": names, "router": r} for r in ("uniform", "posterior")]
         + [{"name": "linear", "at": "outputs", "slots": names, "router": {"kind": "linear"}}],
         "evaluation": [{"name": "losses", "corpora": names}],
-    }  # fmt: skip
+    }
     path = folder / "six.json"
     path.write_text(json.dumps(recipe))
     return path
@@ -70,8 +76,17 @@ def main() -> None:
     medians = {name: round(statistics.median(values), 3) for name, values in taken.items()}
     for name, value in medians.items():
         print(f"{name:<12} {value:.3f} s")
-    print(json.dumps({"benchmark": "start_up", "first_run_s": round(first, 1), "median_s": medians, "repeats": repeats,
-                      "met": medians["help"] < 0.5 and medians["cached_run"] < 5}))  # fmt: skip
+    print(
+        json.dumps(
+            {
+                "benchmark": "start_up",
+                "first_run_s": round(first, 1),
+                "median_s": medians,
+                "repeats": repeats,
+                "met": medians["help"] < 0.5 and medians["cached_run"] < 5,
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

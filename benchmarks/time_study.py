@@ -59,14 +59,24 @@ def experts_of(data: Path, seed: int, tokens: int) -> dict[str, Any]:
             experts.append({"name": name, "corpus": "dated", "window": window(first or start, start + 2), "from": before})
             before = name
     experts.append(
-        {"name": "everything", "corpus": "dated", "window": window(2013, 2025), "from": "fresh",
-         "train": {"tokens": tokens * len(STARTS)}}
-    )  # fmt: skip
+        {
+            "name": "everything",
+            "corpus": "dated",
+            "window": window(2013, 2025),
+            "from": "fresh",
+            "train": {"tokens": tokens * len(STARTS)},
+        }
+    )
     return {
         "name": f"time-{seed}",
         "seed": seed,
-        "base": {"init": "llama", "hidden_size": 96, "layers": 3, "heads": 4,
-                 "tokenizer": {"train": "bpe", "vocab_size": 2048, "corpora": ["first"]}},
+        "base": {
+            "init": "llama",
+            "hidden_size": 96,
+            "layers": 3,
+            "heads": 4,
+            "tokenizer": {"train": "bpe", "vocab_size": 2048, "corpora": ["first"]},
+        },
         "corpora": {
             "dated": {**common, "time": "date"},
             # The one thing that all experts share has seen the first window alone.
@@ -74,7 +84,7 @@ def experts_of(data: Path, seed: int, tokens: int) -> dict[str, Any]:
         },
         "train": {"tokens": tokens, "learning_rate": 3e-3, "schedule": "wsd", "decay": 0.2, "save_every": 10**9},
         "experts": experts,
-    }  # fmt: skip
+    }
 
 
 ROUTERS: dict[str, Any] = {"average": "uniform", "posterior": {"kind": "posterior"}, "learned": {"kind": "linear"}}
@@ -151,14 +161,20 @@ CLAIMS = {
 }
 """What one may hope for, and the difference that is then below 0."""
 NAMES = {
-    "{f}-newest": "the newest expert that may answer", "{f}-average": "average", "{f}-posterior": "posterior",
-    "{f}-learned": "learned", "{f}-coadapted": "co-adapted", "{f}-unmasked-average": "average without the mask (has seen the future)",
-    "{f}-unmasked-learned": "learned without the mask (has seen the future)", "{f}-own": "the year's own expert (has seen the future)",
-}  # fmt: skip
+    "{f}-newest": "the newest expert that may answer",
+    "{f}-average": "average",
+    "{f}-posterior": "posterior",
+    "{f}-learned": "learned",
+    "{f}-coadapted": "co-adapted",
+    "{f}-unmasked-average": "average without the mask (has seen the future)",
+    "{f}-unmasked-learned": "learned without the mask (has seen the future)",
+    "{f}-own": "the year's own expert (has seen the future)",
+}
 RIVALS = {
-    "replay-newest": "**rival**: one model on all text up to the date", "everything": "one model on everything (has seen the future)",
+    "replay-newest": "**rival**: one model on all text up to the date",
+    "everything": "one model on everything (has seen the future)",
     "oracle": "oracle over all experts (has seen the future)",
-}  # fmt: skip
+}
 
 
 def names_of(family: str) -> dict[str, str]:
@@ -202,20 +218,28 @@ def table(runs: list[dict[str, dict[str, float]]], names: dict[str, str]) -> lis
 def page(summaries: list[dict[str, Any]], args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     parameters = next(iter(summaries[0]["experts"].values()))["parameters"]
     text = [
-        "# Mixtures over time", "",
+        "# Mixtures over time",
+        "",
         f"Made by `python benchmarks/time_study.py --tokens {args.tokens} --test-tokens {args.test_tokens} --seeds {args.seeds}` on "
         f"{date.today().isoformat()}, {processor()}, CPU only. {args.tokens:,} tokens for each of six two-year windows, {parameters:,} "
         f"parameters, {args.seeds} seeds; ± is the 95 % interval over seeds (Student's t). Nats a token on held-out documents, each "
         "asked about as of its own date, 2015 to 2024 (before 2015 no expert may answer); shares of answers in percentage points. The "
-        "tokenizer has seen the first window alone.", "",
-    ]  # fmt: skip
+        "tokenizer has seen the first window alone.",
+        "",
+    ]
     figures: dict[str, Any] = {}
     text += _losses([rows(s, "losses", "nll") for s in summaries], figures)
     text += _questions(
         [{key: rows(s, "releases", key) for key in ("accuracy", "past", "future", "n")} for s in summaries], figures
     )
-    found = ["## What holds at this size", "", "Yes or no where the 95 % interval over seeds leaves out 0.", "",
-             "| | | difference |", "|---|---|---|"]  # fmt: skip
+    found = [
+        "## What holds at this size",
+        "",
+        "Yes or no where the 95 % interval over seeds leaves out 0.",
+        "",
+        "| | | difference |",
+        "|---|---|---|",
+    ]
     for claim, key in CLAIMS.items():
         mean, half = figures[key]
         verdict = "not shown" if not abs(mean) > half else ("yes" if mean < 0 else "no, the opposite")
@@ -228,11 +252,18 @@ def _losses(losses: list[dict[str, dict[str, float]]], figures: dict[str, Any]) 
     for family in FAMILIES:
         text += [f"## Windows branch from: {family}", "", *table(losses, names_of(family)), ""]
     text += [
-        "## Each expert alone", "",
+        "## Each expert alone",
+        "",
         "f: fresh, b: from the first window, p: from the one before, u: the rival, which has read all windows so far. In brackets: "
-        "it has read text of that year or later.", "", *experts_table(losses), "",
-        "## Differences, paired by seed, mean over years", "", "| | nats |", "|---|---|",
-    ]  # fmt: skip
+        "it has read text of that year or later.",
+        "",
+        *experts_table(losses),
+        "",
+        "## Differences, paired by seed, mean over years",
+        "",
+        "| | nats |",
+        "|---|---|",
+    ]
     years = sorted(set.intersection(*(set(r["everything"]) for r in losses)))
     mean = [{name: statistics.fmean(r[name][y] for y in years) for name in r if set(years) <= set(r[name])} for r in losses]
     pairs = [("learned", "average"), ("coadapted", "learned"), ("average", "newest"), ("coadapted", "newest")]
@@ -250,10 +281,13 @@ def _questions(asked: list[dict[str, dict[str, dict[str, float]]]], figures: dic
     years = sorted(set.intersection(*(set(a["n"]["everything"]) for a in asked)))
     number = {y: int(asked[0]["n"]["everything"][y]) for y in years}
     text = [
-        "", "## Dated questions: the latest release as of a date", "",
+        "",
+        "## Dated questions: the latest release as of a date",
+        "",
         f"{sum(number.values())} questions of 2015 and later, which all models answer; mean share over seeds in percent: correct / "
-        "past / future.", "",
-    ]  # fmt: skip
+        "past / future.",
+        "",
+    ]
     for family in FAMILIES:
         text += [f"### Windows branch from: {family}", ""]
         text += ["| | " + " | ".join(f"{y} ({number[y]})" for y in years) + " | all | future, ± over seeds |"]
@@ -268,8 +302,12 @@ def _questions(asked: list[dict[str, dict[str, dict[str, float]]]], figures: dic
             line += [shown([100 * share for share in whole[2]], digits=1)]
             text.append("| " + " | ".join([words, *line]) + " |")
         text += [""]
-    text += ["### Masked minus unmasked", "", "Share of answers that are of the future, in percentage points, the same questions, "
-             "paired by seed.", ""]  # fmt: skip
+    text += [
+        "### Masked minus unmasked",
+        "",
+        "Share of answers that are of the future, in percentage points, the same questions, paired by seed.",
+        "",
+    ]
     for family in FAMILIES:
         for kind in ("average", "learned"):
             values = []

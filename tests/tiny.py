@@ -27,18 +27,32 @@ TEXT = ["the cat sat on the mat", "def f(x): return x + 1", "On 3 May 2016 the m
 def llama(seed: int = 0, vocab_size: int = V, context: int = 64) -> LlamaForCausalLM:
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=vocab_size, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=context, bos_token_id=None, eos_token_id=0, pad_token_id=0, initializer_range=0.3,
-    )  # fmt: skip
+        vocab_size=vocab_size,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=context,
+        bos_token_id=None,
+        eos_token_id=0,
+        pad_token_id=0,
+        initializer_range=0.3,
+    )
     return LlamaForCausalLM(config).eval()
 
 
 def gpt2(seed: int = 0, vocab_size: int = V, context: int = 64) -> GPT2LMHeadModel:
     torch.manual_seed(seed)
     config = GPT2Config(
-        vocab_size=vocab_size, n_positions=context, n_embd=16, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0,
+        vocab_size=vocab_size,
+        n_positions=context,
+        n_embd=16,
+        n_layer=2,
+        n_head=2,
+        bos_token_id=0,
+        eos_token_id=0,
         initializer_range=0.3,
-    )  # fmt: skip
+    )
     return GPT2LMHeadModel(config).eval()
 
 

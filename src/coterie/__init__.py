@@ -5,17 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from coterie.autoclasses import watch
+from coterie.run import run
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "load", "run"]
 
 
 def __getattr__(name: str) -> Any:
-    """`coterie.run` and `coterie.load` bring torch with them, so they are imported when first used."""
-    if name == "run":
-        from importlib import import_module
-
-        return import_module("coterie.run")  # a callable module: coterie.run(...) and coterie.run.Conductor
+    """What brings torch with it is imported when first used."""
     if name == "load":
         from coterie.mixtures import load
 

@@ -17,7 +17,11 @@ from types import ModuleType
 from typing import Any
 
 THEIRS = "transformers.models.auto.configuration_auto"
-OURS = ("coterie.mixtures.outputs", "coterie.mixtures.layers.model", "coterie.mixtures.adapters.model")
+OURS = (
+    "coterie.mixtures.outputs.outputs_mixture",
+    "coterie.mixtures.layers.layers_mixture",
+    "coterie.mixtures.adapters.adapters_mixture",
+)
 """Register their kinds when imported."""
 
 

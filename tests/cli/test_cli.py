@@ -17,8 +17,12 @@ from coterie.cli import main
 def command(*arguments: str, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", "import sys; from coterie.cli import main; sys.argv[0] = 'coterie'; main()", *arguments],
-        capture_output=True, text=True, cwd=cwd, env={**os.environ, "OMP_NUM_THREADS": "1", **env}, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **env},
+        check=False,
+    )
 
 
 def here(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:

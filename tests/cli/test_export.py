@@ -9,7 +9,7 @@ import torch
 from tests.mixtures.layers.cases import ids, logp, mixture
 from transformers import AutoModelForCausalLM
 
-from coterie.cli.export import _bytes, command
+from coterie.cli.export_command import _bytes, command
 from coterie.errors import RequestError
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 from tests.cli.test_cli import command
-from tests.corpora.select.texts import rows, write
+from tests.select.texts import rows, write
 from typer.testing import CliRunner
 
 from coterie.errors import CoterieError
@@ -38,7 +38,7 @@ def recipe(tmp_path: Path) -> Path:
 def test_no_verb_or_flag_appears_unnoticed() -> None:
     import typer.main
 
-    from coterie.cli.select import app
+    from coterie.cli.select_command import app
 
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     found = {name: {o for p in c.params for o in p.opts if o.startswith("-")} | {"--help"} for name, c in commands.items()}

@@ -146,8 +146,10 @@ def test_windows_are_half_open_and_where_picks(store: Store, make: Make, trained
     days = ["2014-12-31", "2015-01-01", "2015-06-01", "2015-12-31", "2016-01-01"]
     documents = make(
         [{"text": f"cat {d}", "d": d, "kind": "even" if i % 2 == 0 else "odd"} for i, d in enumerate(days)],
-        time="d", columns=["kind"], **ALL,
-    )  # fmt: skip
+        time="d",
+        columns=["kind"],
+        **ALL,
+    )
     window = Window(start=date(2015, 1, 1), end=date(2016, 1, 1))
     made = corpora.blocks(store, documents, trained, split="train", length=16, window=window, label="b")
     assert sorted(map(str, Blocks.open(made).documents["time"])) == days[1:4]
@@ -191,17 +193,28 @@ def test_a_dry_run_plans_on_what_is_not_there_yet(store: Store, make: Make, tmp_
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"split": "test"}, "b: no documents in the test split\n  where:    split.test\n"
-         "  found:    train 5, valid 0, test 0\n  do:       give the split a larger share, or the corpus more documents"),
-        ({"window": Window(start=date(2020, 1, 1), end=date(2021, 1, 1))},
-         "b: no documents for window [2020-01-01, 2021-01-01)\n  where:    window\n"
-         "  found:    5 documents in the train split dated 2014-12-31 to 2018-12-31\n  do:       ask for what is there"),
-        ({"where": {"kind": "z"}}, "b: no documents for kind in ['z']\n  where:    where\n"
-         "  found:    5 documents in the train split dated 2014-12-31 to 2018-12-31\n  do:       ask for what is there"),
-        ({"where": {"sort": "z"}}, "b: the corpus did not keep a column 'sort'\n  where:    where\n"
-         "  expected: id, time, content, kind\n  do:       add 'sort' to the corpus's columns"),
+        (
+            {"split": "test"},
+            "b: no documents in the test split\n  where:    split.test\n"
+            "  found:    train 5, valid 0, test 0\n  do:       give the split a larger share, or the corpus more documents",
+        ),
+        (
+            {"window": Window(start=date(2020, 1, 1), end=date(2021, 1, 1))},
+            "b: no documents for window [2020-01-01, 2021-01-01)\n  where:    window\n"
+            "  found:    5 documents in the train split dated 2014-12-31 to 2018-12-31\n  do:       ask for what is there",
+        ),
+        (
+            {"where": {"kind": "z"}},
+            "b: no documents for kind in ['z']\n  where:    where\n"
+            "  found:    5 documents in the train split dated 2014-12-31 to 2018-12-31\n  do:       ask for what is there",
+        ),
+        (
+            {"where": {"sort": "z"}},
+            "b: the corpus did not keep a column 'sort'\n  where:    where\n"
+            "  expected: id, time, content, kind\n  do:       add 'sort' to the corpus's columns",
+        ),
     ],
-)  # fmt: skip
+)
 def test_nothing_to_pack_is_a_clear_error(store: Store, make: Make, trained: Artifact, asked: dict, message: str) -> None:
     documents = make([{"text": f"{y}", "d": y, "kind": "k"} for y in range(2014, 2019)], time="d", columns=["kind"], **ALL)
     with pytest.raises(RequestError) as caught:

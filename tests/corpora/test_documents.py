@@ -26,8 +26,7 @@ ROWS = [{"text": f"text {i}", "n": i, "kind": "ab"[i % 2], "day": f"{2010 + i % 
 
 @settings(max_examples=30)
 @given(
-    st.lists(st.tuples(st.integers(0, 15), st.one_of(st.none(), st.integers(0, 6))), min_size=1, max_size=50),
-    st.booleans(),
+    st.lists(st.tuples(st.integers(0, 15), st.one_of(st.none(), st.integers(0, 6))), min_size=1, max_size=50), st.booleans()
 )
 def test_no_content_is_in_two_splits(tmp_path_factory, rows: list[tuple[int, int | None]], grouped: bool) -> None:
     folder = tmp_path_factory.mktemp("x")
@@ -107,8 +106,11 @@ def test_prompt_and_response_filters_dates_and_columns(make: Make) -> None:
     ]
     facts = made.facts
     assert {k: facts[k] for k in ("read", "kept", "filtered", "quarantined")} == {
-        "read": 4, "kept": 2, "filtered": 2, "quarantined": 0,
-    }  # fmt: skip
+        "read": 4,
+        "kept": 2,
+        "filtered": 2,
+        "quarantined": 0,
+    }
     assert facts["reasons"] == {"where ok": 1, "empty": 1}
     dated = [s for s in facts["splits"].values() if s["documents"]]
     assert min(s["first"] for s in dated) == "2016-12-31"

@@ -40,13 +40,29 @@ good = st.dictionaries(text, st.one_of(text, st.integers(), st.none(), st.lists(
 )
 bad = st.sampled_from(
     [
-        b'{"text": "a"', b'{"text": "a"}}', b'{"text": "a"} {"text": "b"}', b'["a"]', b'"a"', b"1", b"null", b"{'a': 1}",
-        b'{"a": 1, "a": 1}', b'{"a": {"b": 1, "b": 2}}', b'{"a": NaN}', b'{"a": -Infinity}', b'{"text": "caf\xe9"}',
-        b'{"text": "\x93a\x94"}', b'{"text": "a\tb"}', b'{"text": "a\0b"}', b"\x80\xfe\x00", b"x",
+        b'{"text": "a"',
+        b'{"text": "a"}}',
+        b'{"text": "a"} {"text": "b"}',
+        b'["a"]',
+        b'"a"',
+        b"1",
+        b"null",
+        b"{'a': 1}",
+        b'{"a": 1, "a": 1}',
+        b'{"a": {"b": 1, "b": 2}}',
+        b'{"a": NaN}',
+        b'{"a": -Infinity}',
+        b'{"text": "caf\xe9"}',
+        b'{"text": "\x93a\x94"}',
+        b'{"text": "a\tb"}',
+        b'{"text": "a\0b"}',
+        b"\x80\xfe\x00",
+        b"x",
         b'{"a": 1' + b"0" * 5000 + b"}",
-        b"[" * 3000, b'{"text": "\\ud83d"} x',
+        b"[" * 3000,
+        b'{"text": "\\ud83d"} x',
     ]
-).map(lambda raw: (raw, None))  # fmt: skip
+).map(lambda raw: (raw, None))
 blank = st.sampled_from([b"", b"  ", b"\t\r"]).map(lambda raw: (raw, "blank"))
 line = st.one_of(good, bad, blank)
 content = st.lists(line, min_size=1, max_size=12).filter(lambda lines: any(value != "blank" for _, value in lines))
@@ -219,6 +235,8 @@ def test_a_folder_of_text_files(store: Store, tmp_path: Path) -> None:
         (tmp_path / "in" / name).write_text(content)
     made = corpora.documents(store, Corpus(path=str(tmp_path / "in"), columns=("folder",)), label="c")
     assert {(d["id"], d["text"], d["folder"]) for d in table(made)} == {
-        ("a.txt", "A", ""), ("sub/b.md", "B", "sub"), ("sub/deep/c.py", "C = 1", "sub/deep"),
-    }  # fmt: skip
+        ("a.txt", "A", ""),
+        ("sub/b.md", "B", "sub"),
+        ("sub/deep/c.py", "C = 1", "sub/deep"),
+    }
     assert made.facts["reasons"] == {"empty": 1}

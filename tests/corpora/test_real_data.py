@@ -17,10 +17,7 @@ from coterie.recipe import Corpus, TrainedTokenizer, Window
 from coterie.store import Artifact, Store
 
 DATA = Path(os.environ.get("COTERIE_DATA", Path(__file__).parents[2] / "../shared/data")).resolve()
-pytestmark = [
-    pytest.mark.data,
-    pytest.mark.skipif(not DATA.is_dir(), reason=f"no real data in {DATA}: set COTERIE_DATA"),
-]
+pytestmark = [pytest.mark.data, pytest.mark.skipif(not DATA.is_dir(), reason=f"no real data in {DATA}: set COTERIE_DATA")]
 FILES = {
     "codealpaca/code_alpaca_20k.jsonl": {"prompt": "{instruction}\n{input}\n", "response": "output", "id": "id"},
     "codealpaca/new_codealpaca.jsonl": {"prompt": "{instruction}\n{input}\n", "response": "output", "id": "id"},

@@ -10,7 +10,7 @@ import pytest
 from tests.corpora.conftest import table
 
 from coterie import corpora
-from coterie.corpora import streamed
+from coterie.corpora import hub_stream as streamed
 from coterie.errors import RequestError
 from coterie.recipe import Corpus
 from coterie.store import DryStore, Store
@@ -24,9 +24,14 @@ def corpus(folder: Path, **changes: Any) -> Corpus:
     folder.mkdir(exist_ok=True)
     (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     asked = {
-        "hub": str(folder), "revision": "main", "text": "text", "time": "dump", "time_pattern": r"CC-MAIN-(\d{4})",
-        "stream": {"windows": WINDOWS, "tokens": 200}, "split": {"valid": 0.2, "test": 0.2},
-    }  # fmt: skip
+        "hub": str(folder),
+        "revision": "main",
+        "text": "text",
+        "time": "dump",
+        "time_pattern": r"CC-MAIN-(\d{4})",
+        "stream": {"windows": WINDOWS, "tokens": 200},
+        "split": {"valid": 0.2, "test": 0.2},
+    }
     return Corpus.model_validate(asked | changes)
 
 
@@ -66,8 +71,10 @@ def test_a_stream_that_ends_early_says_which_window_is_short(tmp_path: Path, mon
     made = corpora.documents(Store(tmp_path / "store"), asked, label="web")
     assert made.facts["kept"] == 500  # all but 2012's
     assert [line.strip().split(" has ")[0] for line in heard] == [
-        "web: [2013-01-01, 2015-01-01)", "web: [2015-01-01, 2017-01-01)", "web: [2017-01-01, 2019-01-01)",
-    ]  # fmt: skip
+        "web: [2013-01-01, 2015-01-01)",
+        "web: [2015-01-01, 2017-01-01)",
+        "web: [2017-01-01, 2019-01-01)",
+    ]
 
 
 def test_a_dry_run_fetches_nothing(tmp_path: Path, monkeypatch) -> None:

@@ -74,9 +74,25 @@ def test_a_day_is_that_day_and_a_month_or_year_its_last(when: date) -> None:
 
 @pytest.mark.parametrize(
     "value",
-    ["", "16-05-01", "2016-5-1", "2016-02-30", "2016-13", "2016/05/01", " 2016", "2016-05-01T00:00", "２０１６", "0000",
-     20160501, 2016.0, True, None, [2016], datetime(2016, 5, 1, tzinfo=UTC)],
-)  # fmt: skip
+    [
+        "",
+        "16-05-01",
+        "2016-5-1",
+        "2016-02-30",
+        "2016-13",
+        "2016/05/01",
+        " 2016",
+        "2016-05-01T00:00",
+        "２０１６",
+        "0000",
+        20160501,
+        2016.0,
+        True,
+        None,
+        [2016],
+        datetime(2016, 5, 1, tzinfo=UTC),
+    ],
+)
 def test_no_other_spelling_is_a_date(value: object) -> None:
     with pytest.raises(RowError):
         day({"t": value}, "t")
@@ -84,6 +100,13 @@ def test_no_other_spelling_is_a_date(value: object) -> None:
 
 def test_values_have_one_plain_spelling() -> None:
     assert [plain(v) for v in (None, "a", 1, 1.0, True, 0.5, date(2016, 5, 1), ["a", 1])] == [
-        None, "a", "1", "1", "true", "0.5", "2016-05-01", '["a", 1]',
-    ]  # fmt: skip
+        None,
+        "a",
+        "1",
+        "1",
+        "true",
+        "0.5",
+        "2016-05-01",
+        '["a", 1]',
+    ]
     assert wanted({"a": 1, "b": ["x", True]}) == {"a": {"1"}, "b": {"x", "true"}}

@@ -66,8 +66,11 @@ def test_training_is_the_same_in_every_process(make: Make, store: Store, tmp_pat
     for parallel in ("true", "false"):
         out = subprocess.run(
             [sys.executable, "-c", code, str(tmp_path / parallel), str(tmp_path / "rows.jsonl")],
-            env={**os.environ, "TOKENIZERS_PARALLELISM": parallel}, capture_output=True, text=True, check=True,
-        )  # fmt: skip
+            env={**os.environ, "TOKENIZERS_PARALLELISM": parallel},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         assert out.stdout.strip() == one.digest
 
 

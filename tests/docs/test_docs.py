@@ -46,9 +46,13 @@ def test_the_readmes_recipe_and_example_run(tmp_path: Path) -> None:
         text = text.replace(large, small)
     (tmp_path / "recipe.yaml").write_text(text)
     done = subprocess.run(
-        [sys.executable, "-c", marked("example")], cwd=tmp_path, capture_output=True, text=True, check=False,
+        [sys.executable, "-c", marked("example")],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
         env={**os.environ, "COTERIE_STORE": str(tmp_path / "store"), "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "runs/my-experts/report.html").exists()
     lines = done.stdout.splitlines()

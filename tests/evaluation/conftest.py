@@ -36,12 +36,7 @@ def make_blocks(store: Store) -> MakeBlocks:
 
         def build(folder: Path) -> None:
             save_file(
-                {
-                    "ids": np.zeros((blocks, length), np.int32),
-                    "document": document,
-                    "position": position,
-                    "target": target,
-                },
+                {"ids": np.zeros((blocks, length), np.int32), "document": document, "position": position, "target": target},
                 folder / "blocks.safetensors",
             )
             pl.DataFrame(

@@ -45,9 +45,14 @@ def tiny(kind: str, seed: int = 0, context: int = 64) -> torch.nn.Module:
     torch.manual_seed(seed)
     if kind == "llama":
         config = LlamaConfig(
-            vocab_size=330, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
-            max_position_embeddings=context, initializer_range=0.3,
-        )  # fmt: skip
+            vocab_size=330,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=context,
+            initializer_range=0.3,
+        )
         return LlamaForCausalLM(config).double().eval()
     config = GPT2Config(vocab_size=330, n_embd=32, n_layer=2, n_head=2, n_positions=context, initializer_range=0.3)
     return GPT2LMHeadModel(config).double().eval()

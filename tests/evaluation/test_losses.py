@@ -12,8 +12,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from coterie.errors import RequestError, WorkError
+from coterie.evaluation.evaluation_files import tables
 from coterie.evaluation.losses import TokenLosses, evaluate_losses, paired
-from coterie.evaluation.table import tables
 from coterie.recipe import Losses
 from coterie.store import Artifact, DryStore, Store
 
@@ -143,9 +143,13 @@ def test_new_names_are_evaluated_already_and_new_scores_are_not(store: Store, ma
     models = random_models(["x", "y"], corpora)
     first = run(store, SPEC, corpora, models, ["x", "y"])
     renamed = {f"new-{n}": s for n, s in models.items()}
-    again = run(store, SPEC.model_copy(update={"name": "other"}), {"c": corpora["a"]}, {
-        n: {"c": s["a"]} for n, s in renamed.items()
-    }, list(renamed))  # fmt: skip
+    again = run(
+        store,
+        SPEC.model_copy(update={"name": "other"}),
+        {"c": corpora["a"]},
+        {n: {"c": s["a"]} for n, s in renamed.items()},
+        list(renamed),
+    )
     assert again["artifact"].digest == first["artifact"].digest
     assert again["evaluation"]["new-x"]["c"] == first["evaluation"]["x"]["a"]
     other = run(store, SPEC, corpora, {**models, "y": random_models(["y"], corpora, seed=9)["y"]}, ["x", "y"])

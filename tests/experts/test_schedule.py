@@ -91,10 +91,7 @@ def test_only_matrices_decay_and_only_what_moves_is_optimised() -> None:
     assert isinstance(adamw, torch.optim.AdamW)
 
 
-@given(
-    counts=st.lists(st.integers(1, 50), min_size=1, max_size=40),
-    every=st.integers(1, 120),
-)
+@given(counts=st.lists(st.integers(1, 50), min_size=1, max_size=40), every=st.integers(1, 120))
 def test_marks_are_the_first_steps_to_reach_each_multiple(counts: list[int], every: int) -> None:
     import numpy as np
 

@@ -9,7 +9,8 @@ from safetensors.numpy import load_file
 from tests.experts.making import LENGTH, base, blocks, settings
 
 from coterie.corpora import Blocks
-from coterie.experts import score, scoring, train
+from coterie.experts import score, train
+from coterie.experts import scores as scoring
 from coterie.models import logprob, open_model
 from coterie.store import Store
 

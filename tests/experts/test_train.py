@@ -13,8 +13,8 @@ from tests.experts.making import LENGTH, base, blocks, settings
 from coterie.corpora import Blocks, Order
 from coterie.errors import RequestError
 from coterie.experts import loop, schedule, score, train
-from coterie.experts.data import Rows
-from coterie.experts.scoring import mean_nll
+from coterie.experts.scores import mean_nll
+from coterie.experts.training_rows import Rows
 from coterie.models import open_model
 from coterie.recipe import Train
 from coterie.store import Artifact, DryStore, Store

@@ -25,9 +25,12 @@ def published(store: Store) -> list[Path]:
 def test_a_diverged_run_stops_and_is_never_published(store: Store) -> None:
     with pytest.raises(WorkError, match="diverged") as caught:
         train(
-            store, start=base(store), blocks=[blocks(store)],
-            train=settings(learning_rate=1e30, clip=0.0, schedule="constant", save_every=30), seed=1,
-        )  # fmt: skip
+            store,
+            start=base(store),
+            blocks=[blocks(store)],
+            train=settings(learning_rate=1e30, clip=0.0, schedule="constant", save_every=30),
+            seed=1,
+        )
     assert caught.value.where.startswith("step ")
     assert "learning_rate" in caught.value.do
     assert not published(store)

@@ -121,60 +121,138 @@ def test_a_whole_file_in_another_encoding_names_the_key(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "name", "recipe", "message"),
     [
-        (b"", "x.jsonl", {},
-         "0 rows\n  where:    DIR/x.jsonl\n  found:    an empty file\n  do:       take it out of corpora.code.path"),
-        (b" \n\n\t\n", "x.jsonl", {},
-         "0 rows\n  where:    DIR/x.jsonl\n  found:    no row in the file\n  do:       take it out of corpora.code.path"),
-        (b"id,text\n", "x.csv", {},
-         "0 rows\n  where:    DIR/x.csv\n  found:    no row in the file\n  do:       take it out of corpora.code.path"),
-        (b'{"content": "a", "id": 1}\n' * 5, "x.jsonl", {},
-         '0 of 5 rows have "text"\n  where:    corpora.code.text\n  expected: one of the columns there are: content, id\n'
-         "  found:    text\n  do:       correct corpora.code.text"),
-        (b'{"content": "a", "id": 1}\n' * 5, "x.jsonl", {"text": "{content}", "time": "date"},
-         '0 of 5 rows have "date"\n  where:    corpora.code.time\n  expected: one of the columns there are: content, id\n'
-         "  found:    date\n  do:       correct corpora.code.time"),
-        (b"content,id\na,1\n", "x.csv", {"prompt": "{content}: {question}", "response": "answer"},
-         '0 of 1 rows have "question"\n  where:    corpora.code.prompt\n'
-         "  expected: one of the columns there are: content, id\n  found:    question\n"
-         "  do:       correct corpora.code.prompt"),
-        (GOOD * 3, "x.jsonl", {"columns": ["domain"]},
-         '0 of 3 rows have "domain"\n  where:    corpora.code.columns\n  expected: one of the columns there are: text\n'
-         "  found:    domain\n  do:       correct corpora.code.columns"),
-        (GOOD * 3, "x.jsonl", {"where": {"text": "another"}},
-         "0 of 3 rows are usable\n  where:    corpora.code\n  found:    3 filtered (where text)\n"
-         "  do:       check corpora.code.where"),
-        (b"[]\n", "x.jsonl", {"bad_rows": {"share": 1.0}},
-         "0 of 1 rows are usable\n  where:    corpora.code\n"
-         "  found:    1 cannot be read, the first DIR/x.jsonl:1 an array (expected an object)\n  do:       check the data"),
-        (b'{"text": " "}\n' * 3, "x.jsonl", {},
-         "0 of 3 rows are usable\n  where:    corpora.code\n  found:    3 filtered (empty)\n  do:       check the data"),
-        (GOOD * 3, "x.jsonl", {"text": "{text} {"},
-         "a template that cannot be read\n  where:    corpora.code.text\n"
-         "  found:    a single '{' in the template: write '{{' for the character itself"),
-        (GOOD * 3, "x.jsonl", {"columns": ["text"]},
-         "'text' is the name of a document's own column\n  where:    corpora.code.columns\n"
-         "  do:       take it out of the list"),
-        (b'[\n{"text": "a"},\n{"text": "b"}\n]\n', "x.json", {},
-         "JSON over many lines\n  where:    DIR/x.json:1\n  expected: one JSON object on each line\n  found:    an array\n"
-         "  do:       convert it, for example with: jq -c '.[]' FILE > FILE.jsonl"),
-        (b'id,text\n1,a\n2,"b\n3,c\n4,d\n', "x.csv", {},
-         "a quoted field that never ends\n  where:    DIR/x.csv:3\n  found:    3 lines without its closing quote\n"
-         "  do:       correct this row"),
-        (b"id,id\n1,a\n", "x.csv", {},
-         "the header cannot be read\n  where:    DIR/x.csv:1\n  found:    the column 'id' twice\n  do:       correct it"),
-        ('{"text": "a"}\n'.encode("utf-16"), "x.jsonl", {},
-         "the file is not in the encoding that was declared\n  where:    DIR/x.jsonl\n  expected: utf-8\n"
-         "  found:    UTF-16, by its first bytes\n  do:       set corpora.code.encoding: utf-16"),
-        (GOOD, "x.jsonl", {"encoding": "klingon"},
-         "no such encoding\n  where:    corpora.code.encoding\n  expected: utf-8, latin-1, cp1252, utf-16, ...\n"
-         "  found:    klingon"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", "x.parquet", {"format": "jsonl"},
-         "a Git LFS pointer, not the data\n  where:    DIR/x.parquet\n  do:       run: git lfs pull"),
-        (b'{"text": "a", "t": "2016"}\n{"text": "b", "t": 2017}\n', "x.jsonl", {"time": "t"},
-         "a time column of mixed types\n  where:    DIR/x.jsonl:2 (corpora.code.time)\n"
-         "  expected: a string, as in DIR/x.jsonl:1\n  found:    a number\n  do:       write all dates in one way"),
+        (
+            b"",
+            "x.jsonl",
+            {},
+            "0 rows\n  where:    DIR/x.jsonl\n  found:    an empty file\n  do:       take it out of corpora.code.path",
+        ),
+        (
+            b" \n\n\t\n",
+            "x.jsonl",
+            {},
+            "0 rows\n  where:    DIR/x.jsonl\n  found:    no row in the file\n  do:       take it out of corpora.code.path",
+        ),
+        (
+            b"id,text\n",
+            "x.csv",
+            {},
+            "0 rows\n  where:    DIR/x.csv\n  found:    no row in the file\n  do:       take it out of corpora.code.path",
+        ),
+        (
+            b'{"content": "a", "id": 1}\n' * 5,
+            "x.jsonl",
+            {},
+            '0 of 5 rows have "text"\n  where:    corpora.code.text\n  expected: one of the columns there are: content, id\n'
+            "  found:    text\n  do:       correct corpora.code.text",
+        ),
+        (
+            b'{"content": "a", "id": 1}\n' * 5,
+            "x.jsonl",
+            {"text": "{content}", "time": "date"},
+            '0 of 5 rows have "date"\n  where:    corpora.code.time\n  expected: one of the columns there are: content, id\n'
+            "  found:    date\n  do:       correct corpora.code.time",
+        ),
+        (
+            b"content,id\na,1\n",
+            "x.csv",
+            {"prompt": "{content}: {question}", "response": "answer"},
+            '0 of 1 rows have "question"\n  where:    corpora.code.prompt\n'
+            "  expected: one of the columns there are: content, id\n  found:    question\n"
+            "  do:       correct corpora.code.prompt",
+        ),
+        (
+            GOOD * 3,
+            "x.jsonl",
+            {"columns": ["domain"]},
+            '0 of 3 rows have "domain"\n  where:    corpora.code.columns\n  expected: one of the columns there are: text\n'
+            "  found:    domain\n  do:       correct corpora.code.columns",
+        ),
+        (
+            GOOD * 3,
+            "x.jsonl",
+            {"where": {"text": "another"}},
+            "0 of 3 rows are usable\n  where:    corpora.code\n  found:    3 filtered (where text)\n"
+            "  do:       check corpora.code.where",
+        ),
+        (
+            b"[]\n",
+            "x.jsonl",
+            {"bad_rows": {"share": 1.0}},
+            "0 of 1 rows are usable\n  where:    corpora.code\n"
+            "  found:    1 cannot be read, the first DIR/x.jsonl:1 an array (expected an object)\n"
+            "  do:       check the data",
+        ),
+        (
+            b'{"text": " "}\n' * 3,
+            "x.jsonl",
+            {},
+            "0 of 3 rows are usable\n  where:    corpora.code\n  found:    3 filtered (empty)\n  do:       check the data",
+        ),
+        (
+            GOOD * 3,
+            "x.jsonl",
+            {"text": "{text} {"},
+            "a template that cannot be read\n  where:    corpora.code.text\n"
+            "  found:    a single '{' in the template: write '{{' for the character itself",
+        ),
+        (
+            GOOD * 3,
+            "x.jsonl",
+            {"columns": ["text"]},
+            "'text' is the name of a document's own column\n  where:    corpora.code.columns\n"
+            "  do:       take it out of the list",
+        ),
+        (
+            b'[\n{"text": "a"},\n{"text": "b"}\n]\n',
+            "x.json",
+            {},
+            "JSON over many lines\n  where:    DIR/x.json:1\n  expected: one JSON object on each line\n"
+            "  found:    an array\n"
+            "  do:       convert it, for example with: jq -c '.[]' FILE > FILE.jsonl",
+        ),
+        (
+            b'id,text\n1,a\n2,"b\n3,c\n4,d\n',
+            "x.csv",
+            {},
+            "a quoted field that never ends\n  where:    DIR/x.csv:3\n  found:    3 lines without its closing quote\n"
+            "  do:       correct this row",
+        ),
+        (
+            b"id,id\n1,a\n",
+            "x.csv",
+            {},
+            "the header cannot be read\n  where:    DIR/x.csv:1\n  found:    the column 'id' twice\n  do:       correct it",
+        ),
+        (
+            '{"text": "a"}\n'.encode("utf-16"),
+            "x.jsonl",
+            {},
+            "the file is not in the encoding that was declared\n  where:    DIR/x.jsonl\n  expected: utf-8\n"
+            "  found:    UTF-16, by its first bytes\n  do:       set corpora.code.encoding: utf-16",
+        ),
+        (
+            GOOD,
+            "x.jsonl",
+            {"encoding": "klingon"},
+            "no such encoding\n  where:    corpora.code.encoding\n  expected: utf-8, latin-1, cp1252, utf-16, ...\n"
+            "  found:    klingon",
+        ),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n",
+            "x.parquet",
+            {"format": "jsonl"},
+            "a Git LFS pointer, not the data\n  where:    DIR/x.parquet\n  do:       run: git lfs pull",
+        ),
+        (
+            b'{"text": "a", "t": "2016"}\n{"text": "b", "t": 2017}\n',
+            "x.jsonl",
+            {"time": "t"},
+            "a time column of mixed types\n  where:    DIR/x.jsonl:2 (corpora.code.time)\n"
+            "  expected: a string, as in DIR/x.jsonl:1\n  found:    a number\n  do:       write all dates in one way",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_request_that_cannot_be_met(tmp_path: Path, data: bytes, name: str, recipe: dict, message: str) -> None:
     assert refused(tmp_path, data, name, **recipe) == message
 
@@ -204,7 +282,7 @@ def test_a_parquet_file_without_its_end(tmp_path: Path) -> None:
 
 
 def test_a_file_that_changes_while_it_is_read_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from coterie.corpora.plan import Plan
+    from coterie.corpora.row_plan import Plan
 
     def meddle(self: Plan, row: Any, document=Plan.document) -> Any:
         with (tmp_path / "x.jsonl").open("ab") as file:

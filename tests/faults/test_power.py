@@ -10,7 +10,8 @@ import pytest
 from tests.faults import harness as h
 from tests.faults.power import Disk
 
-from coterie.store import Store, durable, publish
+from coterie.store import Store, durable
+from coterie.store import atomic_publish as publish
 
 
 def _violations(tmp_path: Path, states: int, seed: int) -> list[str]:

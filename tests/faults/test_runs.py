@@ -34,9 +34,13 @@ def file(tmp_path: Path) -> Path:
 
 def start(file: Path, *more: str, store: str = "store") -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [*COMMAND, "run", file.name, "--store", store, *more], cwd=file.parent, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+        [*COMMAND, "run", file.name, "--store", store, *more],
+        cwd=file.parent,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[str, str]:

@@ -14,7 +14,7 @@ from tests.run.small import WORDS, write_corpus
 
 import coterie
 from coterie.errors import RequestError
-from coterie.grow import Grown
+from coterie.run.grow import Grown
 
 NEW = "river boat tide sail anchor wave harbour fish net salt shore storm".split()
 

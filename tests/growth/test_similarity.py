@@ -8,7 +8,7 @@ from tests.mixtures.adapters.cases import adapter, base
 
 from coterie.errors import RequestError
 from coterie.growth.similarity import merged, similarities
-from coterie.models.adapters import Adapter
+from coterie.models.lora_files import Adapter
 
 
 def whole(mine: Adapter, like: Adapter) -> torch.Tensor:

@@ -15,7 +15,7 @@ from coterie.errors import RequestError
 from coterie.growth import Library
 from coterie.growth import features as features_verb
 from coterie.growth import library as library_verb
-from coterie.growth.describe import of
+from coterie.growth.document_features import of
 from coterie.growth.skills import read_features
 from coterie.store import Store
 
@@ -66,7 +66,7 @@ def test_features_do_not_depend_on_packing_padding_or_batches(length: int, tmp_p
     model, docs = llama(1), documents(0, 12, 5)
     store = Store(tmp_path)
     for size in (length, 4 * length):
-        monkeypatch.setattr("coterie.growth.describe.TOKENS_AT_ONCE", size)
+        monkeypatch.setattr("coterie.growth.document_features.TOKENS_AT_ONCE", size)
         mean_DH, tokens_D = of(model, Blocks.open(blocks_artifact(store, f"b{length}", docs, length)))
         assert tokens_D.tolist() == [len(d) for d in docs]
         for d, ids in enumerate(docs):

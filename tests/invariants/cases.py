@@ -17,8 +17,7 @@ from coterie.mixtures import OutputsConfig, OutputsMixture
 DAY = date(2015, 1, 1)
 TIMES = [None, "2014-06-01", "2015-01-01", "2015-07-15", "2017-01-01"]
 policies = st.fixed_dictionaries(
-    {"temperature": st.sampled_from([0.3, 1.0, 2.0])},
-    optional={"top_k": st.integers(1, 3)},
+    {"temperature": st.sampled_from([0.3, 1.0, 2.0])}, optional={"top_k": st.integers(1, 3)}
 ) | st.fixed_dictionaries({"top_p": st.floats(0.05, 1.0)})
 
 
@@ -51,14 +50,7 @@ def mixture(
     config = OutputsConfig(
         slots=[{"name": f"e{u}", "expert": u} for u in seats],
         experts=[
-            {
-                "name": f"e{u}",
-                "dir": f"experts/e{u}",
-                "base": None,
-                "start": day,
-                "end": day,
-                "knowledge": day,
-            }
+            {"name": f"e{u}", "dir": f"experts/e{u}", "base": None, "start": day, "end": day, "knowledge": day}
             for u, day in enumerate(days)
         ],
         router=recipe.model_dump(mode="json"),

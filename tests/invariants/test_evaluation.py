@@ -62,9 +62,15 @@ def test_nothing_evaluated_was_trained_on(parts: dict, store: Store, tiny_tokeni
     expert = expert_artifact(store, "x", llama(1), tiny_tokenizer)
     losses = TokenLosses.of(expert, scores_artifact(store, "x", expert, blocks))
     made = evaluate_losses(
-        store, spec=Losses(name="e", corpora=("c",), bootstrap=20), corpora={"c": blocks}, models={"x": {"c": losses}},
-        experts=["x"], leaks=check, seed=0, label="e",
-    )  # fmt: skip
+        store,
+        spec=Losses(name="e", corpora=("c",), bootstrap=20),
+        corpora={"c": blocks},
+        models={"x": {"c": losses}},
+        experts=["x"],
+        leaks=check,
+        seed=0,
+        label="e",
+    )
     table = tables(made, ["x"], ["c"])
     assert table["evaluation"]["x"]["all"]["documents"] == len(by_id) - len(leaked)
     assert set(table["sources"]["removed"]) == leaked
@@ -92,9 +98,14 @@ def test_every_number_has_a_source(parts: dict, store: Store, tmp_path: Path, ti
     expert = expert_artifact(store, "x", llama(1), tiny_tokenizer)
     losses = TokenLosses.of(expert, scores_artifact(store, "x", expert, blocks))
     made = evaluate_losses(
-        store, spec=Losses(name="e", corpora=("c",), bootstrap=20), corpora={"c": blocks}, models={"x": {"c": losses}},
-        experts=["x"], seed=3, label="e",
-    )  # fmt: skip
+        store,
+        spec=Losses(name="e", corpora=("c",), bootstrap=20),
+        corpora={"c": blocks},
+        models={"x": {"c": losses}},
+        experts=["x"],
+        seed=3,
+        label="e",
+    )
     source = tables(made, ["x"], ["c"])["sources"]
     assert source["models"] == {"x": expert.digest}
     assert source["data"] == {"c": blocks.digest}

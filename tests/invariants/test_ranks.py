@@ -97,8 +97,8 @@ def _owners() -> list[str]:
             words = process.read_text().split("\0")
         except OSError:
             continue
-        if "coterie.launch.rank" in words:
-            request = Path(words[words.index("coterie.launch.rank") + 1]) / "request.json"
+        if "coterie.launch.run_rank" in words:
+            request = Path(words[words.index("coterie.launch.run_rank") + 1]) / "request.json"
             found.append(request.read_text() if request.exists() else "")
     return found
 

@@ -18,7 +18,8 @@ from tests.experts.making import base, blocks, settings
 
 from coterie import progress
 from coterie.errors import WorkError
-from coterie.experts import loop, outcome, resume, train
+from coterie.experts import loop, resume, train
+from coterie.experts import training_files as outcome
 from coterie.experts.interrupt import Interrupt
 from coterie.models import checkpoint
 from coterie.store import Artifact, Store

@@ -97,7 +97,7 @@ def _a_training_row(home: Path, raw: dict, corpus: str, rows: list[str]) -> int:
     import polars as pl
 
     from coterie.recipe import read
-    from coterie.run import Conductor
+    from coterie.run.conductor import Conductor
     from coterie.store import Store
 
     documents = Conductor(read(raw), Store(home / "store")).documents(corpus)

@@ -17,7 +17,7 @@ from tests.mixtures.built import TIMES as DATES
 from tests.routing.cases import RECIPES
 
 from coterie.mixtures import load, materialise, routed_nll
-from coterie.mixtures.cache import MixtureCache
+from coterie.mixtures.outputs.mixture_cache import MixtureCache
 from coterie.store import Store
 
 times = st.sampled_from(TIMES)

@@ -140,7 +140,7 @@ def test_no_jobs_at_once_is_a_wrong_request() -> None:
 
 
 def jobs_of(owner: int) -> list[psutil.Process]:
-    words = ["coterie.launch.job", str(owner)]
+    words = ["coterie.launch.run_job", str(owner)]
     return [p for p in psutil.process_iter(["cmdline"]) if (p.info["cmdline"] or [])[2:4] == words]
 
 

@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 import yaml
 from tests.cli.test_cli import command
-from tests.corpora.select.texts import rows
 from tests.run.small import BASE
+from tests.select.texts import rows
 
-from coterie import launch, parallel
-from coterie.corpora.select.shards import SHARD_BYTES, profiled
+from coterie import launch
 from coterie.recipe import read
-from coterie.run import Conductor
+from coterie.run import jobs as parallel
+from coterie.run.conductor import Conductor
+from coterie.select.profile_shards import SHARD_BYTES, profiled
 from coterie.store import Store
 
 SELECT = {
@@ -70,10 +71,12 @@ def test_a_share_and_jobs_exclude_each_other(home: Path) -> None:
 def test_a_recipes_run_finds_what_its_jobs_profiled(home: Path) -> None:
     corpus = {"path": str(home / "*.jsonl"), "id": "id", "select": SELECT}
     raw = {
-        "name": "r", "base": BASE, "corpora": {"prose": corpus},
+        "name": "r",
+        "base": BASE,
+        "corpora": {"prose": corpus},
         "experts": [{"name": "a", "corpus": "prose", "train": {"tokens": 9}}],
         "evaluation": [{"name": "losses", "corpora": ["prose"], "by": "topic"}],
-    }  # fmt: skip
+    }
     c = Conductor(read(raw), Store(home / "run"))
     place = launch.place(2, None)
     assert place is not None

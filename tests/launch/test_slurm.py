@@ -25,10 +25,18 @@ from coterie.launch.slurm import OF_SUBMITIT, Slurm, parameters
 @pytest.mark.parametrize(
     ("said", "minutes"),
     [
-        (90, 90), ("90", 90), ("90:00", 90), ("0:30", 1), ("4:00:00", 240), ("1:30:30", 91), ("1-0", 1440), ("2-12", 3600),
-        ("1-02:30", 1590), ("1-02:30:01", 1591),
+        (90, 90),
+        ("90", 90),
+        ("90:00", 90),
+        ("0:30", 1),
+        ("4:00:00", 240),
+        ("1:30:30", 91),
+        ("1-0", 1440),
+        ("2-12", 3600),
+        ("1-02:30", 1590),
+        ("1-02:30:01", 1591),
     ],
-)  # fmt: skip
+)
 def test_time_is_read_as_slurm_reads_it(said: Any, minutes: int) -> None:
     assert parameters({"time": said}) == {"time": minutes}
 
@@ -50,10 +58,15 @@ def test_parameters_are_passed_on_by_either_name() -> None:
         "exclusive": "true",
     }
     assert parameters({**given, "setup": "module load cuda"}) == {
-        "time": 5, "partition": "gpu", "cpus_per_task": "4", "mem_per_cpu": "2G", "exclusive": True,
-        "setup": ["module load cuda"], "srun_args": ["--cpus-per-task=4"],
+        "time": 5,
+        "partition": "gpu",
+        "cpus_per_task": "4",
+        "mem_per_cpu": "2G",
+        "exclusive": True,
+        "setup": ["module load cuda"],
+        "srun_args": ["--cpus-per-task=4"],
         "additional_parameters": {"gpus": "1", "reservation": "r"},
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize("name", ["partitoin", "nodes", "ntasks", "command"])

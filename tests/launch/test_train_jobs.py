@@ -14,10 +14,10 @@ import yaml
 from tests.run.small import recipe
 
 import coterie
-from coterie import parallel
 from coterie.launch.local import Local
 from coterie.recipe import read
-from coterie.run import Conductor
+from coterie.run import jobs as parallel
+from coterie.run.conductor import Conductor
 from coterie.store import Store
 
 
@@ -132,10 +132,13 @@ def test_two_commands_at_once_make_everything_once(home: Path, tmp_path: Path) -
     both = [
         subprocess.Popen(
             [sys.executable, "-c", code, "train", "r.yaml", "--store", "store", "--out", f"out{i}", "--jobs", "2"],
-            cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True,
+            cwd=tmp_path,
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         for i in range(2)
-    ]  # fmt: skip
+    ]
     for it in both:
         _, said = it.communicate()
         assert it.returncode == 0, said

@@ -61,9 +61,15 @@ def whole(
     if spec.router.kind != "uniform":
         valid = valid or blocks(store)
         router = fit_router(
-            store, mixture=spec, members=seated, blocks=[valid], scores=[scores(store, seated, valid)], tokenizer=reader,
-            seed=0, label="router",
-        )  # fmt: skip
+            store,
+            mixture=spec,
+            members=seated,
+            blocks=[valid],
+            scores=[scores(store, seated, valid)],
+            tokenizer=reader,
+            seed=0,
+            label="router",
+        )
     return assemble(store, mixture=spec, members=seated, router=router, tokenizer=reader, label="mixture")
 
 

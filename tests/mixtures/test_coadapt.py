@@ -15,11 +15,12 @@ from tests.invariants.test_resume import after_step, killed
 
 from coterie import mixtures, models
 from coterie.errors import RequestError
-from coterie.experts.data import batch
-from coterie.mixtures import Member, adapted, coadapt, coadaptation
-from coterie.mixtures.coadaptation import Together, own_eligible
+from coterie.experts.training_rows import batch
+from coterie.mixtures import Member, adapted, coadapt
+from coterie.mixtures.outputs import coadaptation
+from coterie.mixtures.outputs.coadaptation import Together, own_eligible
 from coterie.models import initialise, open_model, parameters
-from coterie.models.packing import inputs
+from coterie.models.packed_inputs import inputs
 from coterie.recipe import FreshBase, OutputsSpec, Window
 from coterie.routing import Settings
 from coterie.routing import build as build_router
@@ -51,10 +52,15 @@ def mixture(router: Any = LINEAR, eligible: str = "strict", repeats: int = 1, **
 def run(store: Store, spec: OutputsSpec | None = None, repeats: int = 1) -> Artifact:
     spec = spec or mixture()
     return coadapt(
-        store, mixture=spec, members=members(store, repeats), router=None,
-        blocks=[blocks(store, 8, seed=i) for i in range(3)], valid=[blocks(store, 3, seed=10 + i) for i in range(3)],
-        seed=7, label="co-adaptation",
-    )  # fmt: skip
+        store,
+        mixture=spec,
+        members=members(store, repeats),
+        router=None,
+        blocks=[blocks(store, 8, seed=i) for i in range(3)],
+        valid=[blocks(store, 3, seed=10 + i) for i in range(3)],
+        seed=7,
+        label="co-adaptation",
+    )
 
 
 def together(store: Store, router: Any = LINEAR, **settings: float) -> Together:

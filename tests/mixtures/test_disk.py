@@ -52,9 +52,13 @@ def test_the_store_keeps_each_expert_once(folder: Path, store: Store) -> None:
     (mixture,) = (store.root / "mixtures").iterdir()
     names = {p.relative_to(mixture).as_posix() for p in mixture.rglob("*") if p.is_file()}
     assert names == {
-        "manifest.json", "config.json", "router.safetensors", "generation_config.json", "tokenizer.json",
+        "manifest.json",
+        "config.json",
+        "router.safetensors",
+        "generation_config.json",
+        "tokenizer.json",
         "tokenizer_config.json",
-    }  # fmt: skip
+    }
     for file in folder.rglob("*.safetensors"):
         assert file.stat().st_nlink == 2
 

@@ -16,9 +16,9 @@ from tests.tiny import blocks_artifact, tokenizer_artifact
 from coterie import progress
 from coterie.errors import WorkError
 from coterie.mixtures import fit_router, routed, routed_nll
-from coterie.mixtures.members import eligibility
-from coterie.mixtures.scored import held_documents, open_scored
-from coterie.mixtures.verbs import eligible_of
+from coterie.mixtures.outputs.cached_scores import held_documents, open_scored
+from coterie.mixtures.outputs.outputs_actions import eligible_of
+from coterie.mixtures.seats import eligibility
 from coterie.store import Artifact, DryStore, Store
 
 LINEAR = {"kind": "linear", "epochs": 3, "learning_rate": 0.1}
@@ -26,9 +26,15 @@ LINEAR = {"kind": "linear", "epochs": 3, "learning_rate": 0.1}
 
 def fitted(store: Store, tokenizer: Path, spec: Any, seated: Any, valid: list[Artifact], seed: int = 0) -> Artifact:
     return fit_router(
-        store, mixture=spec, members=seated, blocks=valid, scores=[scores(store, seated, b) for b in valid],
-        tokenizer=tokenizer_artifact(store, tokenizer), seed=seed, label="router",
-    )  # fmt: skip
+        store,
+        mixture=spec,
+        members=seated,
+        blocks=valid,
+        scores=[scores(store, seated, b) for b in valid],
+        tokenizer=tokenizer_artifact(store, tokenizer),
+        seed=seed,
+        label="router",
+    )
 
 
 def test_same_request_same_bytes(tiny_tokenizer: Path, tmp_path: Path) -> None:
@@ -121,9 +127,15 @@ def test_a_dry_run_reads_nothing(store: Store, tiny_tokenizer: Path) -> None:
     spec = recipe(seated, LINEAR, eligible="strict")
     seated[0].knowledge = None  # not known before its corpus is read
     router = fit_router(
-        dry, mixture=spec, members=seated, blocks=[valid], scores=[scores(dry, seated, valid)],
-        tokenizer=tokenizer_artifact(store, tiny_tokenizer), seed=0, label="router",
-    )  # fmt: skip
+        dry,
+        mixture=spec,
+        members=seated,
+        blocks=[valid],
+        scores=[scores(dry, seated, valid)],
+        tokenizer=tokenizer_artifact(store, tiny_tokenizer),
+        seed=0,
+        label="router",
+    )
     assert router.planned
     assert ("routers", "make") in {(step[0], step[2]) for step in dry.plan}
 

@@ -38,9 +38,15 @@ def test_the_trainer_trains_and_saves_it(m: OutputsMixture, tmp_path: Path) -> N
     m.router.requires_grad_(True)
     frozen = {n: p.clone() for n, p in m.experts.named_parameters()}
     settings = TrainingArguments(
-        str(tmp_path), max_steps=3, learning_rate=0.1, report_to=[], use_cpu=True, save_steps=3, disable_tqdm=True,
+        str(tmp_path),
+        max_steps=3,
+        learning_rate=0.1,
+        report_to=[],
+        use_cpu=True,
+        save_steps=3,
+        disable_tqdm=True,
         logging_strategy="no",
-    )  # fmt: skip
+    )
     before = m(row[None], labels=row[None]).loss.item()
     Trainer(m, settings, train_dataset=rows).train()
     after = load(tmp_path / "checkpoint-3")

@@ -22,9 +22,7 @@ SHAPES = {
 def make(architecture: str, **changes: object) -> PreTrainedModel:
     shape = {"vocab_size": VOCABULARY, "pad_token_id": None, "bos_token_id": 1, "eos_token_id": 2}
     if architecture != "gpt2":
-        shape |= {
-            "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 64,
-        }  # fmt: skip
+        shape |= {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 64}
         if architecture != "opt":
             shape |= {"num_key_value_heads": 2, "intermediate_size": 48, "head_dim": 8}
     config = AutoConfig.for_model(architecture, **(shape | SHAPES.get(architecture, {}) | changes))

@@ -10,7 +10,8 @@ from tests.models.architectures import VOCABULARY, make
 from torch import Tensor
 
 from coterie.errors import RequestError
-from coterie.models import log_probs, logprob, packing, target_logp
+from coterie.models import log_probs, logprob, target_logp
+from coterie.models import packed_inputs as packing
 
 ARCHITECTURES = ["llama", "gpt2", "qwen3", "mistral", "qwen2", "olmo2", "gemma2", "cohere", "granite", "opt"]
 
@@ -66,9 +67,7 @@ def test_the_reference_can_fail() -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(
-    cuts=st.lists(st.sets(st.integers(1, 15)), min_size=1, max_size=3),
-    seed=st.integers(0, 2**16),
-    chunk=st.integers(1, 64),
+    cuts=st.lists(st.sets(st.integers(1, 15)), min_size=1, max_size=3), seed=st.integers(0, 2**16), chunk=st.integers(1, 64)
 )
 def test_any_packing_and_any_chunk(cuts: list[set[int]], seed: int, chunk: int) -> None:
     model = make("llama")

@@ -26,16 +26,27 @@ SMALL = {
     "time-fast.yaml": ["base.hidden_size=32", "base.layers=1", "mixtures.coadapted.adapt.tokens=60_000"],
     "select-prose.yaml": ["base.pretrain.tokens=20_000", "base.hidden_size=32", "base.layers=1"],
     "lora-code.yaml": [
-        "base.pretrain.tokens=20_000", "base.hidden_size=32", "base.layers=1", "mixtures.joint.joint.tokens=40_000",
-        "mixtures.routed.router.tokens=20_000", "experts.alpaca.train.tokens=20_000", "experts.mbpp.train.tokens=20_000",
+        "base.pretrain.tokens=20_000",
+        "base.hidden_size=32",
+        "base.layers=1",
+        "mixtures.joint.joint.tokens=40_000",
+        "mixtures.routed.router.tokens=20_000",
+        "experts.alpaca.train.tokens=20_000",
+        "experts.mbpp.train.tokens=20_000",
     ],
     "lora-code-large.yaml": [
-        "base.pretrain.tokens=20_000", "base.hidden_size=32", "base.layers=1", "mixtures.joint.joint.tokens=60_000",
+        "base.pretrain.tokens=20_000",
+        "base.hidden_size=32",
+        "base.layers=1",
+        "mixtures.joint.joint.tokens=60_000",
     ],
     "lora-code-small.yaml": [
-        "base.pretrain.tokens=20_000", "base.hidden_size=32", "base.layers=1", "mixtures.joint.joint.tokens=40_000",
+        "base.pretrain.tokens=20_000",
+        "base.hidden_size=32",
+        "base.layers=1",
+        "mixtures.joint.joint.tokens=40_000",
     ],
-}  # fmt: skip
+}
 """What makes each small enough for a test."""
 
 

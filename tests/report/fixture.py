@@ -66,11 +66,18 @@ def make_summary(
 
     records = {
         sha(n): trained(
-            n, 2.4 + 0.1 * i, 2_000_000, trained=i % 2 == 0, kind="full", corpus=n, parameters=1_120_000,
-            valid_curve=[[t * 8192, 2.45 + 0.1 * i + 5 * math.exp(-t / 25)] for t in range(40, 245, 40)], **{"from": "base"},
+            n,
+            2.4 + 0.1 * i,
+            2_000_000,
+            trained=i % 2 == 0,
+            kind="full",
+            corpus=n,
+            parameters=1_120_000,
+            valid_curve=[[t * 8192, 2.45 + 0.1 * i + 5 * math.exp(-t / 25)] for t in range(40, 245, 40)],
+            **{"from": "base"},
         )
         for i, n in enumerate(names)
-    }  # fmt: skip
+    }
 
     def weights(favourite: int, strength: float) -> list[float]:
         row = [1.0 + rng.random() * 0.3 * (strength > 0) for _ in names]
@@ -82,12 +89,17 @@ def make_summary(
         by_group = {g: weights(i, k * 1.5) for i, g in enumerate(group_names)}
         use = [sum(row[u] for row in by_group.values()) / len(by_group) for u in range(experts)]
         routing[m] = {
-            "experts": names, "utilization": use, "gini": 0.05 + 0.1 * k, "entropy": math.log(experts) * (1 - 0.4 * k),
-            "confidence": 1 / experts + 0.4 * k, "mutual_information": 0.4 * k, "by_group": by_group,
+            "experts": names,
+            "utilization": use,
+            "gini": 0.05 + 0.1 * k,
+            "entropy": math.log(experts) * (1 - 0.4 * k),
+            "confidence": 1 / experts + 0.4 * k,
+            "mutual_information": 0.4 * k,
+            "by_group": by_group,
             "by_position": {
                 g: [weights(i, k * (1 - math.exp(-t / 30))) for t in range(256)] for i, g in enumerate(group_names)
             },
-        }  # fmt: skip
+        }
 
     source = {
         "evaluation": "losses",

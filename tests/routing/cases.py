@@ -11,9 +11,12 @@ from coterie.routing import Router, build
 V = 20
 FEATURES = [("tokens",), ("posterior",), ("tokens", "posterior")]
 RECIPES = [
-    Uniform(), Posterior(), Posterior(fit=False, decay=0.8, tau=2.0),
-    *(Linear(kind="linear", features=f) for f in FEATURES), *(Mlp(kind="mlp", hidden=4, features=f) for f in FEATURES),
-]  # fmt: skip
+    Uniform(),
+    Posterior(),
+    Posterior(fit=False, decay=0.8, tau=2.0),
+    *(Linear(kind="linear", features=f) for f in FEATURES),
+    *(Mlp(kind="mlp", hidden=4, features=f) for f in FEATURES),
+]
 
 recipes = st.sampled_from(RECIPES)
 

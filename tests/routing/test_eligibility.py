@@ -28,11 +28,22 @@ def biennial(rule: str, **more: int | None) -> Eligibility:
 @pytest.mark.parametrize(
     ("time", "strict", "inclusive"),
     [
-        ("2013-01-01", None, 1), ("2013", None, 1), ("2014-12-31", None, 1), ("2015-01-01", 1, 2), ("2015-06", 1, 2),
-        ("2016-12-31", 1, 2), ("2017-01-01", 2, 3), ("2019", 3, 4), ("2021", 4, 5), ("2023", 5, 6), ("2024-12-31", 5, 6),
-        ("2025-01-01", 6, 6), ("2030", 6, 6), ("2012-12-31", None, None),
+        ("2013-01-01", None, 1),
+        ("2013", None, 1),
+        ("2014-12-31", None, 1),
+        ("2015-01-01", 1, 2),
+        ("2015-06", 1, 2),
+        ("2016-12-31", 1, 2),
+        ("2017-01-01", 2, 3),
+        ("2019", 3, 4),
+        ("2021", 4, 5),
+        ("2023", 5, 6),
+        ("2024-12-31", 5, 6),
+        ("2025-01-01", 6, 6),
+        ("2030", 6, 6),
+        ("2012-12-31", None, None),
     ],
-)  # fmt: skip
+)
 def test_table(time: str, strict: int | None, inclusive: int | None) -> None:
     """How many of the six, oldest first, may answer."""
     for rule, number in (("strict", strict), ("inclusive", inclusive)):

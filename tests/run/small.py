@@ -33,13 +33,7 @@ def write_corpora(folder: Path) -> dict[str, Path]:
     return {name: write_corpus(folder / f"{name}.jsonl", words, 240, i) for i, (name, words) in enumerate(WORDS.items())}
 
 
-BASE = {
-    "init": "llama",
-    "hidden_size": 16,
-    "layers": 1,
-    "heads": 2,
-    "tokenizer": {"train": "bpe", "vocab_size": 300},
-}
+BASE = {"init": "llama", "hidden_size": 16, "layers": 1, "heads": 2, "tokenizer": {"train": "bpe", "vocab_size": 300}}
 
 
 def recipe(folder: Path, **changes: Any) -> dict[str, Any]:

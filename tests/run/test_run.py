@@ -94,7 +94,7 @@ def test_figures_from_cached_scores_equal_live_ones(done: Any, home: Path) -> No
     import polars as pl
 
     from coterie.recipe import read
-    from coterie.run import Conductor
+    from coterie.run.conductor import Conductor
     from coterie.store import Store
 
     model = done.mixtures["learned"]

@@ -16,7 +16,18 @@ from typing import Annotated, Any
 import typer
 
 from coterie import progress
-from coterie.cli import evaluate, export, generate, grow, mix, quickstart, recipe, report, run, select, store, train
+from coterie.cli import evaluate_command as evaluate
+from coterie.cli import export_command as export
+from coterie.cli import generate_command as generate
+from coterie.cli import grow_command as grow
+from coterie.cli import mix_command as mix
+from coterie.cli import quickstart_command as quickstart
+from coterie.cli import recipe_command as recipe
+from coterie.cli import report_command as report
+from coterie.cli import run_command as run
+from coterie.cli import select_command as select
+from coterie.cli import store_command as store
+from coterie.cli import train_command as train
 from coterie.errors import CoterieError
 
 app = typer.Typer(

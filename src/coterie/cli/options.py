@@ -63,9 +63,15 @@ def until(stage: str, meaning: str) -> Callable[..., None]:
         from coterie.run import run
 
         run(
-            recipe, store=store, out=out, settings=set or (), dry_run=dry_run, until=stage, jobs=jobs,
+            recipe,
+            store=store,
+            out=out,
+            settings=set or (),
+            dry_run=dry_run,
+            until=stage,
+            jobs=jobs,
             slurm=slurm_parameters(slurm),
-        )  # fmt: skip
+        )
 
     command.__doc__ = meaning
     return command

@@ -6,8 +6,8 @@ import json
 from itertools import islice
 from pathlib import Path
 
-from coterie.corpora.plan import Plan
 from coterie.corpora.reading import Reading
+from coterie.corpora.row_plan import Plan
 from coterie.corpora.rows import rows
 from coterie.corpora.sources import Source, resolve
 from coterie.errors import RequestError
@@ -33,13 +33,9 @@ def documents(store: Store, corpus: Corpus, *, label: str) -> Artifact:
         RequestError: a file is missing, empty, truncated or in another format or encoding; a column does not exist; no row
             is usable; more rows are bad than `bad_rows` allows.
     """
-    if corpus.select is not None:
-        from coterie.corpora.select.training import selected_documents
-
-        return selected_documents(store, corpus, label=label)
     plan = Plan(corpus, f"corpora.{label}")
     if corpus.stream is not None:
-        from coterie.corpora.streamed import streamed
+        from coterie.corpora.hub_stream import streamed
 
         rows_of = streamed(store, corpus, plan, label=label)
         corpus = corpus.model_copy(update={"hub": None, "stream": None, "path": str(rows_of.file("rows.parquet"))})

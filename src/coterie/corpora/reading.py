@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from coterie.corpora.lines import Bad, Item
-from coterie.corpora.plan import Document, Plan
+from coterie.corpora.row_plan import Document, Plan
 from coterie.corpora.sources import Source
 from coterie.corpora.splits import SPLITS, assign, content_hash, order_of, within
 from coterie.corpora.template import RowError

@@ -7,10 +7,10 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
+from coterie.corpora.byte_streams import opened
 from coterie.corpora.columnar import arrow, parquet
 from coterie.corpora.lines import Item, csv_rows, jsonl, text
 from coterie.corpora.sources import Source, unchanged
-from coterie.corpora.streams import opened
 from coterie.errors import RequestError
 
 

@@ -16,9 +16,14 @@ from coterie.recipe import Corpus
 
 TEXT_ENDINGS = frozenset({".txt", ".text", ".md", ".markdown", ".rst", ".py", ".tex", ".org", ".adoc"})
 ENDINGS = {
-    ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".csv": "csv", ".parquet": "parquet", ".arrow": "arrow",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",
+    ".csv": "csv",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
     **dict.fromkeys(TEXT_ENDINGS, "text"),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)

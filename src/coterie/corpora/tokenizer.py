@@ -20,9 +20,16 @@ from coterie.store import Action, Artifact, Store, sha256
 END = "<|endoftext|>"
 """Begins, ends and pads documents in tokenizers trained here."""
 _FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
-    "tokenizer.model", "chat_template.jinja", "config.json",
-)  # fmt: skip
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "chat_template.jinja",
+    "config.json",
+)
 
 
 def tokenizer(store: Store, spec: TrainedTokenizer | str, documents: list[Artifact], *, label: str) -> Artifact:

@@ -19,8 +19,8 @@ import numpy as np
 
 from coterie.errors import RequestError, WorkError
 from coterie.evaluation.compare import Figure, compare
+from coterie.evaluation.evaluation_files import write
 from coterie.evaluation.questions import KINDS, Question, Questions
-from coterie.evaluation.table import write
 from coterie.models import device
 from coterie.progress import bar
 from coterie.recipe import Choices

@@ -21,8 +21,8 @@ from safetensors.numpy import load_file, save_file
 
 from coterie.errors import RequestError, WorkError
 from coterie.evaluation.compare import Figure, compare
+from coterie.evaluation.evaluation_files import write
 from coterie.evaluation.leaks import leaked
-from coterie.evaluation.table import write
 from coterie.recipe import Losses
 from coterie.store import Action, Artifact, Store
 

@@ -60,9 +60,11 @@ def read_questions(spec: Choices) -> Questions:
         lines = path.read_bytes().split(b"\n")
     except OSError as error:
         raise RequestError(
-            "the questions cannot be read", where=f"evaluation.{spec.name}.choices", found=f"{path}: {error.strerror}",
+            "the questions cannot be read",
+            where=f"evaluation.{spec.name}.choices",
+            found=f"{path}: {error.strerror}",
             do="correct the path; it is relative to the recipe",
-        ) from None  # fmt: skip
+        ) from None
     items = tuple(_question(line, spec, f"{path}:{n}") for n, line in enumerate(lines, 1) if line.strip())
     if not items:
         raise RequestError("there is no question in the file", where=str(path), found="empty file")
@@ -129,9 +131,11 @@ def _kinds(spec: Choices, row: dict[str, Any], options: tuple, label: int, where
     if spec.kinds is None or row.get(spec.kinds) is None:
         if spec.kinds not in (None, Choices.model_fields["kinds"].default):
             raise RequestError(
-                f"there is no column {spec.kinds!r}", where=where, expected=f"one of {', '.join(row)}",
+                f"there is no column {spec.kinds!r}",
+                where=where,
+                expected=f"one of {', '.join(row)}",
                 do=f"name the right one, or leave out evaluation.{spec.name}.kinds",
-            )  # fmt: skip
+            )
         return None
     kinds = row[spec.kinds]
     if not isinstance(kinds, list) or len(kinds) != len(options) or not all(k in KINDS for k in kinds):

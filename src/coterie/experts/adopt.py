@@ -34,7 +34,8 @@ def adopt(store: Store, folder: str | Path, base: Artifact, *, label: str) -> Ar
     action = Action("experts", {"adopted": True}, {"adapter": digest(files), "base": contents(base)}, ("peft",))
 
     def build(target: Path) -> None:
-        from coterie.models import adapters, open_model
+        from coterie.models import lora_files as adapters
+        from coterie.models import open_model
         from coterie.models.initialise import copy_tokenizer
 
         model = open_model(base)
@@ -44,10 +45,16 @@ def adopt(store: Store, folder: str | Path, base: Artifact, *, label: str) -> Ar
         copy_tokenizer(base.path, target)
         trained = sum(f.A_RI.numel() + f.B_OR.numel() for f in adapter.values())
         facts = {
-            "kind": "lora", "tokens": 0, "steps": 0, "loss": None, "precision": None, "start": contents(base),
-            "base": contents(base), "parameters": trained + sum(p.numel() for p in model.parameters()),
+            "kind": "lora",
+            "tokens": 0,
+            "steps": 0,
+            "loss": None,
+            "precision": None,
+            "start": contents(base),
+            "base": contents(base),
+            "parameters": trained + sum(p.numel() for p in model.parameters()),
             "trained_parameters": trained,
-        }  # fmt: skip
+        }
         (target / "metrics.jsonl").write_text("")
         (target / "facts.json").write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")
 
@@ -77,9 +84,16 @@ def adopt_model(store: Store, folder: str | Path, *, kind: str, label: str) -> A
                 with safe_open(found.file(name), framework="numpy") as file:
                     count += sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118
         facts = {
-            "kind": kind, "tokens": 0, "steps": 0, "loss": None, "precision": None, "start": None, "base": None,
-            "parameters": count, "trained_parameters": 0,
-        }  # fmt: skip
+            "kind": kind,
+            "tokens": 0,
+            "steps": 0,
+            "loss": None,
+            "precision": None,
+            "start": None,
+            "base": None,
+            "parameters": count,
+            "trained_parameters": 0,
+        }
         (target / "metrics.jsonl").write_text("")
         (target / "facts.json").write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")
 
@@ -91,6 +105,9 @@ def _same_base(folder: Path, base: Artifact) -> None:
     said = json.loads(facts.read_text()).get("base") if facts.is_file() else None
     if said is not None and not base.planned and said != contents(base):
         raise RequestError(
-            "the adapter was trained on another base", where=str(folder), expected=said[:16], found=contents(base)[:16],
+            "the adapter was trained on another base",
+            where=str(folder),
+            expected=said[:16],
+            found=contents(base)[:16],
             do="use the base that it names",
-        )  # fmt: skip
+        )

@@ -41,16 +41,21 @@ def wanted(train: Train, where: str) -> int:
     if processes is None:
         if where == "cpu":
             raise RequestError(
-                "parallel: ddp on a machine without GPU", where="train.processes", expected="a number of processes",
-                found="none", do="set train.processes, or leave parallel out",
-            )  # fmt: skip
+                "parallel: ddp on a machine without GPU",
+                where="train.processes",
+                expected="a number of processes",
+                found="none",
+                do="set train.processes, or leave parallel out",
+            )
         import torch
 
         processes = torch.cuda.device_count()
     if train.batch_size * train.accumulation % processes:
         raise RequestError(
-            "the batch of a step cannot be shared evenly", where="train.processes",
+            "the batch of a step cannot be shared evenly",
+            where="train.processes",
             expected=f"a divisor of batch_size x accumulation = {train.batch_size * train.accumulation}",
-            found=str(processes), do="change batch_size, accumulation or processes",
-        )  # fmt: skip
+            found=str(processes),
+            do="change batch_size, accumulation or processes",
+        )
     return processes

@@ -17,16 +17,18 @@ import torch
 
 from coterie.corpora import Blocks, Order
 from coterie.errors import RequestError
+from coterie.experts import expert_actions as verbs
 from coterie.experts import loop as loops
-from coterie.experts import outcome, ranks, resume, schedule, verbs
-from coterie.experts.data import Rows, as_is, require_fit
+from coterie.experts import ranks, resume, schedule
+from coterie.experts import training_files as outcome
 from coterie.experts.interrupt import Interrupt
-from coterie.experts.job import Job
-from coterie.experts.request import Request, arguments, opened, require_effective
-from coterie.experts.scoring import mean_nll
+from coterie.experts.scores import mean_nll
+from coterie.experts.training_job import Job
+from coterie.experts.training_request import Request, arguments, opened, require_effective
+from coterie.experts.training_rows import Rows, as_is, require_fit
 from coterie.launch import on_ranks
 from coterie.models import parameters
-from coterie.models.packing import needs_mask
+from coterie.models.packed_inputs import needs_mask
 from coterie.models.quiet import quiet, seeded
 from coterie.progress import bar, say
 
@@ -77,10 +79,19 @@ def _run(request: Request, folder: Path) -> None:
 
     loop = train_job(
         Job(
-            home=request.home, output=request.output, model=model, rows=rows, train=settings, where=request.where,
-            precision=request.precision, seed=request.seed, label=request.label, held_out=held_out, snapshot=snapshot,
+            home=request.home,
+            output=request.output,
+            model=model,
+            rows=rows,
+            train=settings,
+            where=request.where,
+            precision=request.precision,
+            seed=request.seed,
+            label=request.label,
+            held_out=held_out,
+            snapshot=snapshot,
         )
-    )  # fmt: skip
+    )
     outcome.check_moved(loop, before)
     tokens = seen(loop)
     lines = outcome.log(loop, tokens)
@@ -167,9 +178,11 @@ def _loop(job: Job, steps: int) -> loops.Loop:
         if isinstance(error, RequestError) or not job.train.report_to:
             raise
         raise RequestError(
-            "a tracking backend cannot be used here", where="train.report_to", found=str(error),
+            "a tracking backend cannot be used here",
+            where="train.report_to",
+            found=str(error),
             do="pip install coterie[track], or leave it out: metrics.jsonl is always written",
-        ) from error  # fmt: skip
+        ) from error
     require_effective(loop, job)
     return loop
 

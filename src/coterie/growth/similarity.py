@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from coterie.errors import RequestError
-from coterie.models.adapters import Adapter
+from coterie.models.lora_files import Adapter
 from coterie.models.stack import Factors
 
 

@@ -117,10 +117,12 @@ class Library:
 
         if len(learned_DH) < 2 or len(held_DH) < LEAST:
             raise RequestError(
-                f"the skill {name!r} has too few documents to be known again", where=name,
-                expected=f"at least 2 to learn and {LEAST} held out", found=f"{len(learned_DH)} and {len(held_DH)}",
+                f"the skill {name!r} has too few documents to be known again",
+                where=name,
+                expected=f"at least 2 to learn and {LEAST} held out",
+                found=f"{len(learned_DH)} and {len(held_DH)}",
                 do="give the corpus more documents, or a larger valid split",
-            )  # fmt: skip
+            )
         covariance_HH, shrinkage = ledoit_wolf(learned_DH)
         covariance_HH = covariance_HH + 1e-6 * np.trace(covariance_HH) / len(covariance_HH) * np.eye(len(covariance_HH))
         skill = Skill(name, expert, len(learned_DH), learned_DH.mean(0), covariance_HH, float(shrinkage), held_DH)
@@ -150,9 +152,12 @@ class Library:
             scores.append(score_K)
             cosine, mahalanobis = np.median(found, axis=0)
             by_skill[skill.name] = {
-                "score": float(np.median(score_K)), "cosine": float(cosine), "mahalanobis": float(mahalanobis),
-                "cosine_limit": float(limits[0]), "mahalanobis_limit": float(limits[1]),
-            }  # fmt: skip
+                "score": float(np.median(score_K)),
+                "cosine": float(cosine),
+                "mahalanobis": float(mahalanobis),
+                "cosine_limit": float(limits[0]),
+                "mahalanobis_limit": float(limits[1]),
+            }
         score = float(np.median(np.min(scores, axis=0)))
         near = min(self.skills, key=lambda s: by_skill[s.name]["score"])
         return Decision(score > 1, near.name, near.expert, score, by_skill, len(features_DH), size, alarm)
@@ -164,9 +169,10 @@ class Library:
             raise RequestError("the corpus is empty: there is nothing to decide on", do="give it documents")
         if features_DH.shape[1] != len(self.skills[0].mean_H) or not np.isfinite(features_DH).all():
             raise RequestError(
-                "the features are not of the library's base", expected=f"{len(self.skills[0].mean_H)} finite numbers",
+                "the features are not of the library's base",
+                expected=f"{len(self.skills[0].mean_H)} finite numbers",
                 found=f"{features_DH.shape[1]}",
-            )  # fmt: skip
+            )
 
     def write(self, folder: Path) -> None:
         """``library.json`` to be read, ``library.safetensors`` beside it."""
@@ -198,12 +204,17 @@ class Library:
         return cls(
             [
                 Skill(
-                    s["name"], s["expert"], s["documents"], tensors[f"{s['name']}/mean"], tensors[f"{s['name']}/covariance"],
-                    s["shrinkage"], tensors[f"{s['name']}/held"],
+                    s["name"],
+                    s["expert"],
+                    s["documents"],
+                    tensors[f"{s['name']}/mean"],
+                    tensors[f"{s['name']}/covariance"],
+                    s["shrinkage"],
+                    tensors[f"{s['name']}/held"],
                 )
                 for s in said["skills"]
             ]
-        )  # fmt: skip
+        )
 
 
 def _parts(features_DH: np.ndarray, draw: np.random.Generator) -> tuple[Float[np.ndarray, "K H"], int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from coterie.launch.jobs import Job, Place, run_jobs
+from coterie.launch.job_queue import Job, Place, run_jobs
 from coterie.launch.local import Local
 from coterie.launch.torchrun import on_ranks
 

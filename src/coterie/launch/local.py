@@ -10,7 +10,7 @@ from pathlib import Path
 
 from coterie.errors import RequestError
 from coterie.launch import process
-from coterie.launch.jobs import Job
+from coterie.launch.job_queue import Job
 from coterie.progress import say
 
 THREADS = ("OMP_NUM_THREADS", "POLARS_MAX_THREADS", "RAYON_NUM_THREADS")
@@ -19,7 +19,7 @@ THREADS = ("OMP_NUM_THREADS", "POLARS_MAX_THREADS", "RAYON_NUM_THREADS")
 
 def command(arguments: Sequence[str]) -> list[str]:
     """``coterie ARGUMENTS...`` as a process that ends with this one."""
-    return [sys.executable, "-m", "coterie.launch.job", str(os.getpid()), *arguments]
+    return [sys.executable, "-m", "coterie.launch.run_job", str(os.getpid()), *arguments]
 
 
 class Local:

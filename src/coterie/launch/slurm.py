@@ -22,24 +22,67 @@ from typing import Any
 
 from coterie.errors import RequestError
 from coterie.launch import process
-from coterie.launch.jobs import Job
+from coterie.launch.job_queue import Job
 from coterie.launch.local import THREADS, command
 
 OF_SUBMITIT = {
-    "account", "comment", "constraint", "cpus_per_gpu", "cpus_per_task", "exclude", "exclusive", "gpus_per_node",
-    "gpus_per_task", "gres", "mail_type", "mail_user", "mem", "mem_per_cpu", "mem_per_gpu", "nodelist", "partition", "qos",
-    "setup", "signal_delay_s", "time", "wckey",
-}  # fmt: skip
+    "account",
+    "comment",
+    "constraint",
+    "cpus_per_gpu",
+    "cpus_per_task",
+    "exclude",
+    "exclusive",
+    "gpus_per_node",
+    "gpus_per_task",
+    "gres",
+    "mail_type",
+    "mail_user",
+    "mem",
+    "mem_per_cpu",
+    "mem_per_gpu",
+    "nodelist",
+    "partition",
+    "qos",
+    "setup",
+    "signal_delay_s",
+    "time",
+    "wckey",
+}
 OF_SBATCH = {
-    "begin", "deadline", "gpu_bind", "gpus", "hint", "licenses", "nice", "prefer", "priority", "reservation", "switches",
-    "threads_per_core", "tmp",
-}  # fmt: skip
+    "begin",
+    "deadline",
+    "gpu_bind",
+    "gpus",
+    "hint",
+    "licenses",
+    "nice",
+    "prefer",
+    "priority",
+    "reservation",
+    "switches",
+    "threads_per_core",
+    "tmp",
+}
 """Names that submitit has, and those of `sbatch` that it passes on. A job is one process: nodes and tasks are left out."""
 
 GOES_ON = {
-    "PENDING", "RUNNING", "SUSPENDED", "CONFIGURING", "COMPLETING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESIZING",
-    "RESV_DEL_HOLD", "SIGNALING", "SPECIAL_EXIT", "STAGE_OUT", "STOPPED", "PREEMPTED",
-}  # fmt: skip
+    "PENDING",
+    "RUNNING",
+    "SUSPENDED",
+    "CONFIGURING",
+    "COMPLETING",
+    "REQUEUED",
+    "REQUEUE_FED",
+    "REQUEUE_HOLD",
+    "RESIZING",
+    "RESV_DEL_HOLD",
+    "SIGNALING",
+    "SPECIAL_EXIT",
+    "STAGE_OUT",
+    "STOPPED",
+    "PREEMPTED",
+}
 """States after which a job may still end by itself."""
 
 ASK = 5.0
@@ -60,14 +103,18 @@ def parameters(given: Mapping[str, Any]) -> dict[str, Any]:
     unknown = sorted(said.keys() - OF_SUBMITIT - OF_SBATCH)
     if unknown:
         raise RequestError(
-            "SLURM has no such parameter for a job", where=f"--slurm {unknown[0]}",
-            expected=", ".join(sorted(OF_SUBMITIT | OF_SBATCH)), found=", ".join(unknown),
-        )  # fmt: skip
+            "SLURM has no such parameter for a job",
+            where=f"--slurm {unknown[0]}",
+            expected=", ".join(sorted(OF_SUBMITIT | OF_SBATCH)),
+            found=", ".join(unknown),
+        )
     if "time" not in said:
         raise RequestError(
-            "how long may a job take?", where="--slurm time", expected="minutes, H:M:S or D-H:M:S",
+            "how long may a job take?",
+            where="--slurm time",
+            expected="minutes, H:M:S or D-H:M:S",
             do="for example --slurm time=4:00:00",
-        )  # fmt: skip
+        )
     said["time"] = _minutes(said["time"])
     if isinstance(said.get("setup"), str):
         said["setup"] = [said["setup"]]
@@ -124,9 +171,12 @@ class Slurm:
             )
         if shutil.which("sbatch") is None:
             raise RequestError(
-                "there is no SLURM here", where="--slurm", expected="sbatch on the PATH", found="no sbatch",
+                "there is no SLURM here",
+                where="--slurm",
+                expected="sbatch on the PATH",
+                found="no sbatch",
                 do="call it on a login node of the cluster, or use --jobs N on this machine",
-            )  # fmt: skip
+            )
         self.arrives = 60.0  # NFS remembers for so long that something was not there
         self._asked = -math.inf
         self._states: dict[str, str] = {}
@@ -141,9 +191,12 @@ class Slurm:
             made = executor.submit(Command(job.arguments, log))
         except submitit.core.utils.FailedJobError as error:
             raise RequestError(
-                "SLURM does not take the job", where="--slurm", found=str(error).strip().splitlines()[-1],
-                kept="what was finished", do="correct what it names",
-            ) from None  # fmt: skip
+                "SLURM does not take the job",
+                where="--slurm",
+                found=str(error).strip().splitlines()[-1],
+                kept="what was finished",
+                do="correct what it names",
+            ) from None
         self._asked = time.monotonic()  # else an older answer, without this job, would say that it is gone
         self._states[made.job_id] = "PENDING"
         return made

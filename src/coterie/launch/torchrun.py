@@ -45,7 +45,7 @@ def on_ranks(call: str, payload: Mapping[str, Any], *, processes: int, label: st
     with tempfile.TemporaryDirectory(prefix="coterie-ranks-") as temp:
         folder = Path(temp)
         (folder / "request.json").write_text(json.dumps({"call": call, "payload": payload, "owner": os.getpid()}))
-        command = [*TORCHRUN, f"--nproc-per-node={processes}", "-m", "coterie.launch.rank", str(folder)]
+        command = [*TORCHRUN, f"--nproc-per-node={processes}", "-m", "coterie.launch.run_rank", str(folder)]
         environment = {"OMP_NUM_THREADS": str(max((os.cpu_count() or 1) // processes, 1)), **os.environ}
         agent = process.start(command, folder / "log.txt", environment)
         try:

@@ -51,9 +51,11 @@ def _prompt(model: Any, text: str, max_new_tokens: int) -> list[int]:
     room = context - max_new_tokens
     if room < 1:
         raise RequestError(
-            "nothing would be left of the prompt", where="max_new_tokens",
-            expected=f"below {context}, the experts' context", found=str(max_new_tokens),
-        )  # fmt: skip
+            "nothing would be left of the prompt",
+            where="max_new_tokens",
+            expected=f"below {context}, the experts' context",
+            found=str(max_new_tokens),
+        )
     first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     start = [] if first is None else [first]
     ids = [*start, *tokenizer(text, add_special_tokens=False)["input_ids"]][-room:]

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from coterie.dates import Time, ordinal
 from coterie.errors import RequestError
-from coterie.models import packing, target_logp
+from coterie.models import packed_inputs as packing
+from coterie.models import target_logp
 from coterie.routing import Eligibility
 
 Times = Time | Sequence[Time | None] | Int[Tensor, " B"] | None
@@ -34,13 +35,7 @@ class Query:
 
     @classmethod
     def of(
-        cls,
-        ids_BT: Tensor,
-        mask: Tensor | None,
-        position: Tensor | None,
-        past: int,
-        time: Times,
-        eligibility: Eligibility,
+        cls, ids_BT: Tensor, mask: Tensor | None, position: Tensor | None, past: int, time: Times, eligibility: Eligibility
     ) -> Query:
         """Fill in what was left out: positions count the tokens that are not padding, after ``past`` earlier ones."""
         B, T = ids_BT.shape
@@ -78,8 +73,11 @@ class Query:
         if self.attend_BT is None:
             return packing.inputs(model, self.ids_BT, self.position_BT)
         return {
-            "input_ids": self.ids_BT, "attention_mask": self.attend_BT, "position_ids": self.position_BT, "use_cache": False
-        }  # fmt: skip
+            "input_ids": self.ids_BT,
+            "attention_mask": self.attend_BT,
+            "position_ids": self.position_BT,
+            "use_cache": False,
+        }
 
     def token_logp(self, model: nn.Module, rows_B: Bool[Tensor, " B"] | slice = slice(None)) -> Float[Tensor, "rows T"]:
         """A model's log P of every token given those before; 0 at first tokens and padding.

@@ -18,11 +18,20 @@ from coterie.store import Artifact, sha256
 
 TOKENIZER_FILES = frozenset(
     {
-        "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
-        "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "chat_template.jinja",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "vocab.json",
+        "vocab.txt",
+        "merges.txt",
+        "tokenizer.model",
+        "spiece.model",
+        "sentencepiece.bpe.model",
+        "chat_template.jinja",
         "chat_template.json",
     }
-)  # fmt: skip
+)
 """Files of a tokenizer that may stand beside the weights."""
 
 MODEL_FILES = frozenset({"config.json", "generation_config.json", "adapter_config.json", "model.safetensors.index.json"})
@@ -85,9 +94,10 @@ def _download(name: str, revision: str | None) -> Path:
     except Exception as error:
         raise RequestError(
             "the model is neither a directory here nor could it be fetched from the hub",
-            where=name, found=str(error).splitlines()[0] if str(error) else type(error).__name__,
+            where=name,
+            found=str(error).splitlines()[0] if str(error) else type(error).__name__,
             do="set base.path to a local directory, or check the id and the network",
-        ) from None  # fmt: skip
+        ) from None
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -113,9 +123,10 @@ def _refuse_code(folder: Path, config: dict[str, Any]) -> None:
             if key == "auto_map" or named_kernel:
                 raise RequestError(
                     "the model asks for code from elsewhere to be run, which is refused",
-                    where=f"{file} ({key})", found=str(setting),
+                    where=f"{file} ({key})",
+                    found=str(setting),
                     do="convert it to an architecture of transformers",
-                )  # fmt: skip
+                )
     if "model_type" not in config:
         raise RequestError(
             "the configuration names no architecture", where=str(folder / "config.json"), expected="model_type"
@@ -142,9 +153,11 @@ def weight_files(folder: Path) -> list[Path]:
         adapter = "a LoRA adapter: name the model it rests on" if (folder / "adapter_config.json").exists() else None
         raise RequestError(
             "pickled weights are refused: opening them can run code" if pickled else "no weights",
-            where=str(folder), expected="model.safetensors", found=", ".join(pickled) or adapter or "none",
+            where=str(folder),
+            expected="model.safetensors",
+            found=", ".join(pickled) or adapter or "none",
             do="convert them once in a sandbox and save with save_pretrained",
-        )  # fmt: skip
+        )
     names = _json(index).get("weight_map", {})
     shards = []
     for name in sorted(set(names.values())):
@@ -167,9 +180,11 @@ def _check_finite(shards: list[Path]) -> None:
                     tensor = file.get_tensor(name)
                     if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all():
                         raise RequestError(
-                            "the weights are not finite", where=f"{shard} ({name})", found="NaN or infinity",
+                            "the weights are not finite",
+                            where=f"{shard} ({name})",
+                            found="NaN or infinity",
                             do="use another checkpoint",
-                        )  # fmt: skip
+                        )
         except SafetensorError as error:
             raise RequestError("damaged weights", where=str(shard), found=str(error), do="fetch the file again") from None
 

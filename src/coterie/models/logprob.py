@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from coterie.models import packing
+from coterie.models import packed_inputs as packing
 
 RUNS = 0
 """Forward passes of any model through this file: whoever promises to run no model can be held to it."""

@@ -62,9 +62,10 @@ def load_strictly(folder: Path, **options: Any) -> PreTrainedModel:
             names = sorted(str(n[0] if isinstance(n, tuple) else n) for n in report[problem])
             raise RequestError(
                 f"the weights are not those of the architecture: {problem.removesuffix('_keys')} tensors",
-                where=str(folder), found=", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else ""),
+                where=str(folder),
+                found=", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else ""),
                 do="use a whole checkpoint of this architecture",
-            )  # fmt: skip
+            )
     return model
 
 
@@ -108,9 +109,12 @@ def _check_base(folder: Path, base: Openable) -> None:
     found = contents(base if isinstance(base, Artifact) else checkpoint(base))
     if expected is not None and expected != found:
         raise RequestError(
-            "the adapter was trained on another base", where=str(folder), expected=expected[:16], found=found[:16],
+            "the adapter was trained on another base",
+            where=str(folder),
+            expected=expected[:16],
+            found=found[:16],
             do="open it on the base that it names",
-        )  # fmt: skip
+        )
 
 
 def _folder(what: Openable) -> Path:

@@ -48,9 +48,12 @@ def add_adapter(model: nn.Module, lora: Lora) -> nn.Module:
         )
     except ValueError as error:
         raise RequestError(
-            "the adapter finds none of its layers", where="lora.targets", found=str(lora.targets),
-            expected="names of linear layers", do="use all-linear, or names such as q_proj",
-        ) from error  # fmt: skip
+            "the adapter finds none of its layers",
+            where="lora.targets",
+            found=str(lora.targets),
+            expected="names of linear layers",
+            do="use all-linear, or names such as q_proj",
+        ) from error
     return adapted
 
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from coterie.recipe.select import Select
+from coterie.recipe.select_spec import Select
 from coterie.recipe.spec import Count, Share, Spec, Whole
 from coterie.recipe.window import Windows
 

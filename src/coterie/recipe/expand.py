@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from coterie.errors import RequestError
-from coterie.recipe import named, selecting
+from coterie.recipe import named
+from coterie.recipe import select_forms as selecting
 from coterie.recipe.expert import Expert
+from coterie.recipe.mixture_checks import check_adaptations, known, seat
 from coterie.recipe.recipe import Recipe
-from coterie.recipe.seating import check_adaptations, known, seat
 from coterie.recipe.windows import family
 
 _FLAT = {"datasets", "paths", "kind", "at", "router", "eligible"}

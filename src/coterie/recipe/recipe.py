@@ -10,7 +10,7 @@ from coterie.recipe.base import Base, FreshBase
 from coterie.recipe.corpus import Corpus
 from coterie.recipe.evaluation import Evaluation
 from coterie.recipe.expert import Expert, Single
-from coterie.recipe.mixture import Mixture
+from coterie.recipe.places import Mixture
 from coterie.recipe.spec import Count, Name, Spec, digest
 
 RESERVED = frozenset({"base", "fresh", "previous", "best_expert", "oracle", "single", "all"})

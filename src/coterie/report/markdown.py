@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from coterie.report import figures
-from coterie.report.page import headlines
-from coterie.report.read import read, trained_models
+from coterie.report.html_page import headlines
+from coterie.report.read_summary import read, trained_models
 from coterie.report.tables import Cell, Table, difference_tables, evaluation_tables
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from coterie.report import figures
-from coterie.report.read import Summary
+from coterie.report.read_summary import Summary
 
 REFERENCES = {"best_expert": "the expert best over all groups", "oracle": "the best expert of each group"}
 SINGLE = "one model on all the data"

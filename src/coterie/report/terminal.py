@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from coterie.report.read import Summary
+from coterie.report.read_summary import Summary
 from coterie.report.tables import Table, evaluation_tables
 
 UNITS = {"losses": "nats a token, lower is better", "choices": "percent right, higher is better"}

@@ -8,5 +8,15 @@ from coterie.routing.scan import decayed_sum
 from coterie.routing.statistics import Usage
 
 __all__ = [
-    "Eligibility", "Policy", "Router", "Scored", "Settings", "Usage", "build", "decayed_sum", "fit", "log_softmax", "mix",
-]  # fmt: skip
+    "Eligibility",
+    "Policy",
+    "Router",
+    "Scored",
+    "Settings",
+    "Usage",
+    "build",
+    "decayed_sum",
+    "fit",
+    "log_softmax",
+    "mix",
+]

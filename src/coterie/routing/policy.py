@@ -43,10 +43,7 @@ class Policy:
     top_p: float | None = None
 
     def __call__(
-        self,
-        logits_BTU: Float[Tensor, "B T U"],
-        log_count_U: Float[Tensor, " U"],
-        eligible_BTU: Bool[Tensor, "B _ U"],
+        self, logits_BTU: Float[Tensor, "B T U"], log_count_U: Float[Tensor, " U"], eligible_BTU: Bool[Tensor, "B _ U"]
     ) -> Float[Tensor, "B T U"]:
         """Log-weights that sum to 1 over the experts kept, -inf elsewhere."""
         logw_BTU = log_softmax(logits_BTU, log_count_U, eligible_BTU, self.temperature)

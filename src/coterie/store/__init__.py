@@ -8,6 +8,17 @@ from coterie.store.store import DryStore, Store
 from coterie.store.sweep import Pruned, prune
 
 __all__ = [
-    "Action", "Artifact", "DryStore", "Planned", "Pruned", "Row", "Store", "Verified",
-    "link_tree", "ls", "prune", "sha256", "verify",
-]  # fmt: skip
+    "Action",
+    "Artifact",
+    "DryStore",
+    "Planned",
+    "Pruned",
+    "Row",
+    "Store",
+    "Verified",
+    "link_tree",
+    "ls",
+    "prune",
+    "sha256",
+    "verify",
+]

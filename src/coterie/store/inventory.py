@@ -11,8 +11,8 @@ from coterie.errors import WorkError
 from coterie.progress import bar, say
 from coterie.recipe.spec import canonical_json
 from coterie.store.address import FORMATS
+from coterie.store.atomic_publish import set_aside
 from coterie.store.check import DamageError, manifest_of, objects, read_object, stats, unseal
-from coterie.store.publish import set_aside
 from coterie.store.roots import read_roots
 from coterie.store.store import Store
 from coterie.store.trouble import explained

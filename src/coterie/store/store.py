@@ -25,12 +25,12 @@ from coterie.progress import say
 from coterie.recipe.spec import digest
 from coterie.store.address import Action
 from coterie.store.artifact import Artifact, Planned
+from coterie.store.atomic_publish import publish, set_aside
 from coterie.store.check import DamageError, Signature, manifest_of, objects, read_object, seal, signature, unseal
 from coterie.store.digests import FileDigests
 from coterie.store.durable import discard, make_directory, replace_synced
 from coterie.store.lease import Presence, lease
 from coterie.store.owner import owner
-from coterie.store.publish import publish, set_aside
 from coterie.store.roots import read_root, write_root
 from coterie.store.trouble import explained
 

@@ -9,10 +9,10 @@ import torch
 from tests.models.architectures import make
 from torch import Tensor, nn
 
-from coterie.mixtures.adapters.config import AdaptersConfig
-from coterie.mixtures.adapters.model import AdaptersMixture
-from coterie.models import adapters as files
-from coterie.models.adapters import Adapter
+from coterie.mixtures.adapters.adapters_config import AdaptersConfig
+from coterie.mixtures.adapters.adapters_mixture import AdaptersMixture
+from coterie.models import lora_files as files
+from coterie.models.lora_files import Adapter
 from coterie.models.stack import Factors
 
 V = 61

@@ -9,8 +9,8 @@ import torch
 from tests.mixtures.adapters.cases import adapter, base, config
 from tests.mixtures.adapters.count import flops, operators
 
-from coterie.mixtures.adapters.model import AdaptersMixture
-from coterie.models import adapters as files
+from coterie.mixtures.adapters.adapters_mixture import AdaptersMixture
+from coterie.models import lora_files as files
 
 R, T = 4, 24
 

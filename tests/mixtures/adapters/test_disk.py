@@ -19,8 +19,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import coterie
 from coterie.errors import RequestError
-from coterie.mixtures.adapters.model import AdaptersMixture
-from coterie.models import adapters as files
+from coterie.mixtures.adapters.adapters_mixture import AdaptersMixture
+from coterie.models import lora_files as files
 from coterie.models import open_model
 
 
@@ -61,9 +61,15 @@ def test_ranks_and_alphas_of_peft_are_read_as_peft_reads_them(tmp_path: Path) ->
     from peft import LoraConfig, PeftModel, get_peft_model
 
     asked = LoraConfig(
-        r=4, lora_alpha=6, target_modules=r".*\.(q_proj|up_proj)", rank_pattern={r"layers\.1\..*up_proj": 2},
-        alpha_pattern={"q_proj": 3}, use_rslora=True, init_lora_weights=False, task_type="CAUSAL_LM",
-    )  # fmt: skip
+        r=4,
+        lora_alpha=6,
+        target_modules=r".*\.(q_proj|up_proj)",
+        rank_pattern={r"layers\.1\..*up_proj": 2},
+        alpha_pattern={"q_proj": 3},
+        use_rslora=True,
+        init_lora_weights=False,
+        task_type="CAUSAL_LM",
+    )
     torch.manual_seed(0)
     get_peft_model(base(), asked).save_pretrained(str(tmp_path / "theirs"))
     found = files.read(tmp_path / "theirs", files.linears(base()))
@@ -128,7 +134,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no config": (lambda f: (f / "adapter_config.json").unlink(), "no adapter is here"),
     "no weights": (lambda f: (f / "adapter_model.safetensors").unlink(), "has no weights"),
     "damaged": (lambda f: (f / "adapter_model.safetensors").write_bytes(b"x" * 64), "damaged weights"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("what", BROKEN)

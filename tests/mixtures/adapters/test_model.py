@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from tests.mixtures.adapters.cases import ARCHITECTURES, Obvious, V, adapter, base, close, config, ids, mixture
 
 from coterie.errors import RequestError
-from coterie.mixtures.adapters.model import AdaptersMixture
-from coterie.models import adapters as files
+from coterie.mixtures.adapters.adapters_mixture import AdaptersMixture
+from coterie.models import lora_files as files
 
 routers = st.fixed_dictionaries(
     {

@@ -8,8 +8,8 @@ import pytest
 import torch
 from tests.mixtures.adapters.cases import adapter, base, config, ids, mixture
 
-from coterie.mixtures.adapters.model import AdaptersMixture
-from coterie.mixtures.adapters.training import Loss
+from coterie.mixtures.adapters.adapters_mixture import AdaptersMixture
+from coterie.mixtures.adapters.joint_training import Loss
 
 
 @pytest.mark.parametrize("router", [{}, {"top_k": 1}, {"scope": "model", "reads": "prefix"}])

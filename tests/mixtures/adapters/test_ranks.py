@@ -20,11 +20,18 @@ def joint(folder: Path, processes: int | None, shape: tuple[int, int] = (4, 1), 
     asked = lora(folder / "data", experts=[], evaluation=[])
     asked["mixtures"] = [
         {
-            "name": "joint", "at": "adapters", "router": {"kind": "learned", **router},
-            "joint": {"experts": 3, "lora": {"r": 4, "alpha": 8}, "corpora": {"fruit": 0.7, "tools": 0.3},
-                      "tokens": 2000, "train": train},
+            "name": "joint",
+            "at": "adapters",
+            "router": {"kind": "learned", **router},
+            "joint": {
+                "experts": 3,
+                "lora": {"r": 4, "alpha": 8},
+                "corpora": {"fruit": 0.7, "tools": 0.3},
+                "tokens": 2000,
+                "train": train,
+            },
         }
-    ]  # fmt: skip
+    ]
     return coterie.run(asked, store=folder / f"store-{processes}", out=folder / f"out-{processes}")
 
 

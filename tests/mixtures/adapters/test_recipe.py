@@ -14,7 +14,7 @@ from tests.run.small import recipe
 
 import coterie
 from coterie.errors import RequestError
-from coterie.mixtures.adapters.model import AdaptersMixture
+from coterie.mixtures.adapters.adapters_mixture import AdaptersMixture
 from coterie.models import open_model
 from coterie.recipe import read
 from coterie.store import Store
@@ -32,16 +32,31 @@ def lora(folder: Path, **changes: Any) -> dict[str, Any]:
 
 ROUTED = [
     {"name": "arrow", "at": "adapters", "slots": ["fruit", "tools"], "router": {"kind": "arrow", "top_k": 1}},
-    {"name": "ridge", "at": "adapters", "slots": ["fruit", "tools"],
-     "router": {"kind": "ridge", "scope": "model", "reads": "prefix"}},
-    {"name": "learned", "at": "adapters", "slots": ["fruit", "tools"],
-     "router": {"kind": "learned", "top_k": 1, "tokens": 1500}},
     {
-        "name": "joint", "at": "adapters", "router": {"kind": "learned", "top_k": 1, "balance": 0.01, "z": 0.001},
-        "joint": {"experts": 3, "lora": {"r": 4, "alpha": 8, "dropout": 0.05}, "corpora": {"fruit": 0.7, "tools": 0.3},
-                  "tokens": 3000, "train": {"learning_rate": 0.01, "save_every": 1000}},
+        "name": "ridge",
+        "at": "adapters",
+        "slots": ["fruit", "tools"],
+        "router": {"kind": "ridge", "scope": "model", "reads": "prefix"},
     },
-]  # fmt: skip
+    {
+        "name": "learned",
+        "at": "adapters",
+        "slots": ["fruit", "tools"],
+        "router": {"kind": "learned", "top_k": 1, "tokens": 1500},
+    },
+    {
+        "name": "joint",
+        "at": "adapters",
+        "router": {"kind": "learned", "top_k": 1, "balance": 0.01, "z": 0.001},
+        "joint": {
+            "experts": 3,
+            "lora": {"r": 4, "alpha": 8, "dropout": 0.05},
+            "corpora": {"fruit": 0.7, "tools": 0.3},
+            "tokens": 3000,
+            "train": {"learning_rate": 0.01, "save_every": 1000},
+        },
+    },
+]
 
 
 @pytest.fixture(scope="module")
@@ -76,14 +91,14 @@ def test_every_mixture_is_measured_and_opens_by_itself(ran: Any) -> None:
 def test_what_is_measured_is_what_the_opened_mixture_says(ran: Any) -> None:
     """Stored scores are those of the directory that a person opens."""
     from coterie.corpora import Blocks
-    from coterie.run import Conductor
+    from coterie.run.conductor import Conductor
 
     _, asked, root = ran
     c = Conductor(read(copy.deepcopy(asked)), Store(root / "store"))
     blocks = c.blocks("fruit", "test")
     source = Blocks.open(blocks)
     for mixture in c.recipe.mixtures:
-        from coterie import assembly
+        from coterie.run import places as assembly
 
         stored = load_file(assembly.of(mixture).scores(c, mixture, blocks).file("scores.safetensors"))["logp"]
         opened = coterie.load(root / "out" / "mixtures" / mixture.name)
@@ -110,13 +125,13 @@ def test_nothing_is_made_twice_and_an_expert_more_leaves_the_sums_of_the_others(
 def test_the_ridge_of_all_is_the_ridge_of_parts(ran: Any) -> None:
     """Rows from streamed sums against one regression on all tokens at once."""
     from coterie.corpora import Blocks
-    from coterie.mixtures.adapters.fitting import batches
+    from coterie.mixtures.adapters.adapter_gate_fits import batches
 
     _, _, root = ran
     opened = coterie.load(root / "out" / "mixtures" / "ridge")
     rows = opened.gates()["model"]
     features, target = [], []
-    from coterie.run import Conductor
+    from coterie.run.conductor import Conductor
 
     c = Conductor(read(copy.deepcopy(ran[1])), Store(root / "store"))
     for u, name in enumerate(("fruit", "tools")):
@@ -194,7 +209,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"at": "adapters", "slots": ["whole"]}, "is no LoRA adapter"),
     ({"at": "adapters", "slots": ["fruit", "other"]}, "rest on different models"),
     ({"at": "adapters", "slots": ["fruit", "bare"], "router": "ridge"}, "names none"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("mixture", "message"), BAD)
@@ -226,7 +241,7 @@ def test_a_cut_off_joint_run_is_the_straight_one(ran: Any, tmp_path: Path, monke
     """Killed after a checkpoint and gone on from: the same experts and gates, bit by bit."""
     from transformers import TrainerCallback
 
-    from coterie.mixtures.adapters import training
+    from coterie.mixtures.adapters import joint_training as training
 
     _, asked, root = ran
     asked = copy.deepcopy(asked)
@@ -265,9 +280,9 @@ class _Both:
 
 def test_use_is_told_for_each_gate(ran: Any) -> None:
     """Against weights asked of the opened mixture."""
-    from coterie import assembly
     from coterie.corpora import Blocks
-    from coterie.run import Conductor
+    from coterie.run import places as assembly
+    from coterie.run.conductor import Conductor
 
     _, asked, root = ran
     c = Conductor(read(copy.deepcopy(asked)), Store(root / "store"))

@@ -11,14 +11,18 @@ from tests.mixtures.adapters.cases import adapter, base, close, ids, mixture
 from torch import Tensor
 
 from coterie.errors import RequestError, WorkError
-from coterie.mixtures.adapters.model import AdaptersMixture
-from coterie.mixtures.adapters.training import Loss, require_gradients
-from coterie.models import adapters as files
+from coterie.mixtures.adapters.adapters_mixture import AdaptersMixture
+from coterie.mixtures.adapters.joint_training import Loss, require_gradients
+from coterie.models import lora_files as files
 
 ROUTERS: list[dict[str, Any]] = [
-    {"top_k": 1}, {"top_k": 2}, {"top_p": 0.6}, {}, {"scope": "linear", "top_k": 1},
+    {"top_k": 1},
+    {"top_k": 2},
+    {"top_p": 0.6},
+    {},
+    {"scope": "linear", "top_k": 1},
     {"scope": "model", "reads": "prefix", "top_k": 1},
-]  # fmt: skip
+]
 
 
 def batch(B: int = 4, T: int = 12, seed: int = 0) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from tests.mixtures.export.test_export import PAIRS
 from tests.mixtures.layers.cases import ids, mixture
 
-from coterie.mixtures.export.write import export
+from coterie.mixtures.export.write_checkpoint import export
 
 VERSION = "4.57.6"
 ASK = """
@@ -68,7 +68,7 @@ def test_every_format_opens_in_the_old_version_and_says_the_same(python: Path, t
         text=True,
         env=environment,
         check=False,
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     for name, logp in said.items():
         there = load_file(tmp_path / f"{name}.safetensors")["logp"]

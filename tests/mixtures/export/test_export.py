@@ -18,9 +18,10 @@ from tests.models.architectures import make
 from transformers import AutoModelForCausalLM
 
 from coterie.errors import RequestError, WorkError
-from coterie.mixtures.export import compare, folding
-from coterie.mixtures.export.write import export
-from coterie.mixtures.layers.model import LayersMixture, merged
+from coterie.mixtures.export import folding
+from coterie.mixtures.export import read_back as compare
+from coterie.mixtures.export.write_checkpoint import export
+from coterie.mixtures.layers.layers_mixture import LayersMixture, merged
 
 FORMATS = {"llama": "mixtral", "mistral": "mixtral", "qwen2": "qwen2_moe", "qwen3": "qwen3_moe", "olmo2": "flex_olmo"}
 PAIRS = [*FORMATS.items(), ("llama", "qwen2_moe")]
@@ -44,8 +45,11 @@ def test_stock_transformers_opens_it_and_says_the_same(kind: str, format: str, t
     assert (done.format, done.experts) == (format, 3)
     assert done.difference < 1e-4
     stock = opened(tmp_path / "out")
-    assert type(stock).__name__ == {"mixtral": "Mixtral", "qwen2_moe": "Qwen2Moe", "qwen3_moe": "Qwen3Moe",
-                                    "flex_olmo": "FlexOlmo"}[format] + "ForCausalLM"  # fmt: skip
+    assert (
+        type(stock).__name__
+        == {"mixtral": "Mixtral", "qwen2_moe": "Qwen2Moe", "qwen3_moe": "Qwen3Moe", "flex_olmo": "FlexOlmo"}[format]
+        + "ForCausalLM"
+    )
     assert (logp(stock, ids()) - model.log_probs(ids())).abs().max() < 1e-4
     assert stock.config.num_experts_per_tok == (top_k or 3)
 
@@ -276,8 +280,7 @@ def test_an_export_that_is_not_the_mixture_is_not_published(tmp_path: Path, monk
     model.save_pretrained(tmp_path / "own")
     right = folding.folded
     monkeypatch.setattr(
-        "coterie.mixtures.export.write.folded",
-        lambda *given: folding.Seating([0, 0], right(*given).gates, 2),
+        "coterie.mixtures.export.write_checkpoint.folded", lambda *given: folding.Seating([0, 0], right(*given).gates, 2)
     )
     with pytest.raises(WorkError, match="does not compute"):
         export(tmp_path / "own", tmp_path / "out")
@@ -326,7 +329,7 @@ def test_a_kill_leaves_nothing_under_the_name_and_the_next_export_clears_up(tmp_
         "import os\n"
         "from coterie.mixtures.export import compare\n"
         "compare.largest = lambda *_: os._exit(9)\n"  # all is written, nothing is compared yet
-        "from coterie.mixtures.export.write import export\n"
+        "from coterie.mixtures.export.write_checkpoint import export\n"
         f"export({str(tmp_path / 'own')!r}, {str(tmp_path / 'out')!r})\n"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 9

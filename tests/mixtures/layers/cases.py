@@ -9,8 +9,8 @@ import torch
 from tests.models.architectures import VOCABULARY, make
 from transformers import PreTrainedModel
 
-from coterie.mixtures.layers.block import feed_forward
-from coterie.mixtures.layers.model import LayersMixture, merged
+from coterie.mixtures.layers.gated_block import feed_forward
+from coterie.mixtures.layers.layers_mixture import LayersMixture, merged
 
 KINDS = ("llama", "mistral", "qwen2", "qwen3", "olmo2", "gpt2")
 

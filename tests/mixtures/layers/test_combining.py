@@ -10,8 +10,8 @@ from tests.mixtures.layers.cases import base, expert, ids, logp
 from transformers import AutoModelForCausalLM
 
 from coterie.errors import RequestError
-from coterie.mixtures.layers.combining import combine
-from coterie.mixtures.layers.sources import Directory, source
+from coterie.mixtures.layers.expert_weights import Directory, source
+from coterie.mixtures.layers.weight_merging import combine
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ import torch
 from tests.mixtures.layers.cases import mixture
 from tests.tiny import write_tokenizer
 
-from coterie.mixtures.layers import fitting
-from coterie.mixtures.layers.fitting import Text
-from coterie.mixtures.layers.model import LayersMixture
+from coterie.mixtures.layers import layer_gate_fits as fitting
+from coterie.mixtures.layers.layer_gate_fits import Text
+from coterie.mixtures.layers.layers_mixture import LayersMixture
 from coterie.routing.gates import Centroids, Ridge
 
 

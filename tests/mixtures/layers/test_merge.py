@@ -17,10 +17,10 @@ from transformers import PreTrainedModel
 
 import coterie
 from coterie.errors import RequestError
-from coterie.mixtures.layers import shards
-from coterie.mixtures.layers.disk import write_whole
+from coterie.mixtures.layers import tensor_shards as shards
+from coterie.mixtures.layers.expert_weights import Directory, source
+from coterie.mixtures.layers.layers_files import write_whole
 from coterie.mixtures.layers.merge import Merge, gate_names
-from coterie.mixtures.layers.sources import Directory, source
 
 
 def saved(folder: Path, **models: PreTrainedModel) -> dict[str, Path]:

@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM
 
 import coterie
 from coterie.errors import RequestError
-from coterie.mixtures.layers.block import Block, feed_forward
-from coterie.mixtures.layers.model import LayersMixture, merged
+from coterie.mixtures.layers.gated_block import Block, feed_forward
+from coterie.mixtures.layers.layers_mixture import LayersMixture, merged
 
 
 @pytest.fixture(params=KINDS)

@@ -14,11 +14,11 @@ from safetensors.torch import load_file
 from tests.run.small import recipe
 
 import coterie
-from coterie import assembly
 from coterie.errors import RequestError
 from coterie.mixtures.layers import tuning
-from coterie.mixtures.layers.model import LayersMixture
-from coterie.run import Conductor
+from coterie.mixtures.layers.layers_mixture import LayersMixture
+from coterie.run import places as assembly
+from coterie.run.conductor import Conductor
 from coterie.store import Store
 
 PAIR = {"at": "layers", "slots": ["fruit", "tools"]}
@@ -191,8 +191,12 @@ def test_one_more_slot_or_another_name_merges_nothing_again(run: Any, home: Path
         asked(home / "data", mixtures=other), store=home / "store", out=home / "other", dry_run=True, until="mixtures"
     ).plan
     assert [(kind, state) for kind, _, state, _ in plan if kind in ("experts", "merged", "gates")] == [
-        ("experts", "cached"), ("experts", "cached"), ("experts", "cached"), ("merged", "cached"), ("gates", "make"),
-    ]  # fmt: skip
+        ("experts", "cached"),
+        ("experts", "cached"),
+        ("experts", "cached"),
+        ("merged", "cached"),
+        ("gates", "make"),
+    ]
 
 
 def test_full_experts_need_a_rule_and_its_cost_is_measured(home: Path) -> None:

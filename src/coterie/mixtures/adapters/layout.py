@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from coterie.errors import RequestError
-from coterie.mixtures.adapters.gates import WHOLE, Gates
-from coterie.models import adapters as files
-from coterie.models.adapters import Adapter
+from coterie.mixtures.adapters.adapter_gates import WHOLE, Gates
+from coterie.models import lora_files as files
+from coterie.models.lora_files import Adapter
 from coterie.models.stack import Inlet, Stacked, Weights
 
 _LAYER = re.compile(r"(.*?\.\d+)\.")
@@ -48,9 +48,11 @@ class Layout:
         named = [name for name in self.places if any(name in a for a in adapters)]
         if not named:
             raise RequestError(
-                "no expert updates a linear of this base", where="experts", expected="LoRA on linear layers",
+                "no expert updates a linear of this base",
+                where="experts",
+                expected="LoRA on linear layers",
                 found=f"{len(self.places)} linears",
-            )  # fmt: skip
+            )
         self._adapters: dict[int, Adapter] = dict(enumerate(adapters))
         self._running: list[int] = []
         self.inlets: list[Inlet] = []
@@ -150,9 +152,11 @@ def _check_gates(sizes: Mapping[str, int], found: Mapping[str, Tensor], experts:
     if shapes != expected:
         odd = next(n for n in [*expected, *shapes] if expected.get(n) != shapes.get(n))
         raise RequestError(
-            "the gates are not those of this mixture", where=f"gate {odd}",
-            expected=str(expected.get(odd, "nothing")), found=str(shapes.get(odd, "nothing")),
-        )  # fmt: skip
+            "the gates are not those of this mixture",
+            where=f"gate {odd}",
+            expected=str(expected.get(odd, "nothing")),
+            found=str(shapes.get(odd, "nothing")),
+        )
     if bad := next((name for name, rows in found.items() if not torch.isfinite(rows).all()), None):
         raise RequestError("a gate is not finite", where=f"gate {bad}", found="NaN or infinity")
 
@@ -183,9 +187,11 @@ def _reads(base: Any, names: Sequence[str]) -> list[list[str]]:
     called = [name for name, _ in calls]
     if odd := next((name for name in names if called.count(name) != 1), None):
         raise RequestError(
-            "a linear with an update is not called once for each token", where=odd, found=f"{called.count(odd)} calls",
+            "a linear with an update is not called once for each token",
+            where=odd,
+            found=f"{called.count(odd)} calls",
             do="leave it out of lora.targets",
-        )  # fmt: skip
+        )
     groups: list[tuple[Tensor, list[str]]] = []
     for name, x in calls:
         if groups and groups[-1][0] is x:

@@ -21,19 +21,23 @@ import torch
 from torch import Tensor
 
 from coterie.errors import RequestError, WorkError
-from coterie.mixtures.export import compare
+from coterie.mixtures.export import read_back as compare
+from coterie.mixtures.export.export_formats import FORMATS
 from coterie.mixtures.export.folding import Seating
-from coterie.mixtures.export.formats import FORMATS
-from coterie.mixtures.export.write import CLOSE, Exported, Mixture, appearing_file, require_plain_gates, seating
-from coterie.mixtures.layers.model import LayersMixture
-from coterie.mixtures.layers.shards import finite
+from coterie.mixtures.export.write_checkpoint import CLOSE, Exported, Mixture, appearing_file, require_plain_gates, seating
+from coterie.mixtures.layers.layers_mixture import LayersMixture
+from coterie.mixtures.layers.tensor_shards import finite
 from coterie.models.quiet import quiet
 
 _PARTS = {"gate_proj": "ffn_gate_exps", "up_proj": "ffn_up_exps", "down_proj": "ffn_down_exps"}
 _OTHERS = {
-    "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm", "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
-}  # fmt: skip
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+}
 _WHOLE = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 
 
@@ -68,17 +72,22 @@ def export_gguf(
     base = mixture.config.text_config.to_dict()
     if base["model_type"] not in ("llama", "mistral"):
         raise RequestError(
-            f"a {base['model_type']} model cannot be written as gguf here", where="--format", expected="llama or mistral",
-            found=base["model_type"], do="export a standard checkpoint, and convert that with llama.cpp",
-        )  # fmt: skip
+            f"a {base['model_type']} model cannot be written as gguf here",
+            where="--format",
+            expected="llama or mistral",
+            found=base["model_type"],
+            do="export a standard checkpoint, and convert that with llama.cpp",
+        )
     FORMATS["mixtral"].require(base)
     require_plain_gates(mixture)
     rope = base.get("rope_parameters") or {}
     if rope.get("rope_type", "default") not in ("default", "linear"):
         raise RequestError(
-            "these rotary positions cannot be written as gguf here", where="rope_type", found=rope["rope_type"],
+            "these rotary positions cannot be written as gguf here",
+            where="rope_type",
+            found=rope["rope_type"],
             do="export as mixtral, and convert that with llama.cpp",
-        )  # fmt: skip
+        )
     gguf = _package()
     kind = {"fp32": "F32", "fp16": "F16", "q8_0": "Q8_0"}.get(dtype)
     if kind is None:
@@ -107,9 +116,12 @@ def export_gguf(
         difference = _difference(gguf, mixture, placed, base, draft)
         if dtype == "fp32" and not difference <= CLOSE:
             raise WorkError(
-                "what was written does not compute what the mixture does", where=f"gguf of {mixture.folder}",
-                expected=f"log-probabilities within {CLOSE}", found=f"{difference:.3g} apart", do="report this",
-            )  # fmt: skip
+                "what was written does not compute what the mixture does",
+                where=f"gguf of {mixture.folder}",
+                expected=f"log-probabilities within {CLOSE}",
+                found=f"{difference:.3g} apart",
+                do="report this",
+            )
     return Exported(to, f"gguf {dtype}", len(placed.experts), to.stat().st_size, difference)
 
 

@@ -17,16 +17,27 @@ from typing import Any
 import torch
 
 from coterie.errors import RequestError
-from coterie.mixtures.export.formats import FORMATS, Format, Settings
-from coterie.mixtures.layers.shards import Stored, Wanted
+from coterie.mixtures.export.export_formats import FORMATS, Format, Settings
+from coterie.mixtures.layers.tensor_shards import Stored, Wanted
 
 _DENSE = {"mixtral": "mistral", "qwen2_moe": "qwen2", "qwen3_moe": "qwen3", "flex_olmo": "olmo2"}
 """What each format is without its experts. A Llama is a Mistral without a window."""
 _OF_EXPERTS = {
-    "num_experts", "num_local_experts", "num_experts_per_tok", "norm_topk_prob", "output_router_logits",
-    "router_aux_loss_coef", "router_jitter_noise", "moe_intermediate_size", "decoder_sparse_step", "mlp_only_layers",
-    "shared_expert_intermediate_size", "architectures", "torch_dtype", "transformers_version",
-}  # fmt: skip
+    "num_experts",
+    "num_local_experts",
+    "num_experts_per_tok",
+    "norm_topk_prob",
+    "output_router_logits",
+    "router_aux_loss_coef",
+    "router_jitter_noise",
+    "moe_intermediate_size",
+    "decoder_sparse_step",
+    "mlp_only_layers",
+    "shared_expert_intermediate_size",
+    "architectures",
+    "torch_dtype",
+    "transformers_version",
+}
 
 
 def read(folder: Path, tensors: Mapping[str, Stored]) -> tuple[Settings, list[Wanted]]:
@@ -40,9 +51,11 @@ def read(folder: Path, tensors: Mapping[str, Stored]) -> tuple[Settings, list[Wa
     kind = FORMATS[said["model_type"]]
     if not said.get("norm_topk_prob", kind.name == "mixtral"):
         raise RequestError(
-            "its weights are not divided by their sum, and those of a mixture are", where=str(folder / "config.json"),
-            expected="norm_topk_prob: true", do="keep it as it is",
-        )  # fmt: skip
+            "its weights are not divided by their sum, and those of a mixture are",
+            where=str(folder / "config.json"),
+            expected="norm_topk_prob: true",
+            do="keep it as it is",
+        )
     E = said.get("num_experts") or said["num_local_experts"]
     layers = [f"model.layers.{i}" for i in range(said["num_hidden_layers"])]
     _check(folder, kind, layers, E, tensors)
@@ -83,16 +96,20 @@ def _check(folder: Path, kind: Format, layers: list[str], E: int, tensors: Mappi
         missing = [name for name in needed if name not in tensors]
         if missing:
             raise RequestError(
-                "its experts are not written one tensor each", where=str(folder), expected=missing[0],
+                "its experts are not written one tensor each",
+                where=str(folder),
+                expected=missing[0],
                 found=next((n for n in tensors if n.startswith(f"{layer}.") and "expert" in n), "no expert in that layer"),
                 do="write it with an older transformers, or with save_original_format",
-            )  # fmt: skip
+            )
         down = tensors.get(f"{layer}.mlp.shared_expert.down_proj.weight")
         if down is not None and bool(down.read().any()):
             raise RequestError(
-                "it has a shared expert that is not zero, which a mixture cannot hold", where=str(folder),
-                found=f"{layer}.mlp.shared_expert.down_proj.weight", do="keep it as it is",
-            )  # fmt: skip
+                "it has a shared expert that is not zero, which a mixture cannot hold",
+                where=str(folder),
+                found=f"{layer}.mlp.shared_expert.down_proj.weight",
+                do="keep it as it is",
+            )
 
 
 def _seats(kind: Format, layers: list[str], E: int, tensors: Mapping[str, Stored]) -> list[int]:

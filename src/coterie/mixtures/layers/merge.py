@@ -20,19 +20,36 @@ import torch
 from torch import Tensor
 
 from coterie.errors import RequestError
-from coterie.mixtures.layers.block import feed_forward
-from coterie.mixtures.layers.shards import AHEAD, SHARD, Wanted, read_ahead, same
-from coterie.mixtures.layers.sources import Directory, Source
-from coterie.mixtures.tokenizers import require_same_tokenizer
+from coterie.mixtures.layers.expert_weights import Directory, Source
+from coterie.mixtures.layers.gated_block import feed_forward
+from coterie.mixtures.layers.tensor_shards import AHEAD, SHARD, Wanted, read_ahead, same
+from coterie.mixtures.same_tokenizer import require_same_tokenizer
 
 Shared = Literal["base", "average"]
 
 _INDIFFERENT = {
-    "_name_or_path", "architectures", "bos_token_id", "dtype", "eos_token_id", "id2label", "label2id", "pad_token_id",
-    "torch_dtype", "transformers_version", "use_cache", "max_position_embeddings", "attention_dropout", "initializer_range",
-    "resid_pdrop", "embd_pdrop", "attn_pdrop", "chunk_size_feed_forward", "problem_type", "return_dict",
+    "_name_or_path",
+    "architectures",
+    "bos_token_id",
+    "dtype",
+    "eos_token_id",
+    "id2label",
+    "label2id",
+    "pad_token_id",
+    "torch_dtype",
+    "transformers_version",
+    "use_cache",
+    "max_position_embeddings",
+    "attention_dropout",
+    "initializer_range",
+    "resid_pdrop",
+    "embd_pdrop",
+    "attn_pdrop",
+    "chunk_size_feed_forward",
+    "problem_type",
+    "return_dict",
     "output_hidden_states",
-}  # fmt: skip
+}
 """Settings of a model that do not change what its weights compute."""
 
 
@@ -82,10 +99,12 @@ class Merge:
         for key in sorted((here.keys() | there.keys()) - _INDIFFERENT, key=lambda k: (k != "model_type", k)):
             if here.get(key) != there.get(key):
                 raise RequestError(
-                    f"expert {expert.name!r} is of another architecture than the base", where=f"{expert.folder} ({key})",
-                    expected=f"{here.get(key)}, as in {self.base.folder}", found=str(there.get(key)),
+                    f"expert {expert.name!r} is of another architecture than the base",
+                    where=f"{expert.folder} ({key})",
+                    expected=f"{here.get(key)}, as in {self.base.folder}",
+                    found=str(there.get(key)),
                     do="merge experts that branch from one base",
-                )  # fmt: skip
+                )
 
     def _check_tensors(self, expert: Source) -> None:
         for name in self.names:
@@ -93,16 +112,20 @@ class Merge:
                 raise RequestError(f"expert {expert.name!r} lacks a tensor", where=str(expert.folder), expected=name)
             if expert.shape(name) != self.base.shape(name):
                 raise RequestError(
-                    f"a tensor of expert {expert.name!r} has another shape than the base's", where=name,
+                    f"a tensor of expert {expert.name!r} has another shape than the base's",
+                    where=name,
                     expected=f"{list(self.base.shape(name))} in {self.base.where(name)}",
-                    found=f"{list(expert.shape(name))} in {expert.where(name)}", do="merge experts of one shape",
-                )  # fmt: skip
+                    found=f"{list(expert.shape(name))} in {expert.where(name)}",
+                    do="merge experts of one shape",
+                )
             if self.dtype is None and expert.dtype(name) != self.base.dtype(name):
                 raise RequestError(
-                    f"a tensor of expert {expert.name!r} has another precision than the base's", where=name,
+                    f"a tensor of expert {expert.name!r} has another precision than the base's",
+                    where=name,
                     expected=f"{self.base.dtype(name)} in {self.base.where(name)}",
-                    found=f"{expert.dtype(name)} in {expert.where(name)}", do="say which one is wanted (--dtype)",
-                )  # fmt: skip
+                    found=f"{expert.dtype(name)} in {expert.where(name)}",
+                    do="say which one is wanted (--dtype)",
+                )
 
     def _differences(self) -> dict[str, float]:
         """For each expert, the largest difference from the base outside the feed-forward blocks."""
@@ -119,12 +142,13 @@ class Merge:
                 largest[expert.name] = max(largest[expert.name], apart)
                 if self.shared is None and apart > 0:
                     raise RequestError(
-                        f"expert {expert.name!r} differs from the base outside its feed-forward blocks", where=name,
+                        f"expert {expert.name!r} differs from the base outside its feed-forward blocks",
+                        where=name,
                         expected=f"what {self.base.where(name)} holds",
                         found=f"up to {apart:.3g} away in {expert.where(name)}",
                         do="train experts of kind ffn, name the base that they branch from, or say what becomes of the "
                         "rest (shared: base, or shared: average)",
-                    )  # fmt: skip
+                    )
         return largest
 
     @cached_property

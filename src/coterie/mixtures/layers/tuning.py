@@ -16,18 +16,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from coterie.corpora import Blocks, Order
-from coterie.experts import outcome
-from coterie.experts.data import Batch, Rows, require_fit
-from coterie.experts.job import Job
+from coterie.experts import training_files as outcome
 from coterie.experts.training import prepared, seen, train_job
-from coterie.mixtures.layers import disk, fitting
-from coterie.mixtures.layers.making import opened
+from coterie.experts.training_job import Job
+from coterie.experts.training_rows import Batch, Rows, require_fit
+from coterie.mixtures.layers import layer_gate_fits as fitting
+from coterie.mixtures.layers import layers_files as disk
+from coterie.mixtures.layers.layers_actions import Model
+from coterie.mixtures.layers.layers_making import opened
+from coterie.mixtures.layers.layers_mixture import LayersMixture
 from coterie.mixtures.layers.merge import like
-from coterie.mixtures.layers.model import LayersMixture
-from coterie.mixtures.layers.shards import SHARD, write
-from coterie.mixtures.layers.verbs import Model
+from coterie.mixtures.layers.tensor_shards import SHARD, write
 from coterie.models import device, parameters
-from coterie.models.packing import needs_mask
+from coterie.models.packed_inputs import needs_mask
 from coterie.recipe import Train
 from coterie.routing.gates import Gated, auxiliary, by_expert
 from coterie.store import Action, Artifact, Store
@@ -75,11 +76,18 @@ def _run(request: Request, folder: Path) -> None:
     loss = ByLabel(model, request.losses) if request.by_label else ByText(model, request.losses)
     loop = train_job(
         Job(
-            home=request.store.scratch(request.action), output=request.store.scratch(request.action), model=model,
-            rows=Rows(sources, order, mask=needs_mask(model.model), named=request.by_label), train=request.train,
-            where=request.where, precision=request.precision, seed=request.seed, label=request.label, loss=loss,
+            home=request.store.scratch(request.action),
+            output=request.store.scratch(request.action),
+            model=model,
+            rows=Rows(sources, order, mask=needs_mask(model.model), named=request.by_label),
+            train=request.train,
+            where=request.where,
+            precision=request.precision,
+            seed=request.seed,
+            label=request.label,
+            loss=loss,
         )
-    )  # fmt: skip
+    )
     outcome.check_moved(loop, before)
     tokens = seen(loop)
     lines = outcome.log(loop, tokens)

@@ -1,0 +1,104 @@
+"""What comes out of a training run: checked, then written as files that equal runs write equally."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from coterie.errors import WorkError
+from coterie.experts.loop import Loop
+from coterie.experts.training_request import Request
+from coterie.models import contents, parameters
+from coterie.models.initialise import copy_tokenizer
+
+
+def check_moved(loop: Loop, before: dict[str, str]) -> None:
+    """Every parameter declared trainable has had a gradient and has changed; every other is what it was, bit by bit.
+
+    Args:
+        before: fingerprints of the start.
+    """
+    after, moving, kept = parameters.fingerprints(loop.model), loop.moving, "nothing of this run is published"
+    for name in before:
+        if name not in moving:
+            if after[name] != before[name]:
+                raise WorkError("a frozen parameter changed", where=name, kept=kept, do="report this: it is a fault of ours")
+            continue
+        if ".lora_A." in name and loop.state.global_step == 1:
+            continue  # B starts at zero, and with it A's gradient
+        moment = loop.optimizer.state.get(moving[name], {}).get("exp_avg")
+        if moment is None or not moment.any():
+            raise WorkError(
+                "a parameter to be trained never had a gradient",
+                where=name,
+                kept=kept,
+                do="train another kind (full, ffn, lora), or name other lora.targets",
+            )
+        if after[name] == before[name]:
+            raise WorkError(
+                "a parameter to be trained did not change",
+                where=name,
+                kept=kept,
+                do="raise train.learning_rate: its steps are below the precision of the weights",
+            )
+
+
+def facts(request: Request, loop: Loop, tokens: int, *, loss: float | None) -> dict[str, Any]:
+    """The figures beside the weights.
+
+    Args:
+        tokens: seen so far.
+        loss: nats a token, held-out if there was something held out.
+    """
+    return {
+        "kind": request.kind,
+        "tokens": tokens,
+        "steps": loop.state.global_step,
+        "loss": loss,
+        "precision": request.precision,
+        "parameters": parameters.count(loop.model),
+        "trained_parameters": parameters.count(loop.model, trained=True),
+        "start": contents(request.start),
+        "base": contents(request.base or request.start) if request.kind == "lora" else None,
+    }
+
+
+def log(loop: Loop, tokens: np.ndarray) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl: no times, so that equal runs log equal bytes.
+
+    Args:
+        tokens: seen after each step.
+    """
+    lines = []
+    for entry in loop.state.log_history:
+        if "loss" in entry or "eval_loss" in entry:
+            line: dict[str, Any] = {"step": entry["step"], "tokens": int(tokens[int(entry["step"]) - 1])}
+            lines.append(line | {k: entry[k] for k in ("loss", "eval_loss", "learning_rate", "grad_norm") if k in entry})
+    return lines
+
+
+def write(request: Request, loop: Loop, folder: Path, figures: dict[str, Any], lines: list[dict[str, Any]]) -> None:
+    """Weights as stock libraries open them, the tokenizer, the log and the figures."""
+    loop.model.config.use_cache = True  # for whoever opens it to generate
+    loop.model.save_pretrained(folder)
+    loop.model.config.use_cache = False
+    if request.kind == "lora":
+        _neutral(folder)
+    copy_tokenizer(request.start.path, folder)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "facts.json").write_text(json.dumps(figures, indent=1, sort_keys=True) + "\n")
+
+
+def _neutral(folder: Path) -> None:
+    """Take out of an adapter directory what differs between machines and runs: the base's path (its digest is in the
+    facts), the order of a set, and a model card."""
+    (folder / "README.md").unlink(missing_ok=True)
+    path = folder / "adapter_config.json"
+    config = json.loads(path.read_text())
+    config["base_model_name_or_path"] = None
+    if isinstance(config["target_modules"], list):
+        config["target_modules"].sort()
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")

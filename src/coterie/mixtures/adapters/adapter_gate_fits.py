@@ -1,0 +1,203 @@
+"""Gates without training: from the adapters themselves (arrow) or in closed form from running sums (ridge); and the files
+of a mixture of finished experts.
+
+The features of ridge are what a gate reads while each text is answered by its own expert: they do not depend on the other
+experts, so the sums of one expert stay true whoever joins; and where the gate is right they are just what it will read.
+
+Shapes: B rows, T positions, N tokens, H inputs of a gate, U experts.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoTokenizer, GenerationConfig
+
+from coterie.corpora import Blocks
+from coterie.mixtures.adapters import adapters_files as disk
+from coterie.mixtures.adapters.adapter_gates import WHOLE
+from coterie.mixtures.adapters.adapters_config import AdaptersConfig
+from coterie.mixtures.adapters.adapters_mixture import AdaptersMixture
+from coterie.models import packed_inputs as packing
+from coterie.models.checkpoint import TOKENIZER_FILES
+from coterie.progress import bar, say
+from coterie.routing import decayed_sum
+from coterie.routing.arrow import prototype
+from coterie.routing.gates import Ridge
+from coterie.store import Artifact
+
+if TYPE_CHECKING:
+    from coterie.mixtures.adapters.adapters_actions import Seat
+
+TOKENS_AT_ONCE = 4096
+"""Positions in one forward pass."""
+
+
+def opened(
+    folder: Path, seats: Sequence[Seat], base: Artifact, where: str = "cpu", config: AdaptersConfig | None = None
+) -> AdaptersMixture:
+    """A mixture whose parts lie in the store; ``folder`` holds the rest of it."""
+    parts = {"base": base.path} | {f"experts/{seat.name}": seat.artifact.path for seat in seats}
+    return disk.read(AdaptersMixture, folder, config, {"device_map": where}, parts)
+
+
+def configured(said: Mapping[str, Any], base: Artifact) -> AdaptersConfig:
+    """The configuration of a mixture on a base; see `AdaptersConfig` for what is ``said``."""
+    config = json.loads(base.file("config.json").read_text())
+    context = next((config[k] for k in ("max_position_embeddings", "n_positions") if config.get(k)), 2**31 - 1)
+    return AdaptersConfig(
+        **said, vocab_size=config["vocab_size"], max_position_embeddings=context, architectures=["AdaptersMixture"]
+    )
+
+
+def write_tokenizer(config: AdaptersConfig, tokenizer: Artifact, folder: Path) -> None:
+    """The tokenizer's files, and its special tokens where generation looks for them."""
+    for name in TOKENIZER_FILES & tokenizer.files.keys():
+        shutil.copyfile(tokenizer.file(name), folder / name)
+    reader = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    special = {f"{kind}_token_id": getattr(reader, f"{kind}_token_id") for kind in ("bos", "eos", "pad")}
+    special["pad_token_id"] = special["eos_token_id"] if special["pad_token_id"] is None else special["pad_token_id"]
+    config.update(special)
+    config.save_pretrained(folder)
+    GenerationConfig(**special).save_pretrained(folder)
+
+
+def write_mixture(
+    said: dict[str, Any],
+    seats: Sequence[Seat],
+    base: Artifact,
+    router: Artifact | None,
+    tokenizer: Artifact,
+    label: str,
+    folder: Path,
+) -> None:
+    """All of a mixture but its base and experts; see `coterie.mixtures.adapters.adapters_actions.assemble`."""
+    config = configured(said, base)
+    write_tokenizer(config, tokenizer, folder)
+    if router is not None:
+        shutil.copyfile(router.file("router.safetensors"), folder / "router.safetensors")
+    elif said["router"]["kind"] == "arrow":
+        plain = AdaptersConfig(
+            **{**config.to_dict(), "router": {**said["router"], "kind": "uniform", "top_k": None, "top_p": None}}
+        )
+        disk.write_gates(arrow(opened(folder, seats, base, config=plain)), folder)
+    counts = opened(folder, seats, base).counts()
+    say_counts(label, counts)
+    (folder / "facts.json").write_text(json.dumps({"parameters": counts}, indent=1, sort_keys=True) + "\n")
+
+
+def say_counts(label: str, counts: Mapping[str, Any]) -> None:
+    """Parameters by part, for people."""
+    experts = sum(counts["experts"].values())
+    total = experts + counts["router"] + counts["base"]
+    largest = max(counts["experts"].values())
+    each = ", ".join(f"{name} {n:,}" for name, n in counts["experts"].items())
+    say(
+        f"  {label}: experts {experts:,} ({each}), router {counts['router']:,}, frozen base {counts['base']:,}; "
+        f"trainable share {(experts + counts['router']) / total:.2%}; "
+        f"an expert of {largest:,} takes {4 * largest / 1e6:.2f} MB, {16 * largest / 1e6:.2f} MB while it trains"
+    )
+
+
+def arrow(model: AdaptersMixture) -> dict[str, Tensor]:
+    """Rows [U, H] of each gate: the experts' prototypes for the linears that read what the gate reads."""
+    adapters = list(model.adapters().values())
+    rows = {}
+    for gate, i in model.layout.hosted.items():
+        inlet = model.layout.inlets[i]
+        mine = [[(a[name].A_RI, a[name].B_OR) for name in inlet.linears if name in a] for a in adapters]
+        none_H = torch.zeros(inlet.like_I.shape[1])
+        rows[gate] = torch.stack([prototype(factors) if factors else none_H for factors in mine])
+    return rows
+
+
+# ridge --------------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def heard(model: AdaptersMixture) -> Iterator[dict[str, Tensor]]:
+    """Inside, what each gate reads in the last pass [B, T, H], by name."""
+    read: dict[str, Tensor] = {}
+    if model.config.router["scope"] == WHOLE:
+        embedding = model.get_input_embeddings()
+        hooks = [embedding.register_forward_hook(lambda _, args, out: read.__setitem__(WHOLE, out))]
+    else:
+        hosts = {gate: model.layout.inlets[i].linears[0] for gate, i in model.layout.hosted.items()}
+        hooks = [
+            model.base.get_submodule(host).register_forward_pre_hook(lambda _, x, gate=gate: read.__setitem__(gate, x[0]))
+            for gate, host in hosts.items()
+        ]
+    try:
+        yield read
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@torch.no_grad()
+def write_sums(
+    scope: str, reads: str, seats: Sequence[Seat], number: int, base: Artifact, blocks: Artifact, where: str, folder: Path
+) -> None:
+    """Sums of products and of features, with the constant 1, of what each gate reads of one expert's text."""
+    said = {
+        "slots": [{"name": s.name, "expert": u} for u, s in enumerate(seats)],
+        "experts": [{"name": s.name, "dir": f"experts/{s.name}", "digest": None, "maturity": "mature"} for s in seats],
+        "base": {"dir": "base", "digest": None},
+        "router": {"kind": "uniform", "scope": scope, "reads": "token", "top_k": None, "top_p": None, "temperature": 1.0},
+    }
+    config = configured(said, base)
+    config.save_pretrained(folder)
+    model = opened(folder, seats, base, where)
+    (folder / "config.json").unlink()
+    source = Blocks.open(blocks)
+    sums: dict[str, Ridge] = {}
+    with model.only(seats[number].name), heard(model) as read, bar("gates", int(source.tokens_per_block.sum())) as progress:
+        done = 0
+        for rows, given in batches(model, source, where):
+            model.base(**given, logits_to_keep=1)
+            there_BT = torch.from_numpy(source.document[rows] >= 0)
+            for gate, x_BTH in read.items():
+                x_BTH = x_BTH.double()
+                if reads == "prefix":
+                    position_BT = given["position_ids"]
+                    x_BTH = decayed_sum(x_BTH, position_BT) / (position_BT + 1)[..., None]
+                x_NH = x_BTH.cpu()[there_BT]
+                sums.setdefault(gate, Ridge(x_NH.shape[-1], 1)).add(x_NH, torch.zeros(len(x_NH), dtype=torch.long))
+            done += int(source.tokens_per_block[rows].sum())
+            progress.to(done)
+    tensors = {f"{gate}/gram": ridge.gram_HH for gate, ridge in sums.items()}
+    tensors |= {f"{gate}/moment": ridge.moment_HU[:, 0].contiguous() for gate, ridge in sums.items()}
+    save_file(tensors, folder / "sums.safetensors")
+
+
+def batches(model: AdaptersMixture, source: Blocks, where: str) -> Iterator[tuple[slice, dict[str, Any]]]:
+    """Slices of blocks and the arguments of the base's forward for them."""
+    size = max(TOKENS_AT_ONCE // source.ids.shape[1], 1)
+    for begin in range(0, len(source), size):
+        rows = slice(begin, begin + size)
+        ids, position = (torch.from_numpy(a[rows].astype(np.int64)).to(where) for a in (source.ids, source.position))
+        yield rows, packing.inputs(model.base, ids, position)
+
+
+def write_ridge(sums: Sequence[Artifact], penalty: float, folder: Path) -> None:
+    """Merge the experts' sums, each in equal parts however long its text, and solve for every gate."""
+    parts = [load_file(s.file("sums.safetensors")) for s in sums]
+    rows = {}
+    for gate in dict.fromkeys(key.removesuffix("/gram") for key in parts[0] if key.endswith("/gram")):
+        gram_HH = parts[0][f"{gate}/gram"]
+        ridge = Ridge(len(gram_HH) - 1, len(parts))
+        for u, part in enumerate(parts):
+            tokens = part[f"{gate}/moment"][-1]
+            ridge.gram_HH += part[f"{gate}/gram"] / tokens
+            ridge.moment_HU[:, u] = part[f"{gate}/moment"] / tokens
+        rows[gate] = ridge.solve(penalty, intercept=False)[0]
+    disk.write_gates(rows, folder)

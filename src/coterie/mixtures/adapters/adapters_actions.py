@@ -1,0 +1,294 @@
+"""The verbs of mixtures of adapters: fit a router, assemble, train together, score, put where a person looks for it.
+
+Each states what decides its result (the action); only if the store lacks that does it import torch and transformers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from coterie.errors import RequestError
+from coterie.launch import on_ranks
+from coterie.models import contents, device
+from coterie.recipe import AdaptersSpec, Joint, Learned, RidgeGates, Train
+from coterie.recipe.spec import canonical_json, digest
+from coterie.store import Action, Artifact, Store, link_tree
+
+_LATER = {"top_k", "top_p", "temperature"}
+"""Settings of a closed form that its fit does not depend on."""
+
+
+@dataclass
+class Seat:
+    """One distinct expert of a mixture."""
+
+    name: str
+    artifact: Artifact
+    slots: list[str] = field(default_factory=list)
+    targets: Any = None
+    """What says which linears it updates, as JSON."""
+
+    def __post_init__(self) -> None:
+        self.slots = self.slots or [self.name]
+
+
+def settings(mixture: AdaptersSpec) -> dict[str, Any]:
+    """What the gates of a mixture are, as its configuration says it."""
+    said = mixture.router.model_dump(mode="json")
+    return {key: said[key] for key in ("kind", "scope", "reads", "top_k", "top_p", "temperature")}
+
+
+def _inputs(base: Artifact, seats: Sequence[Seat]) -> dict[str, str]:
+    experts = {f"experts.{u}": contents(seat.artifact) for u, seat in enumerate(seats)}
+    return {"base": contents(base)} | experts
+
+
+def fit_ridge(
+    store: Store, *, mixture: AdaptersSpec, seats: Sequence[Seat], base: Artifact, blocks: Sequence[Artifact], label: str
+) -> Artifact:
+    """Ridge regression of expert on what each gate reads.
+
+    The running sums of each expert are artifacts of their own: with one expert more, those of the others are found.
+
+    Args:
+        blocks: held-out data of each seat.
+
+    Returns:
+        a ``routers`` artifact: ``router.safetensors`` with rows [U, H] of each gate, by name.
+    """
+    router = mixture.router
+    assert isinstance(router, RidgeGates)
+    reads = {"scope": router.scope, "reads": router.reads}
+    targets = sorted({canonical_json(seat.targets) for seat in seats})  # they decide what a layer's gate reads
+    where = device.pick()
+    sums = []
+    for u, (seat, block) in enumerate(zip(seats, blocks, strict=True)):
+        action = Action(
+            "routers",
+            spec={"sums": reads},
+            inputs={
+                "base": contents(base),
+                "expert": contents(seat.artifact),
+                "targets": digest(targets),
+                "blocks": block.content("blocks.safetensors"),
+            },
+            libraries=("torch", "transformers"),
+            numerics=device.numerics(where, "fp32"),
+        )
+
+        def count(folder: Path, u: int = u, block: Artifact = block) -> None:
+            from coterie.mixtures.adapters import adapter_gate_fits as fitting
+
+            fitting.write_sums(router.scope, router.reads, seats, u, base, block, where, folder)
+
+        sums.append(store.make(action, count, label=f"{label}: what its gates read of {seat.name}"))
+    action = Action(
+        "routers",
+        spec={"ridge": router.model_dump(mode="json", exclude=_LATER | {"tokens"})},
+        inputs={f"sums.{u}": s.content("sums.safetensors") for u, s in enumerate(sums)},
+        libraries=("torch",),
+        numerics="cpu-fp64",
+    )
+
+    def build(folder: Path) -> None:
+        from coterie.mixtures.adapters import adapter_gate_fits as fitting
+
+        fitting.write_ridge(sums, router.penalty, folder)
+
+    return store.make(action, build, label=label)
+
+
+def fit_learned(
+    store: Store,
+    *,
+    mixture: AdaptersSpec,
+    seats: Sequence[Seat],
+    base: Artifact,
+    blocks: Sequence[Artifact],
+    seed: int,
+    label: str,
+) -> Artifact:
+    """Gates trained on the language-model loss of held-out data; experts and base stay as they are, bit by bit.
+
+    Args:
+        blocks: what to train on, in equal parts.
+
+    Returns:
+        a ``routers`` artifact with ``router.safetensors``, ``metrics.jsonl`` and ``facts.json``.
+
+    Raises:
+        WorkError: the run diverged, or a gate had no gradient; nothing is published.
+    """
+    router = mixture.router
+    assert isinstance(router, Learned)
+    train = Train(
+        tokens=router.tokens,
+        learning_rate=router.learning_rate,
+        batch_size=router.batch_size,
+        accumulation=router.accumulation,
+        weight_decay=0.0,
+    )
+    where = device.pick()
+    precision = device.precision(train.precision, where)
+    counts = [len(seat.slots) for seat in seats]
+    action = Action(
+        "routers",
+        spec={"learned": router.model_dump(mode="json"), "counts": counts, "seed": seed},
+        inputs=_inputs(base, seats) | {f"blocks.{i}": b.content("blocks.safetensors") for i, b in enumerate(blocks)},
+        libraries=("torch", "transformers"),
+        numerics=device.numerics(where, precision),
+    )
+
+    def build(folder: Path) -> Mapping[str, Any]:
+        from coterie.mixtures.adapters import joint_training as training
+
+        said, home = router.model_dump(mode="json"), store.scratch(action)
+        run = training.Run(base, blocks, None, train, said, seed, label, where, precision, home)
+        return training.fit_gates(run, settings(mixture), seats, folder)
+
+    return store.make(action, build, label=label, tokens=router.tokens)
+
+
+def train_joint(
+    store: Store,
+    *,
+    mixture: AdaptersSpec,
+    base: Artifact,
+    blocks: Sequence[Artifact],
+    valid: Mapping[str, Artifact],
+    tokenizer: Artifact,
+    seed: int,
+    label: str,
+) -> Artifact:
+    """Fresh experts and gates trained together.
+
+    Args:
+        blocks: training data, in the order of ``joint.corpora``.
+        valid: held-out data by corpus: its loss before and after goes into the facts.
+
+    Returns:
+        a ``mixtures`` artifact that holds its experts, as PEFT adapter directories below ``experts/``.
+    """
+    joint, router = mixture.joint, mixture.router
+    assert isinstance(joint, Joint)
+    train = joint.train.model_copy(update={"tokens": joint.tokens})
+    where = device.pick()
+    precision = device.precision(train.precision, where)
+    shares = [w / sum(joint.corpora.values()) for w in joint.corpora.values()]
+    spec = {
+        "joint": joint.model_dump(mode="json", exclude={"train", "corpora"}) | {"shares": shares, "train": train.identity()},
+        "router": router.model_dump(mode="json"),
+        "names": list(mixture.names),
+        "valid": list(valid),
+        "seed": seed,
+    }
+    inputs = {"base": contents(base), "tokenizer": tokenizer.digest}
+    inputs |= {f"blocks.{i}": b.content("blocks.safetensors") for i, b in enumerate(blocks)}
+    inputs |= {f"valid.{i}": b.content("blocks.safetensors") for i, b in enumerate(valid.values())}
+    libraries = ("torch", "transformers", "peft")
+    action = Action("mixtures", spec, inputs, libraries, device.numerics(where, precision))
+
+    def build(folder: Path) -> Mapping[str, Any]:
+        payload = {
+            "joint": joint.model_dump(mode="json"),
+            "router": router.model_dump(mode="json"),
+            "settings": settings(mixture),
+            "names": list(mixture.names),
+            "shares": shares,
+            "base": base.said(),
+            "blocks": [b.said() for b in blocks],
+            "valid": {name: b.said() for name, b in valid.items()},
+            "tokenizer": tokenizer.said(),
+            "seed": seed,
+            "label": label,
+            "where": where,
+            "precision": precision,
+            "home": str(store.scratch(action)),
+            "folder": str(folder),
+        }
+        if train.parallel is None:
+            from coterie.mixtures.adapters import joint_training as training
+
+            return training.train_joint(payload)
+        from coterie.experts import ranks
+
+        processes = ranks.wanted(train, where)
+        if router.kind == "learned" and router.balance and train.batch_size % processes:
+            raise RequestError(
+                "the balance loss is of a whole forward pass, which the processes cannot share evenly",
+                where="joint.train.processes",
+                expected=f"a divisor of batch_size, {train.batch_size}",
+                found=str(processes),
+                do="change batch_size or processes",
+            )
+        return on_ranks("coterie.mixtures.adapters.joint_training:train_joint", payload, processes=processes, label=label)
+
+    return store.make(action, build, label=label, tokens=joint.tokens)
+
+
+def assemble(
+    store: Store,
+    *,
+    mixture: AdaptersSpec,
+    seats: Sequence[Seat],
+    base: Artifact,
+    router: Artifact | None,
+    tokenizer: Artifact,
+    label: str,
+) -> Artifact:
+    """A mixture of finished experts.
+
+    Args:
+        router: the fitted gates; None for `uniform` and `arrow`, which is made here.
+
+    Raises:
+        RequestError: an expert does not fit the base, or is not whole.
+    """
+    seat_of = {slot: u for u, seat in enumerate(seats) for slot in seat.slots}
+    said: dict[str, Any] = {
+        "slots": [{"name": name, "expert": seat_of[name]} for name in mixture.slots],
+        "experts": [
+            {"name": s.name, "dir": f"experts/{s.name}", "digest": s.artifact.digest, "maturity": "mature"} for s in seats
+        ],
+        "base": {"dir": "base", "digest": contents(base)},
+        "router": settings(mixture),
+    }
+    inputs = _inputs(base, seats) | {"tokenizer": tokenizer.digest} | ({"router": router.digest} if router else {})
+
+    def build(folder: Path) -> None:
+        from coterie.mixtures.adapters import adapter_gate_fits as fitting
+
+        fitting.write_mixture(said, seats, base, router, tokenizer, label, folder)
+
+    return store.make(Action("mixtures", said, inputs, libraries=("torch", "transformers")), build, label=label)
+
+
+def scores(
+    store: Store, mixture: Artifact, seats: Sequence[Seat], base: Artifact, blocks: Artifact, *, label: str
+) -> Artifact:
+    """A mixture's log-probabilities on blocks and who was used, as `coterie.mixtures.routed`; weights: means over gates."""
+    where = device.pick()
+    inputs = {"mixture": mixture.digest, "blocks": blocks.content("blocks.safetensors", "documents.parquet")}
+    action = Action("scores", {"of": "adapters"}, inputs, ("torch", "transformers"), numerics=device.numerics(where, "fp32"))
+
+    def build(folder: Path) -> None:
+        from coterie.mixtures.adapters import adapters_scores as scoring
+
+        scoring.write(mixture, seats, base, blocks, where, label, folder)
+
+    return store.make(action, build, label=label)
+
+
+def materialise(mixture: Artifact, seats: Sequence[Seat], base: Artifact, target: Path) -> Path:
+    """A mixture directory at ``target`` that opens by itself: its files, every expert's and the base's, linked."""
+    return link_tree(mixture, target, {"base": base} | {f"experts/{seat.name}": seat.artifact for seat in seats})
+
+
+def inside(mixture: Artifact) -> list[tuple[str, str]]:
+    """Name and digest of the experts that a mixture holds itself, as joint ones are."""
+    names = [e["name"] for e in json.loads(mixture.file("config.json").read_text())["experts"]]
+    return [(name, digest({f: h for f, h in mixture.files.items() if f.startswith(f"experts/{name}/")})) for name in names]

@@ -1,0 +1,58 @@
+"""How far what was written is from what it was written from: the largest difference of any log-probability.
+
+Both are opened one after the other, in fp32, so that at most one is in memory.
+
+Shapes: B rows, T positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from coterie.mixtures.export.folding import Seating
+from coterie.mixtures.layers.layers_mixture import LayersMixture
+from coterie.models.open import load_strictly
+from coterie.models.quiet import quiet
+
+ROWS, LENGTH = 4, 64
+
+
+def probe(config: Any) -> Tensor:
+    """Tokens to ask both about: random ones, the same for the same vocabulary. [B, T]"""
+    text = config.get_text_config()
+    T = min(LENGTH, text.max_position_embeddings)
+    return torch.randint(0, text.vocab_size, (ROWS, T), generator=torch.Generator().manual_seed(0))
+
+
+@torch.no_grad()
+def log_probs(model: Any, ids_BT: Tensor) -> Tensor:
+    """[B, T, V] in nats."""
+    return model(input_ids=ids_BT, use_cache=False).logits.float().log_softmax(-1)
+
+
+def largest(one: Path, two: Path) -> float:
+    """Between two model directories; both must open strictly."""
+    found = []
+    for folder in (one, two):
+        model = load_strictly(folder, dtype=torch.float32)
+        found.append(log_probs(model, probe(model.config)))
+        del model
+    return float((found[0] - found[1]).abs().max())
+
+
+def of_folding(folder: Path, seating: Seating) -> float:
+    """Between a mixture and itself with its slots folded."""
+    with quiet():
+        model: Any = LayersMixture.from_pretrained(folder, dtype=torch.float32)
+    ids_BT = probe(model.config)
+    before = log_probs(model, ids_BT)
+    for name, rows in seating.gates.items():
+        block = model.model.get_submodule(name)
+        block.gate.weight = torch.nn.Parameter(rows)
+        block.gate.top_k = seating.top_k if seating.top_k < len(rows) else None
+        block.seats = seating.experts
+    return float((log_probs(model, ids_BT) - before).abs().max())

@@ -1,0 +1,339 @@
+"""`coterie export`: a mixture inside the layers as a checkpoint that other tools load, written one tensor at a time.
+
+What is written is read back by the library that people will use, strictly, and compared with the mixture before it appears
+under its name; a process that is killed leaves nothing there.
+
+Shapes: S slots, E experts as written, H hidden.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from coterie.errors import RequestError, WorkError
+from coterie.mixtures.export import importing
+from coterie.mixtures.export import read_back as compare
+from coterie.mixtures.export.export_formats import FORMATS, Format, standard
+from coterie.mixtures.export.folding import Seating, expanded, folded, why_not
+from coterie.mixtures.layers.layers_config import LayersConfig
+from coterie.mixtures.layers.layers_files import tensors_of
+from coterie.mixtures.layers.tensor_shards import INDEX, SHARD, Stored, Wanted, index, require_room, write
+from coterie.models.initialise import copy_tokenizer
+from coterie.store.durable import discard, sync
+from coterie.store.owner import dead, owner
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+CLOSE = 1e-3
+"""Largest difference in log-probability that an export in the mixture's own precision may have."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written."""
+
+    folder: Path
+    format: str
+    experts: int
+    """As written; more than the distinct ones where slots were expanded."""
+    bytes: int
+    difference: float
+    """Largest difference in log-probability from the mixture, over the tokens of `compare`."""
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """A mixture directory, closed: its configuration and where its tensors lie."""
+
+    folder: Path
+    config: LayersConfig
+    tensors: Mapping[str, Stored]
+
+    @classmethod
+    def at(cls, folder: Path) -> Mixture:
+        """Raises RequestError where no mixture inside the layers is."""
+        kind = model_type(folder)
+        if kind != LayersConfig.model_type:
+            why = {
+                "coterie_outputs": "a mixture at outputs runs whole models side by side, which no checkpoint format says",
+                "coterie_adapters": "adapters are added to linears before the activation, which is no sum of experts",
+            }.get(kind, f"a {kind} model is no mixture inside the layers")
+            raise RequestError(
+                f"only mixtures at layers can be exported: {why}",
+                where=str(folder),
+                do="mix the same experts at: layers (kinds ffn and lora merge exactly)",
+            )
+        return cls(folder, LayersConfig.from_pretrained(folder), tensors_of(folder))
+
+    @property
+    def seats(self) -> list[int]:
+        return self.config.slot_to_expert
+
+    @property
+    def top_k(self) -> int | None:
+        return self.config.gate["top_k"]
+
+    @property
+    def blocks(self) -> list[str]:
+        """Names of the feed-forward blocks."""
+        return [n.removeprefix("model.").removesuffix(".gate.weight") for n in self.tensors if n.endswith(".gate.weight")]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the experts."""
+        return next(t.dtype for n, t in self.tensors.items() if ".experts." in n)
+
+    def gates(self) -> dict[str, Tensor]:
+        """Rows of each block's gate."""
+        return {block: self.tensors[f"model.{block}.gate.weight"].read() for block in self.blocks}
+
+
+def model_type(folder: Path) -> str:
+    """What a directory says that it holds.
+
+    Raises:
+        RequestError: nothing is there.
+    """
+    if not (folder / "config.json").is_file():
+        raise RequestError("no mixture is here", where=str(folder), expected="a directory with config.json")
+    return json.loads((folder / "config.json").read_text()).get("model_type")
+
+
+def export(
+    folder: str | Path,
+    to: str | Path,
+    format: str | None = None,
+    *,
+    expand: bool = False,
+    dtype: str | None = None,
+    shard_bytes: int = SHARD,
+    say: Callable[[str], None] = lambda text: None,
+) -> Exported:
+    """Write a mixture inside the layers as a checkpoint, read it back and compare.
+
+    Args:
+        folder: a mixture directory; or a standard mixture-of-experts checkpoint, which becomes a mixture of ours with
+            experts that are equal folded into one.
+        format: ``mixtral``, ``qwen2_moe``, ``qwen3_moe``, ``flex_olmo``, ``coterie``; by default the one that the base's
+            kind has.
+        expand: write one copy of its expert for each slot.
+        dtype: ``fp32``, ``bf16``, ``fp16``; the mixture's own by default.
+        say: told the size before anything is written.
+
+    Raises:
+        RequestError: the format cannot hold it, slots cannot be folded exactly, the disk is too small; nothing is written.
+        WorkError: what was read back is not the mixture; nothing is left.
+    """
+    folder, to = Path(folder), Path(to)
+    if (kind := model_type(folder)) in FORMATS:
+        return _imported(folder, to, kind, format, expand, DTYPES[dtype] if dtype else None, shard_bytes, say)
+    mixture = Mixture.at(folder)
+    kept = DTYPES[dtype] if dtype else mixture.dtype
+    if format == "coterie":
+        return _finish(
+            folder,
+            to,
+            format,
+            len(mixture.config.experts),
+            _ours(mixture, kept),
+            _our_config(mixture, kept),
+            kept == mixture.dtype,
+            shard_bytes,
+            say,
+        )
+    base = mixture.config.text_config.to_dict()
+    chosen = standard(base, format)
+    require_plain_gates(mixture)
+    placed = seating(mixture, expand)
+    E = len(placed.experts)
+    said = chosen.config(base, E, placed.top_k, str(kept).removeprefix("torch."))
+    wanted = _standard(mixture, chosen, placed, kept)
+    return _finish(folder, to, chosen.name, E, wanted, said, kept == mixture.dtype, shard_bytes, say)
+
+
+def _imported(
+    folder: Path,
+    to: Path,
+    kind: str,
+    format: str | None,
+    expand: bool,
+    dtype: torch.dtype | None,
+    shard_bytes: int,
+    say: Callable[[str], None],
+) -> Exported:
+    """A standard checkpoint as a mixture of ours."""
+    if format not in (None, "coterie") or expand:
+        raise RequestError(
+            f"a {kind} checkpoint can only become a mixture of ours",
+            where="--format",
+            expected="coterie, without --expand",
+            found=str(format),
+            do="import it first, and export that",
+        )
+    said, wanted = importing.read(folder, tensors_of(folder))
+    same = dtype is None
+    if dtype is not None:
+        wanted = [t if ".gate." in t.name else replace(t, dtype=dtype) for t in wanted]
+    return _finish(folder, to, "coterie", len(said["experts"]), wanted, said, same, shard_bytes, say)
+
+
+def _finish(
+    folder: Path,
+    to: Path,
+    format: str,
+    experts: int,
+    wanted: list[Wanted],
+    said: dict[str, Any],
+    exact: bool,
+    shard_bytes: int,
+    say: Callable[[str], None],
+) -> Exported:
+    """Say the size, write, read back, compare; ``exact``: nothing was rounded."""
+    size = sum(t.bytes for t in wanted)
+    say(f"{format}, {experts} experts, {size / 1e9:,.2f} GB")
+    with appearing(to, size) as draft:
+        where = write(draft, wanted, shard_bytes)
+        if len(set(where.values())) > 1:
+            (draft / INDEX).write_text(index(where, size))
+        (draft / "config.json").write_text(json.dumps(said, indent=2, sort_keys=True) + "\n")
+        ends = {k: said.get(k) for k in ("bos_token_id", "eos_token_id", "pad_token_id") if said.get(k) is not None}
+        (draft / "generation_config.json").write_text(json.dumps(ends, indent=2, sort_keys=True) + "\n")
+        copy_tokenizer(folder, draft)
+        difference = compare.largest(folder, draft)
+        if exact and not difference <= CLOSE:
+            raise WorkError(
+                "what was written does not compute what the mixture does",
+                where=f"{format} of {folder}",
+                expected=f"log-probabilities within {CLOSE}",
+                found=f"{difference:.3g} apart",
+                kept="nothing was left at --to",
+                do="export as coterie, and report this",
+            )
+    return Exported(to, format, experts, size, difference)
+
+
+@contextmanager
+def appearing(to: Path, size: int) -> Iterator[Path]:
+    """A folder that appears under its name when it is whole and on the disk, and not at all otherwise."""
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise RequestError("there is something already", where=str(to), expected="a new folder", do="choose another --to")
+    require_room(to, size)
+    to.absolute().parent.mkdir(parents=True, exist_ok=True)
+    for left in to.absolute().parent.glob(f".{to.name}~*"):
+        if dead(left.name):
+            discard(left)
+    draft = to.absolute().with_name(f".{to.name}{owner()}")
+    draft.mkdir()
+    try:
+        yield draft
+        for path in [*draft.rglob("*"), draft]:
+            sync(path)
+        if to.exists():
+            to.rmdir()
+        os.rename(draft, to.absolute())
+        sync(to.absolute().parent)
+    finally:
+        discard(draft)
+
+
+@contextmanager
+def appearing_file(to: Path, size: int) -> Iterator[Path]:
+    """As `appearing`, for one file."""
+    if to.exists():
+        raise RequestError("there is something already", where=str(to), expected="a new file", do="choose another --to")
+    with tempfile.TemporaryDirectory(dir=_existing(to.absolute().parent), prefix=".export-") as temp:
+        require_room(to, size)
+        draft = Path(temp) / to.name
+        yield draft
+        sync(draft)
+        to.absolute().parent.mkdir(parents=True, exist_ok=True)
+        os.rename(draft, to.absolute())
+    sync(to.absolute().parent)
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that is there."""
+    return next(p for p in (folder, *folder.parents) if p.is_dir())
+
+
+def seating(mixture: Mixture, expand: bool) -> Seating:
+    """Which experts are written, in what order.
+
+    Raises:
+        RequestError: folding would change the function; says by how much, and how large the expanded one is.
+    """
+    given = (mixture.seats, mixture.gates(), mixture.top_k)
+    if expand:
+        return expanded(*given)
+    reason = why_not(*given)
+    if reason is None:
+        return folded(*given)
+    one = sum(t.bytes for n, t in mixture.tensors.items() if ".experts.0." in n)
+    all_of_it = sum(t.bytes for t in mixture.tensors.values())
+    size = all_of_it + one * (len(mixture.seats) - len(mixture.config.experts))
+    raise RequestError(
+        f"slots that share an expert cannot be folded exactly: {reason}",
+        where=str(mixture.folder),
+        found=f"log-probabilities up to {compare.of_folding(mixture.folder, folded(*given)):.3g} apart if they were",
+        do=f"--expand writes {len(mixture.seats)} experts, {size / 1e9:,.2f} GB; --format coterie keeps "
+        f"{len(mixture.config.experts)}",
+    )
+
+
+def require_plain_gates(mixture: Mixture) -> None:
+    if mixture.config.gate["bias"]:
+        raise RequestError(
+            "standard gates have no bias, and this mixture's have", where=str(mixture.folder), do="fit them with bias: false"
+        )
+
+
+def _standard(mixture: Mixture, kind: Format, seating: Seating, dtype: torch.dtype) -> list[Wanted]:
+    """Every tensor of a standard checkpoint."""
+    blocks, found = mixture.blocks, []
+    for name, tensor in mixture.tensors.items():
+        plain = name.removeprefix("model.")
+        if not any(plain.startswith(f"{block}.") for block in blocks):
+            found.append(Wanted(plain, dtype, tensor.shape, tensor.read))
+    for block in blocks:
+        layer = block.removesuffix(".mlp")
+        rows = seating.gates[block]
+        found.append(Wanted(kind.gate(layer), dtype, tuple(rows.shape), partial(_given, rows)))
+        for e, u in enumerate(seating.experts):
+            for matrix in kind.parts:
+                tensor = mixture.tensors[f"model.{block}.experts.{u}.{matrix}.weight"]
+                found.append(Wanted(kind.expert(layer, e, matrix), dtype, tensor.shape, tensor.read))
+        for name, shape in kind.zeros(mixture.config.text_config.to_dict()).items():
+            found.append(Wanted(f"{layer}.{name}", dtype, shape, partial(torch.zeros, shape)))
+    return sorted(found, key=lambda t: _natural(t.name))
+
+
+def _given(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def _natural(name: str) -> list[tuple[bool, int | str]]:
+    """Order in which layer 2 comes before layer 10."""
+    return [(not part.isdigit(), int(part) if part.isdigit() else part) for part in name.split(".")]
+
+
+def _ours(mixture: Mixture, dtype: torch.dtype) -> list[Wanted]:
+    return [
+        Wanted(name, torch.float32 if ".gate." in name else dtype, tensor.shape, tensor.read)
+        for name, tensor in sorted(mixture.tensors.items(), key=lambda item: _natural(item[0]))
+    ]
+
+
+def _our_config(mixture: Mixture, dtype: torch.dtype) -> dict[str, Any]:
+    said = json.loads((mixture.folder / "config.json").read_text())
+    said["text_config"]["dtype"] = said["dtype"] = str(dtype).removeprefix("torch.")
+    return said

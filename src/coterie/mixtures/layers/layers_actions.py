@@ -1,0 +1,240 @@
+"""The verbs of mixtures inside the layers: merge, fit gates, put together, score, put where a person looks for it.
+
+Each states what decides its result (the action); only if the store lacks that does it import torch and transformers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from coterie.models import contents, device
+from coterie.progress import say
+from coterie.recipe import LayersSpec, Train
+from coterie.store import Action, Artifact, Store, link_tree
+
+
+@dataclass
+class Seat:
+    """One distinct expert of a mixture."""
+
+    name: str
+    artifact: Artifact
+    slots: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.slots = self.slots or [self.name]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A merged model: a configuration, and artifacts that hold its experts (all but the gates) and its gates."""
+
+    said: Mapping[str, Any]
+    """Slots and gate, as `config.json` says them."""
+    experts: Artifact
+    gates: Artifact | None
+    """None: all zero."""
+    base: Artifact
+    tokenizer: Artifact
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """Digests of what decides its function."""
+        found = {"experts": contents(self.experts), "base": self.base.content("config.json")}
+        return found | ({"gates": self.gates.content("gates.safetensors")} if self.gates else {})
+
+
+def seat_order(mixture: LayersSpec, seats: Sequence[Seat]) -> list[int]:
+    """For each slot, the distinct expert that sits there."""
+    place = {name: u for u, seat in enumerate(seats) for name in seat.slots}
+    return [place[name] for name in mixture.slots]
+
+
+def merge(store: Store, *, base: Artifact, seats: Sequence[Seat], shared: str | None, label: str) -> Artifact:
+    """Every distinct expert's feed-forward blocks on one base.
+
+    Returns:
+        a ``merged`` artifact: shards without gates; facts ``bytes`` and, by expert, ``difference``: the largest one of what
+        is shared from the base's, 0 where the merge is exact.
+
+    Raises:
+        RequestError: the experts do not go together.
+    """
+    action = Action(
+        "merged",
+        spec={"shared": shared},
+        inputs={"base": contents(base)} | {f"experts.{u}": contents(s.artifact) for u, s in enumerate(seats)},
+    )
+
+    def build(folder: Path) -> None:
+        from coterie.mixtures.layers import layers_files as disk
+        from coterie.mixtures.layers.expert_weights import Directory, source
+        from coterie.mixtures.layers.merge import Merge
+
+        start = Directory(base.path)
+        sources = [source(seat.artifact.path, start, seat.name) for seat in seats]
+        figures = disk.write_experts(Merge(start, sources, shared), folder)  # type: ignore[arg-type]
+        figures["difference"] = list(figures["difference"].values())  # names are no part of a result
+        (folder / "facts.json").write_text(json.dumps(figures, sort_keys=True) + "\n")
+
+    return store.make(action, build, label=label)
+
+
+def fit(
+    store: Store,
+    model: Model,
+    *,
+    mixture: LayersSpec,
+    seats: Sequence[Seat],
+    blocks: Sequence[Artifact],
+    seed: int,
+    label: str,
+) -> Artifact | None:
+    """Gates that need no training, or that training starts from; None where they are all zero.
+
+    Args:
+        blocks: held-out data of each seat, for `ridge`.
+
+    Returns:
+        a ``gates`` artifact: ``gates.safetensors`` with rows [S, H] of each layer's gate.
+    """
+    router = mixture.router
+    if router.kind == "uniform":
+        return None
+    where, order = device.pick(), seat_order(mixture, seats)
+    prompts = [router.prompts[seat.name] for seat in seats] if router.kind == "prompt" else []
+    if router.kind in ("prompt", "ridge"):
+        said = router.model_dump(mode="json", exclude={"prompts"})
+        spec: dict[str, Any] = {"router": said, "seats": order, "prompts": prompts}
+        inputs = model.inputs
+        inputs |= {"tokenizer": model.tokenizer.digest} if prompts else {}
+        inputs |= {f"blocks.{u}": b.content("blocks.safetensors") for u, b in enumerate(blocks)}
+    else:
+        spec = {"std": getattr(router, "std", 0.02), "bias": router.bias, "slots": len(order), "seed": seed}
+        inputs = {"base": model.base.content("config.json")}
+    action = Action("gates", spec, inputs, ("torch", "transformers"), device.numerics(where, "fp32"))
+
+    def build(folder: Path) -> None:
+        from coterie.mixtures.layers import layers_making as making
+
+        several = [f"{seat.name!r} ({len(seat.slots)} slots)" for seat in seats if len(seat.slots) > 1]
+        if several and router.kind in ("prompt", "ridge"):
+            say(f"  {label}: slots of one expert cannot be told apart and get equal rows: {', '.join(several)}")
+        making.write_gates(model, router, prompts, blocks, seed, where, folder)
+
+    return store.make(action, build, label=label)
+
+
+def tune(
+    store: Store,
+    model: Model,
+    *,
+    what: str,
+    by_label: bool,
+    router: Any,
+    blocks: Sequence[Artifact],
+    weights: Sequence[float] | None,
+    train: Train,
+    seed: int,
+    label: str,
+) -> Artifact:
+    """Train a merged model further.
+
+    Args:
+        what: moves: ``gate``, ``gate+experts`` or ``all``; the rest stays as it is, bit by bit.
+        by_label: gates learn to tell ``blocks`` apart, whose order is that of the distinct experts.
+        router: its auxiliary losses, if it has any.
+
+    Returns:
+        a ``gates`` artifact (``what: gate``), or a ``merged`` one that holds the gates too.
+
+    Raises:
+        WorkError: the run diverged, or a parameter did not do what it was declared to; nothing is published.
+    """
+    where = device.pick()
+    precision = device.precision(train.precision, where)
+    losses = {f"{name}_by": getattr(router, name, 0.0) for name in ("balance", "z", "entropy")}
+    shares = [w / sum(weights) for w in weights] if weights is not None and len(blocks) > 1 else None
+    spec = {"what": what, "by_label": by_label, "losses": losses, "train": train.identity(), "weights": shares}
+    spec |= {"seed": seed, "seats": model.said["seats"], "gate": model.said["gate"]}
+    inputs = model.inputs | {f"blocks.{i}": b.content("blocks.safetensors") for i, b in enumerate(blocks)}
+    kind = "gates" if what == "gate" else "merged"
+    action = Action(kind, spec, inputs, ("torch", "transformers"), device.numerics(where, precision))
+
+    def build(folder: Path) -> dict[str, Any]:
+        from coterie.mixtures.layers import tuning
+
+        asked = tuning.Request(
+            store, action, model, what, by_label, losses, blocks, shares, train, seed, label, where, precision
+        )
+        return tuning.make(asked, folder)
+
+    return store.make(action, build, label=label, tokens=train.tokens)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a rule for the shared part costs one expert: its scores by itself and as the only one in the mixture."""
+
+    own: Artifact
+    alone: Artifact
+    blocks: Artifact
+
+
+def assemble(store: Store, model: Model, *, costs: Sequence[Cost | None] = (), label: str) -> Artifact:
+    """The mixture's own files: all but its experts.
+
+    Args:
+        costs: of each distinct expert, where the merge was not exact; None where it has no data to measure that on.
+    """
+    inputs = model.inputs | {"tokenizer": model.tokenizer.digest}
+    for u, cost in enumerate(costs):
+        if cost is not None:
+            inputs[f"own.{u}"] = cost.own.content("scores.safetensors")
+            inputs[f"alone.{u}"] = cost.alone.content("scores.safetensors")
+    action = Action("mixtures", {"at": "layers", "said": dict(model.said)}, inputs, ("transformers",))
+
+    def build(folder: Path) -> None:
+        from coterie.mixtures.layers import layers_making as making
+
+        figures = {"exactness": [cost and making.exactness(cost.own, cost.alone, cost.blocks) for cost in costs]}
+        making.write_mixture(model, figures, folder)
+
+    return store.make(action, build, label=label)
+
+
+def score(store: Store, model: Model, blocks: Artifact, *, label: str, only: int | None = None) -> Artifact:
+    """A mixture's log-probabilities on blocks, and who was used.
+
+    Args:
+        only: one distinct expert answers everything, as with one-hot gates.
+
+    Returns:
+        a ``scores`` artifact as `coterie.mixtures.routed` gives it, weights being means over gates; facts also hold
+        ``by_layer`` (mean weights of experts at each layer) and ``chosen`` (share of the tokens at which an expert's weight
+        is the largest, mean over layers).
+    """
+    where = device.pick()
+    action = Action(
+        "scores",
+        spec={"of": "layers", "said": {k: model.said[k] for k in ("seats", "gate")}, "only": only},
+        inputs=model.inputs | {"blocks": blocks.content("blocks.safetensors")},
+        libraries=("torch", "transformers"),
+        numerics=device.numerics(where, "fp32"),
+    )
+
+    def build(folder: Path) -> None:
+        from coterie.mixtures.layers import layers_making as making
+
+        making.write_scores(model, blocks, only, label, where, folder)
+
+    return store.make(action, build, label=label)
+
+
+def materialise(mixture: Artifact, model: Model, target: Path) -> Path:
+    """A mixture directory at ``target`` that opens by itself, linked from the store."""
+    return link_tree(mixture, target, {"experts": model.experts})

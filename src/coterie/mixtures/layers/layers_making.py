@@ -1,0 +1,155 @@
+"""What the verbs of mixtures inside the layers do once it is known that the store lacks a result.
+
+Shapes: N blocks, B rows, T positions (T-1 of them predict), S slots, U distinct experts, L layers, M counted tokens.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file as load_arrays
+from safetensors.torch import load_file
+from torch import Tensor
+
+from coterie.corpora import Blocks
+from coterie.mixtures.layers import layer_gate_fits as fitting
+from coterie.mixtures.layers import layers_files as disk
+from coterie.mixtures.layers.expert_weights import Directory
+from coterie.mixtures.layers.gated_block import feed_forward
+from coterie.mixtures.layers.layers_actions import Model
+from coterie.mixtures.layers.layers_mixture import LayersMixture
+from coterie.mixtures.layers.merge import describe, gate_names
+from coterie.mixtures.layers.tensor_shards import Stored, stored
+from coterie.mixtures.score_files import write_routed
+from coterie.models import target_logp
+from coterie.progress import bar
+from coterie.routing.gates import Centroids, Ridge, by_expert
+from coterie.store import Artifact
+
+TOKENS_AT_ONCE = 4096
+"""Positions in one forward pass."""
+
+
+def configuration(model: Model) -> dict[str, Any]:
+    """The text of the mixture's `config.json`."""
+    said = model.said
+    return describe(Directory(model.base.path), said["names"], said["seats"], said["digests"], said["gate"])
+
+
+def experts_of(model: Model) -> dict[str, Stored]:
+    return stored(sorted(model.experts.path.glob("model*.safetensors")))
+
+
+def gates_of(model: Model) -> dict[str, Tensor]:
+    """The gates' tensors; zeros where none are given."""
+    if model.gates is not None:
+        return load_file(model.gates.file("gates.safetensors"))
+    return {name: torch.zeros(shape) for name, shape in _shapes(model).items()}
+
+
+def _shapes(model: Model) -> dict[str, tuple[int, ...]]:
+    """Name and shape of each tensor of the gates."""
+    base, S, bias = Directory(model.base.path), len(model.said["seats"]), model.said["gate"]["bias"]
+    H = base.config.hidden_size
+    return {n: (S, H) if n.endswith("weight") else (S,) for n in gate_names(feed_forward(base.skeleton), bias)}
+
+
+def opened(model: Model, where: str) -> LayersMixture:
+    """The model in memory, in fp32."""
+    return disk.open_parts(configuration(model), model.experts.path, gates_of(model), where)
+
+
+def write_gates(
+    model: Model,
+    router: Any,
+    prompts: Sequence[Sequence[str]],
+    blocks: Sequence[Artifact],
+    seed: int,
+    where: str,
+    folder: Path,
+) -> None:
+    """Make gates without training; see `coterie.mixtures.layers.layers_actions.fit`."""
+    if router.kind not in ("prompt", "ridge"):
+        drawn = fitting.draw(_shapes(model), getattr(router, "std", 0.02), seed)
+        disk.write_gates({n: torch.zeros_like(t) if n.endswith("bias") else t for n, t in drawn.items()}, folder)
+        return
+    it, U = opened(model, where), len(model.said["digests"])
+    H = it.config.text_config.hidden_size
+    how = {"features": router.features, "temperature": router.temperature}
+    if router.kind == "prompt":
+        said = dict(enumerate(prompts))
+
+        def read() -> Iterator[fitting.Text]:
+            return fitting.prompts(said, model.tokenizer.path, it.config.max_position_embeddings)
+
+        fitting.fit(it, read, lambda: Centroids(H, U), lambda sums: sums.solve(router.bias), **how)
+    else:
+        share = None if router.tokens is None else max(router.tokens // U, 1)
+        data = partial(fitting.texts, blocks, range(U), share)
+        fitting.fit(it, data, lambda: Ridge(H, U), lambda sums: sums.solve(router.penalty, router.bias), **how)
+    disk.write_gates(fitting.gates(it), folder)
+
+
+@torch.no_grad()
+def write_scores(model: Model, blocks: Artifact, only: int | None, label: str, where: str, folder: Path) -> None:
+    """Run a mixture over blocks; see `coterie.mixtures.layers.layers_actions.score`."""
+    it, source, U = opened(model, where), Blocks.open(blocks), len(model.said["digests"])
+    seats_S = torch.tensor(model.said["seats"], device=where)
+    N, T = source.ids.shape
+    logp_NT1, weight_NT1U = np.zeros((N, T - 1), np.float32), np.zeros((N, T - 1, U), np.float32)
+    use_LU, chosen_U, counted = torch.zeros(len(it.blocks), U), torch.zeros(U), 0
+    size = max(TOKENS_AT_ONCE // T, 1)
+    with bar(label, int(source.tokens_per_block.sum())) as progress:
+        for begin in range(0, N, size):
+            rows = slice(begin, begin + size)
+            ids_BT, position_BT = (torch.from_numpy(np.array(a[rows])).long() for a in (source.ids, source.position))
+            logp_BT1, weight_LBTU = ask(it, ids_BT.to(where), position_BT.to(where), seats_S, U, only)
+            logp_NT1[rows], weight_NT1U[rows] = logp_BT1, weight_LBTU.mean(0)
+            counted_BT1 = torch.from_numpy(source.target[rows, 1:] != 0)
+            weight_LMU = weight_LBTU[:, counted_BT1]
+            use_LU += weight_LMU.sum(1)
+            chosen_U += torch.nn.functional.one_hot(weight_LMU.argmax(-1), U).float().mean(0).sum(0)
+            counted += int(counted_BT1.sum())
+            progress.to(int(source.tokens_per_block[: rows.stop].sum()))
+    more = {"by_layer": (use_LU / max(counted, 1)).tolist(), "chosen": (chosen_U / max(counted, 1)).tolist()}
+    write_routed(blocks, logp_NT1, np.ones_like(logp_NT1, dtype=bool), weight_NT1U, folder, **more)
+
+
+def ask(
+    it: LayersMixture, ids_BT: Tensor, position_BT: Tensor, seats_S: Tensor, experts: int, only: int | None
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities [B, T-1] of the tokens, and the weights over experts that predict each [L, B, T-1, U]."""
+    B, T = ids_BT.shape
+    if only is not None:
+        with it.only(only):
+            logp_BT1 = target_logp(it.model, ids_BT, position_BT).cpu()
+        hot_U = torch.nn.functional.one_hot(torch.tensor(only), experts).float()
+        return logp_BT1, hot_U.expand(len(it.blocks), B, T - 1, experts)
+    target_logp(it.model, ids_BT[:1, :2], position_BT[:1, :2])  # what it measures of a new model is not to be listened to
+    with it.listening() as heard:
+        logp_BT1 = target_logp(it.model, ids_BT, position_BT)
+    weights = [by_expert(gates[0].weight_NS[:, :-1], seats_S, experts).cpu() for gates in heard]
+    return logp_BT1.cpu(), torch.stack(weights)
+
+
+def exactness(own: Artifact, alone: Artifact, blocks: Artifact) -> dict[str, float]:
+    """What a rule for the shared part costs one expert: its loss by itself, and as the only one in the mixture."""
+    counted = load_arrays(blocks.file("blocks.safetensors"))["target"][:, 1:] != 0
+    before, after = (load_arrays(s.file("scores.safetensors"))["logp"][counted] for s in (own, alone))
+    return {
+        "nll_alone": float(-before.mean(dtype=np.float64)),
+        "nll_merged": float(-after.mean(dtype=np.float64)),
+        "largest_difference": float(np.abs(before - after).max()),
+    }
+
+
+def write_mixture(model: Model, figures: Mapping[str, Any], folder: Path) -> None:
+    """Write all of a mixture but its experts."""
+    disk.write_rest(configuration(model), model.tokenizer.path, experts_of(model), gates_of(model), folder)
+    (folder / "facts.json").write_text(json.dumps(dict(figures), sort_keys=True) + "\n")

@@ -1,0 +1,94 @@
+"""``coterie.load``: any mixture or expert as one and the same kind of model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoTokenizer, GenerationConfig
+
+from coterie.errors import RequestError
+from coterie.mixtures.adapters.adapters_mixture import AdaptersMixture
+from coterie.mixtures.layers.layers_mixture import LayersMixture
+from coterie.mixtures.outputs.outputs_config import OutputsConfig
+from coterie.mixtures.outputs.outputs_mixture import OutputsMixture
+from coterie.models import open_model
+from coterie.recipe import Uniform
+
+KINDS: dict[str, Any] = {kind.config_class.model_type: kind for kind in (OutputsMixture, LayersMixture, AdaptersMixture)}
+
+
+def load(
+    path: str | Path,
+    *,
+    base: str | Path | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device | None = None,
+) -> Any:
+    """Open a mixture or an expert directory. An expert is the mixture of itself alone: same questions, same answers.
+
+    Args:
+        path: what `coterie run` wrote to ``OUT/mixtures/NAME`` or ``OUT/experts/NAME``, or any Hugging Face model directory.
+        base: the model a LoRA adapter rests on, where the adapter does not name a directory.
+
+    Raises:
+        RequestError: no model is there, or it is not whole.
+    """
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        raise RequestError("no such directory", where=str(folder), expected="a mixture or an expert")
+    adapter, config = folder / "adapter_config.json", folder / "config.json"
+    if adapter.is_file():
+        named = json.loads(adapter.read_text()).get("base_model_name_or_path")
+        places = [folder / "base", *([folder / named, Path(named)] if named else [])]
+        base = base or next((p for p in places if (p / "config.json").is_file()), None)
+    elif not config.is_file():
+        raise RequestError("no model is here", where=str(folder), expected="config.json or adapter_config.json")
+    elif kind := KINDS.get(json.loads(config.read_text()).get("model_type")):
+        return kind.from_pretrained(folder, dtype=dtype, device_map=device)
+    expert = open_model(folder, base=base, dtype=dtype, device=device)
+    tokenizer = None
+    if (folder / "tokenizer_config.json").is_file():
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    mixture = alone(expert, name=folder.name, tokenizer=tokenizer)
+    nn.Module.to(mixture, expert.device)
+    return mixture
+
+
+def alone(expert: Any, name: str = "expert", tokenizer: Any = None) -> OutputsMixture:
+    """One model as a mixture of itself."""
+    return combine({name: expert}, tokenizer=tokenizer)
+
+
+def combine(
+    experts: dict[str, Any], slots: list[str] | None = None, router: Any = None, tokenizer: Any = None
+) -> OutputsMixture:
+    """Models in memory as a mixture without dates.
+
+    Args:
+        experts: Hugging Face causal models with one vocabulary, by name.
+        slots: names, repeats allowed; one slot each by default.
+        router: a recipe's router; `uniform` by default.
+    """
+    names = list(experts)
+    special: dict[str, Any] = {
+        f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id", None) for kind in ("bos", "eos", "pad")
+    }
+    if special["pad_token_id"] is None:
+        special["pad_token_id"] = special["eos_token_id"]
+    configs = [e.config for e in experts.values()]
+    config = OutputsConfig(
+        slots=[{"name": s, "expert": names.index(s)} for s in slots or names],
+        experts=[{"name": n, "dir": f"experts/{n}", "base": None, "digest": None} for n in names],
+        router=(router or Uniform()).model_dump(mode="json"),
+        eligible={"rule": "all"},
+        vocab_size=configs[0].vocab_size,
+        max_position_embeddings=min(getattr(c, "max_position_embeddings", 2**31 - 1) for c in configs),
+        **special,
+    )
+    mixture = OutputsMixture(config, list(experts.values()), tokenizer=tokenizer)
+    mixture.generation_config = GenerationConfig(**special)
+    return mixture

@@ -1,0 +1,1 @@
+"""Mixtures at the outputs: whole models whose probabilities are mixed."""

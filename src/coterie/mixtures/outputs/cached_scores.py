@@ -1,0 +1,118 @@
+"""Cached scores as tensors for the router: blocks, scores of each distinct expert, who may be used for which document.
+
+Shapes: N blocks, T positions, U distinct experts, D documents (rows of documents.parquet).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import torch
+from jaxtyping import Float
+from safetensors.torch import load_file
+from torch import Tensor
+
+from coterie.errors import WorkError
+from coterie.mixtures.outputs.outputs_config import OutputsConfig
+from coterie.mixtures.outputs.outputs_files import read_router
+from coterie.routing import Eligibility, Scored, mix
+from coterie.store import Artifact
+
+HELD = 0.2
+"""Share of the documents on which a router's fit is stopped early."""
+
+
+def open_scored(
+    blocks: Artifact, scores: Sequence[Artifact], eligibility: Eligibility, tokens: int | None = None
+) -> tuple[Scored, Tensor, list[str]]:
+    """One set of blocks with the scores of all experts.
+
+    Args:
+        tokens: read blocks from the front until they hold so many tokens.
+
+    Returns:
+        the tensors (tokens of documents that no expert may answer are not counted), the document of each token as a row
+        number [N, T] (-1 padding), and the content hash of each document.
+    """
+    files = load_file(blocks.file("blocks.safetensors"))
+    documents = pl.read_parquet(blocks.file("documents.parquet")).sort("row")
+    document_NT = files["document"].long()
+    if tokens is not None:
+        inside_N = (document_NT >= 0).sum(1).cumsum(0)
+        N = int((inside_N < tokens).sum()) + 1
+        files, document_NT = {name: tensor[:N] for name, tensor in files.items()}, document_NT[:N]
+    N = len(document_NT)
+    logp_UNT1 = torch.stack([load_file(s.file("scores.safetensors"))["logp"][:N] for s in scores])
+    if logp_UNT1.shape[1:] != (N, document_NT.shape[1] - 1):
+        raise WorkError(
+            "scores do not belong to these blocks",
+            where=str(scores[0].path),
+            expected=f"{N} x {document_NT.shape[1] - 1}",
+            found=" x ".join(map(str, logp_UNT1.shape[1:])),
+        )
+    times = [None if t is None else t.toordinal() for t in documents["time"]] if "time" in documents.columns else []
+    if eligibility.rule == "all" or not times:
+        eligible_NTU, answered_NT = (
+            torch.ones(N, 1, len(scores), dtype=torch.bool),
+            torch.ones_like(document_NT, dtype=torch.bool),
+        )
+    else:
+        eligible_DU = eligibility.mask(times, none_is_error=False)
+        answered_NT = eligible_DU.any(1)[document_NT] | (document_NT < 0)
+        eligible_NTU = eligible_DU[document_NT] | ~answered_NT[..., None] | (document_NT < 0)[..., None]
+    target_NT = files["target"].bool() & answered_NT
+    return (
+        Scored(files["ids"], files["position"].long(), target_NT, logp_UNT1, eligible_NTU),
+        document_NT,
+        list(documents["content"]),
+    )
+
+
+def held_documents(contents: Sequence[str], seed: int) -> Tensor:
+    """Which documents are kept for early stopping: by content, so that neither order nor company matters. [D] bool."""
+    hashes = [hashlib.sha256(f"{seed}:{c}".encode()).digest()[:8] for c in contents]
+    return torch.tensor([int.from_bytes(h, "big") < HELD * 2**64 for h in hashes], dtype=torch.bool)
+
+
+@dataclass(frozen=True)
+class Routed:
+    """A mixture's losses on scored blocks."""
+
+    nll: Float[np.ndarray, "N T-1"]
+    """Nats, at each token that something predicts; NaN where no expert may answer at the document's date; 0 elsewhere."""
+    weight: Float[np.ndarray, "N T-1 U"]
+    """Weights over distinct experts for predicting each token."""
+
+
+@torch.no_grad()
+def routed_nll(mixture: Artifact | Path, blocks: Artifact, scores: Sequence[Artifact], *, chunk: int = 32) -> Routed:
+    """What `OutputsMixture.nll` would say, from cached scores: no expert runs.
+
+    Args:
+        mixture: a mixture artifact or directory.
+        scores: of each distinct expert on the blocks, in the order of the mixture's ``experts``.
+        chunk: blocks at a time.
+    """
+    folder = mixture if isinstance(mixture, Path) else mixture.path
+    config = OutputsConfig.from_pretrained(folder)
+    assert len(scores) == len(config.experts)
+    router, policy, log_count_U = read_router(folder, config), config.policy, torch.tensor(config.counts).float().log()
+    data, document_NT, _ = open_scored(blocks, scores, config.eligibility)
+    files = load_file(blocks.file("blocks.safetensors"))
+    answered_NT = data.target_NT | ~files["target"].bool()
+    nll, weight = [], []
+    for rows in torch.arange(len(data)).split(chunk):
+        part = data[rows]
+        logits_BTU, _ = router(part.ids_NT, part.position_NT, part.eligible_NTU, part.evidence_NTU)
+        logw_BTU = policy(logits_BTU, log_count_U, part.eligible_NTU)[:, :-1]
+        nll_BT1 = -mix(logw_BTU, part.predicted_NT1U)
+        counted = (part.position_NT[:, 1:] > 0) & (document_NT[rows][:, 1:] >= 0)
+        nll_BT1 = torch.where(counted, nll_BT1, 0.0)
+        nll.append(nll_BT1.masked_fill(~answered_NT[rows][:, 1:], torch.nan).numpy())
+        weight.append(logw_BTU.exp().numpy())
+    return Routed(np.concatenate(nll), np.concatenate(weight))

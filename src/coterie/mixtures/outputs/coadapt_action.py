@@ -1,0 +1,98 @@
+"""The verb of co-adaptation: train copies of a mixture's router and experts on together.
+
+It states what decides its result (the action); only if the store lacks that does it import torch and transformers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from coterie.launch import on_ranks
+from coterie.mixtures.outputs.outputs_actions import eligible_of
+from coterie.mixtures.seats import Member
+from coterie.models import contents, device
+from coterie.recipe import OutputsSpec
+from coterie.store import Action, Artifact, Store
+
+
+def coadapt(
+    store: Store,
+    *,
+    mixture: OutputsSpec,
+    members: Sequence[Member],
+    router: Artifact | None,
+    blocks: Sequence[Artifact],
+    valid: Sequence[Artifact],
+    seed: int,
+    label: str,
+) -> Artifact:
+    """Copies of a mixture's router and experts, trained on together.
+
+    At every step one expert learns, on documents of its own slice, and the router with it; all others are frozen. The loss
+    is the mixture's. Documents are read as of the end of their expert's knowledge: the first date at which it may answer.
+
+    Args:
+        mixture: with its ``adapt``.
+        members: the experts to start from.
+        router: the router to start from; None: fresh.
+        blocks: training blocks of each member's own slice; an expert with several slots has one slice.
+        valid: held-out blocks of the same, for the losses in the facts and early stopping.
+
+    Returns:
+        an ``adaptations`` artifact: ``experts/0 ...``, ``router/``, ``metrics.jsonl`` and ``facts.json``.
+
+    Raises:
+        RequestError: the request cannot be met.
+        WorkError: the run diverged, a parameter did not do what it was declared to, or ranks disagree.
+    """
+    assert mixture.adapt is not None
+    settings, where = mixture.adapt, device.pick()
+    precision = device.precision(settings.precision, where)
+    asked: dict[str, Any] = {
+        "train": {key: value for key, value in settings.identity().items() if key != "start"},
+        "router": mixture.router.model_dump(mode="json"),
+        "counts": [len(member.slots) for member in members],
+        "eligible": eligible_of(mixture, members),
+        "seed": seed,
+    }
+    inputs = {f"experts.{u}": contents(member.artifact) for u, member in enumerate(members)}
+    inputs |= {f"blocks.{u}": b.content("blocks.safetensors") for u, b in enumerate(blocks)}
+    inputs |= {f"valid.{u}": b.content("blocks.safetensors") for u, b in enumerate(valid)}
+    inputs |= {"router": router.content("router.safetensors")} if router else {}
+    action = Action("adaptations", asked, inputs, ("torch", "transformers"), device.numerics(where, precision))
+
+    def build(folder: Path) -> dict[str, Any]:
+        payload = {
+            "experts": [member.artifact.said() for member in members],
+            "names": [member.name for member in members],
+            "router": router.said() if router else None,
+            "blocks": [b.said() for b in blocks],
+            "valid": [b.said() for b in valid],
+            "train": settings.model_dump(mode="json"),
+            "asked": asked,
+            "where": where,
+            "precision": precision,
+            "home": str(store.scratch(action)),
+            "output": str(store.root / "tracking" / action.key[:16]),
+            "label": label,
+            "folder": str(folder),
+        }
+        if settings.parallel is None:
+            from coterie.mixtures.outputs import coadaptation
+
+            return coadaptation.make(payload)
+        from coterie.experts import ranks
+
+        return on_ranks(
+            "coterie.mixtures.outputs.coadaptation:make", payload, processes=ranks.wanted(settings, where), label=label
+        )
+
+    return store.make(action, build, label=label, tokens=settings.tokens)
+
+
+def adapted(adaptation: Artifact, members: Sequence[Member]) -> list[Member]:
+    """The members with their adapted experts."""
+    return [replace(member, artifact=adaptation.part(f"experts/{u}", "experts")) for u, member in enumerate(members)]

@@ -1,0 +1,204 @@
+"""From a file to a resolved recipe: YAML with line numbers, `--set`, defaults, validation, expansion."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from coterie.errors import RequestError
+from coterie.recipe.expand import expand, long_form
+from coterie.recipe.recipe import Recipe
+from coterie.recipe.select_forms import alone
+
+Lines = dict[tuple[str | int, ...], int]
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that remembers the line of every key and refuses a key given twice."""
+
+
+def read(source: str | Path | Mapping[str, Any], settings: Iterable[str] = (), *, selecting: bool = False) -> Recipe:
+    """Read, complete and check a recipe.
+
+    Args:
+        source: a YAML or JSON file, or the same as a mapping.
+        settings: overrides such as ``"seed=1"`` or ``"experts.0.train.tokens=1000"``.
+        selecting: the file may have no experts: it only selects.
+
+    Returns:
+        the recipe with families expanded, globs resolved, the flat form written out.
+
+    Raises:
+        RequestError: with file, line and key, what was expected and found.
+    """
+    lines: Lines = {}
+    file: str | None = None
+    if isinstance(source, Mapping):
+        raw: Any = json.loads(json.dumps(source, default=str))
+        folder, stem = Path.cwd(), "recipe"
+    else:
+        path = Path(source)
+        file, folder, stem = str(path), path.resolve().parent, path.stem.lower()
+        raw = _parse(path, lines)
+    if not isinstance(raw, dict):
+        raise RequestError("a recipe is a mapping of keys to values", where=file, found=type(raw).__name__)
+    for setting in settings:
+        _set(raw, setting)
+    if selecting:
+        raw = alone(raw)
+    try:
+        raw = long_form(raw, folder=folder, stem=stem)
+        return expand(Recipe.model_validate(raw))
+    except ValidationError as error:
+        raise _readable(error, file, lines) from None
+    except RequestError as error:
+        key = tuple(int(k) if k.isdigit() else k for k in (error.where or "").split("."))
+        error.where = _where(file, key, lines)
+        raise
+
+
+def _parse(path: Path, lines: Lines) -> Any:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise RequestError("no such recipe", where=str(path), do="check the path") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError("the recipe cannot be read", where=str(path), found=str(error)) from None
+    if not text.strip():
+        raise RequestError("the recipe is empty", where=str(path), expected="at least name, corpora and experts")
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        _mark(node, (), lines, path)
+        return loader.construct_document(node)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f":{mark.line + 1}" if mark else ""
+        raise RequestError("not valid YAML or JSON", where=f"{path}{line}", found=error.problem or str(error)) from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise RequestError("not valid YAML or JSON", where=str(path), found=str(error)) from None
+    finally:
+        loader.dispose()
+
+
+def _mark(node: yaml.Node | None, key: tuple[str | int, ...], lines: Lines, path: Path) -> None:
+    if node is None:
+        return
+    lines.setdefault(key, node.start_mark.line + 1)
+    if isinstance(node, yaml.MappingNode):
+        seen: dict[str, int] = {}
+        for name, value in node.value:
+            line = name.start_mark.line + 1
+            if name.value in seen:
+                raise RequestError(
+                    "a key is given twice",
+                    where=f"{path}:{line} ({'.'.join(map(str, (*key, name.value)))})",
+                    found=f"first on line {seen[name.value]}",
+                    do="keep one of them",
+                )
+            seen[name.value] = line
+            lines[(*key, name.value)] = line
+            _mark(value, (*key, name.value), lines, path)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            _mark(value, (*key, index), lines, path)
+
+
+def _set(raw: dict, setting: str) -> None:
+    """`a.b=v`: v is read as YAML. List items go by index or, where items have names, by name."""
+    key, equals, text = setting.partition("=")
+    if not equals or not key:
+        raise RequestError("--set takes KEY=VALUE", where=f"--set {setting}", do="for example --set seed=1")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RequestError("the value is not valid YAML", where=f"--set {setting}", found=str(error)) from None
+    *parents, last = key.split(".")
+    place: Any = raw
+    for part in parents:
+        if isinstance(place, list):
+            place = place[_index(place, part, setting)]
+        else:
+            child = place.get(part)
+            place[part] = child = {} if child is None else child
+            place = child
+        if not isinstance(place, dict | list):
+            raise RequestError("the key goes through a plain value", where=f"--set {setting}", found=f"{part}: {place!r}")
+    if isinstance(place, list):
+        place[_index(place, last, setting)] = value
+    else:
+        place[last] = value
+
+
+def _index(items: list, part: str, setting: str) -> int:
+    names = [item.get("name") if isinstance(item, dict) else None for item in items]
+    if part in names:
+        return names.index(part)
+    if part.isdigit() and int(part) < len(items):
+        return int(part)
+    known = ", ".join(str(n) for n in names if n) or f"0 to {len(items) - 1}"
+    raise RequestError("no such list item", where=f"--set {setting}", expected=known, found=part)
+
+
+_TAGS = {
+    "fresh",
+    "checkpoint",
+    "losses",
+    "choices",
+    "uniform",
+    "posterior",
+    "linear",
+    "mlp",
+    "arrow",
+    "ridge",
+    "learned",
+    "random",
+    "prompt",
+    "label",
+    "outputs",
+    "layers",
+    "adapters",
+}
+
+
+def _readable(error: ValidationError, file: str | None, lines: Lines) -> RequestError:
+    first = error.errors()[0]
+    key = list(first["loc"])
+    for i, part in reversed(list(enumerate(key))):  # pydantic puts the union's tag into the path; people did not write it
+        if part in _TAGS and i > 0 and (key[i - 1] in ("base", "router") or isinstance(key[i - 1], int)):
+            del key[i]
+    if first["type"] in ("union_tag_invalid", "union_tag_not_found") and "'at'" in str(first["ctx"].get("discriminator")):
+        key.append("at")
+    found = first.get("input")
+    shown = None if isinstance(found, dict | list) or first["type"] == "missing" else f"{found!r} ({type(found).__name__})"
+    what = {"extra_forbidden": "unknown key", "missing": "missing key"}.get(first["type"])
+    message = first["msg"].removeprefix("Value error, ")
+    more = len(error.errors()) - 1
+    return RequestError(
+        what or "wrong value",
+        where=_where(file, tuple(key), lines),
+        expected=_known_keys(key) if what == "unknown key" else message,
+        found=shown if what != "unknown key" else f"{key[-1]}",
+        do="correct this key" + (f" ({more} more problems after it)" if more else ""),
+    )
+
+
+def _known_keys(key: list) -> str | None:
+    """The keys that stand where the unknown one was found."""
+    from coterie.recipe.reference import fields_at
+
+    return ", ".join(fields_at(key[:-1])) or None
+
+
+def _where(file: str | None, key: tuple, lines: Lines) -> str:
+    dotted = ".".join(map(str, key))
+    line = next((lines[key[:n]] for n in range(len(key), -1, -1) if key[:n] in lines), None)
+    if file is None:
+        return dotted or "recipe"
+    place = f"{file}:{line}" if line else file
+    return f"{place} ({dotted})" if dotted else place

@@ -1,0 +1,90 @@
+"""What a report is made from: OUT/summary.json, and the curves in OUT/metrics.jsonl. Nothing else is read.
+
+Beside the contract's keys (`schema`, `name`, `slots`, `experts`, `evaluation`, `routing`) a report shows these when they are
+there, and leaves out what is not:
+
+- ``recipe_hash``, ``seed``, ``versions`` ``{PACKAGE: VERSION}``, ``notes`` ``[TEXT]``,
+- ``reuse`` ``{"requested", "distinct", "trained", "reused"}``: experts,
+- ``experts[HASH]`` further: ``kind``, ``corpus``, ``from``, ``parameters``, ``curve``, ``valid_curve`` and ``test_curve``
+  ``[[tokens, loss], ...]``; ``base`` and ``single`` likewise, with ``digest``,
+- ``evaluation[EVAL][MODEL][GROUP]`` further: ``documents`` and ``skipped`` (left out because the model cannot answer), and
+  for references ``expert``, its name,
+- ``differences[EVAL]``, ``sources[EVAL]``: as `coterie.evaluation.tables` gives them,
+- ``leaks`` ``{"evaluated", "trained", "exact", "near", "named": {"exact": [{"id"}], "near": [{"id", "share", "like"}]}}``
+  (the facts of `check_leaks`),
+- ``routing[MIXTURE]`` further: ``experts`` (names, in the order of ``utilization``), ``by_group`` ``{GROUP: [weights]}``,
+  ``by_position`` ``{GROUP: [weights at each position]}``, ``mutual_information``, ``gate_accuracy`` ``{GROUP: share}``,
+  ``by_layer`` ``{GROUP: [[weights] of each layer]}``.
+
+A line of metrics.jsonl is ``{"expert": HASH, "base" or "single", "tokens", "loss" or "eval_loss", ...}``; it is needed only
+for those without ``curve``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from coterie.errors import RequestError
+
+Summary = dict[str, Any]
+
+
+def read(out: Path) -> Summary:
+    """The summary of a finished run, with a curve for everything that was trained.
+
+    Raises:
+        RequestError: there is no summary, or it is not one.
+    """
+    path = Path(out) / "summary.json"
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RequestError(
+            "there is no finished run here",
+            where=str(path),
+            expected="the folder given to `coterie run --out`",
+            do="run the recipe first, or name its output folder",
+        ) from None
+    except ValueError as error:
+        raise RequestError(
+            "the summary cannot be read", where=str(path), found=str(error), do="run the recipe again"
+        ) from None
+    if not isinstance(summary, dict) or summary.get("schema") != 1:
+        raise RequestError(
+            "this is no summary of a run that this version can show",
+            where=str(path),
+            expected='"schema": 1',
+            found=f'"schema": {summary.get("schema")!r}' if isinstance(summary, dict) else type(summary).__name__,
+        )
+    curves = _curves(Path(out) / "metrics.jsonl")
+    for key, trained in trained_models(summary).items():
+        for kind in ("curve", "valid_curve"):
+            trained[kind] = _finite(trained.get(kind) or curves[key, kind])
+    return summary
+
+
+def trained_models(summary: Summary) -> dict[str, dict[str, Any]]:
+    """Everything that has a record of its training, by hash, or `base` or `single`; the records of the summary itself."""
+    others = {k: summary[k] for k in ("base", "single") if summary.get(k)}
+    for key, record in others.items():
+        record.setdefault("name", key)
+    return {**others, **summary.get("experts", {})}
+
+
+def _curves(path: Path) -> dict[tuple[str, str], list[list[float]]]:
+    curves: dict[tuple[str, str], list[list[float]]] = defaultdict(list)
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            row = json.loads(line) if line.strip() else {}
+            for key, kind in (("loss", "curve"), ("eval_loss", "valid_curve")):
+                if row.get(key) is not None and row.get("tokens") is not None:
+                    curves[str(row.get("expert")), kind].append([row["tokens"], row[key]])
+    return curves
+
+
+def _finite(curve: list[list[float]]) -> list[list[float]]:
+    return [[t, y] for t, y in curve if math.isfinite(t) and math.isfinite(y)]

@@ -1,0 +1,106 @@
+"""The report of a selection as one HTML page that needs nothing else."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from typing import Any
+
+import jinja2
+
+_WIDTH, _HEIGHT = 420, 130
+
+
+def page(report: dict[str, Any]) -> str:
+    """Render what ``report`` gives."""
+    here = files("coterie.select")
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(lambda name: here.joinpath(name).read_text(encoding="utf-8")),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update({"figure": _figure, "count": _count})
+    return environment.get_template("page.html").render(
+        r=report,
+        heat=_heat(report),
+        bars=_bars(report),
+        histograms={k: _histogram(v) for k, v in report["distributions"].items()},
+        width=_WIDTH,
+        height=_HEIGHT,
+        strategies=_strategies(report),
+    )
+
+
+def _figure(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return _count(value)
+    return f"{value:.3g}".replace("-", "−") if abs(value) < 1000 else _count(value)
+
+
+def _count(value: float) -> str:
+    return f"{value:,.0f}".replace("-", "−")
+
+
+def _heat(report: dict[str, Any]) -> dict[str, Any] | None:
+    """The table of the first two axes: what is taken of each cell, shaded by its share of the selection."""
+    axes = list(report["axes"])
+    if len(axes) < 2:
+        return None
+    held: dict[tuple[str, str], list[float]] = {}
+    for cell in report["cells"]:
+        entry = held.setdefault((cell["cell"][0], cell["cell"][1]), [0.0, 0.0])
+        entry[0] += cell["selected"]
+        entry[1] += cell["capacity"]
+    rows, columns = (sorted({key[i] for key in held}) for i in (0, 1))
+    top = max((s for s, _ in held.values()), default=1.0) or 1.0
+    terms = {c["name"]: ", ".join(c["terms"][:3]) for c in (report["clusters"] or {"clusters": []})["clusters"]}
+    shaded = {key: (s, c, round(s / top, 3)) for key, (s, c) in held.items()}
+    lines = [(row, terms.get(row, ""), [shaded.get((row, c)) for c in columns]) for row in rows]
+    return {"axes": axes[:2], "columns": columns, "rows": lines}
+
+
+def _histogram(data: dict[str, Any]) -> dict[str, Any]:
+    """Two outlines on one scale."""
+    top = max([*data["pool"], *data["selected"], 1e-9])
+    n = len(data["pool"])
+
+    def path(values: list[float]) -> str:
+        points = [f"M0 {_HEIGHT}"]
+        for i, v in enumerate(values):
+            y = _HEIGHT - (_HEIGHT - 8) * v / top
+            points.append(f"L{_WIDTH * i / n:.1f} {y:.1f}L{_WIDTH * (i + 1) / n:.1f} {y:.1f}")
+        return "".join(points) + f"L{_WIDTH} {_HEIGHT}Z"
+
+    return {
+        "pool": path(data["pool"]),
+        "selected": path(data["selected"]),
+        "low": data["edges"][0],
+        "high": data["edges"][-1],
+    }
+
+
+def _bars(report: dict[str, Any]) -> list[tuple[str, int, float]]:
+    """The funnel: name, documents, share of what was read."""
+    funnel = report["funnel"]
+    total = max(funnel["read"], 1)
+    steps = [("read", funnel["read"])]
+    steps += [(f"filtered: {why}", n) for why, n in funnel["filtered_why"].items()]
+    steps += [("quarantined", funnel["quarantined"])] if funnel["quarantined"] else []
+    steps += [(name, entry["documents"]) for name, entry in funnel["dropped"].items()]
+    steps += [("to choose from", funnel["kept"]["documents"]), ("selected", funnel["selected"]["documents"])]
+    return [(name, n, round(100 * n / total, 2)) for name, n in steps]
+
+
+def _strategies(report: dict[str, Any]) -> dict[str, Any]:
+    """A row a strategy: tokens, documents, quality, length, then Gini, coverage of each label."""
+    labels = list(report["comparison"]["random"]["labels"])
+    rows = []
+    for name, f in report["comparison"]["strategies"].items():
+        balances = [(f["labels"][n]["gini"], f["labels"][n]["coverage"]) if n in f["labels"] else None for n in labels]
+        rows.append((name, f, balances))
+    return {"labels": labels, "unused": report["unused_labels"], "rows": rows, "band": report["comparison"]["random"]}

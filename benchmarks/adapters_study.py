@@ -32,11 +32,12 @@ from coterie import progress
 from coterie.corpora import Blocks, Order
 from coterie.errors import CoterieError
 from coterie.experts.scores import mean_nll
+from coterie.experts.train_settings import Train
 from coterie.experts.training import prepared, train_job
 from coterie.experts.training_job import Job
 from coterie.experts.training_rows import Rows
 from coterie.models import open_model
-from coterie.recipe import Train, read
+from coterie.recipe import read
 from coterie.run.conductor import Conductor
 from coterie.run.grow import Grown
 from coterie.store import Store

@@ -22,10 +22,11 @@ from train_overhead import processor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from coterie.experts import schedule
+from coterie.experts.train_settings import Train
 from coterie.mixtures.outputs.coadaptation import Together
 from coterie.models.device import pick
-from coterie.recipe import Linear, Train
 from coterie.routing import Settings, build
+from coterie.routing.output_routers import Linear
 
 V = 2048
 

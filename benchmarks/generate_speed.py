@@ -22,7 +22,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from coterie.mixtures.outputs.outputs_config import OutputsConfig
 from coterie.mixtures.outputs.outputs_mixture import OutputsMixture
 from coterie.models.device import pick
-from coterie.recipe import Posterior, Uniform
+from coterie.routing.output_routers import Posterior, Uniform
 
 V = 2048
 

@@ -36,7 +36,7 @@ def measure(experts: int, router: str) -> int:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from coterie.mixtures import combine
-    from coterie.recipe import OutputsSpec
+    from coterie.mixtures.outputs.outputs_place import OutputsSpec
 
     config = LlamaConfig(
         vocab_size=V,

@@ -23,8 +23,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from coterie.models import target_logp
-from coterie.recipe import Linear
 from coterie.routing import Scored, Settings, build, fit
+from coterie.routing.output_routers import Linear
 
 EXPERTS, V = 6, 2048
 

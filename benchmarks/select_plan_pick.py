@@ -68,8 +68,8 @@ def write(path: Path, rows: int, shuffled: bool) -> None:
 
 def one(path: Path, budget: int) -> dict:
     """In this process: read, plan, pick."""
-    from coterie.recipe.select_spec import Select
     from coterie.select.choose import Candidates, choose
+    from coterie.select.select_settings import Select
 
     select = Select.model_validate(
         {

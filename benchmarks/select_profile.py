@@ -70,7 +70,7 @@ def one(folder: Path, batch_bytes: int) -> dict:
     """In this process: profile everything."""
     import scipy.sparse  # noqa: F401  start-up, not per document
 
-    from coterie.recipe import Corpus
+    from coterie.select.corpus import Corpus
     from coterie.select.profile_shards import profiled
     from coterie.select.selection import profile_corpus
     from coterie.store import Store

@@ -33,7 +33,8 @@ from scipy import stats
 
 import coterie
 from coterie import corpora
-from coterie.recipe import Corpus, TrainedTokenizer
+from coterie.corpora.tokenizer_settings import TrainedTokenizer
+from coterie.select.corpus import Corpus
 from coterie.store import Store
 
 ARMS = ("random", "proportional", "clusters only", "quality only", "balanced", "placebo")

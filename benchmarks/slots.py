@@ -33,7 +33,7 @@ def write(folder: Path) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from coterie.mixtures import combine
-    from coterie.recipe import Linear
+    from coterie.routing.output_routers import Linear
 
     torch.manual_seed(0)
     config = LlamaConfig(

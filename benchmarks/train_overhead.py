@@ -25,8 +25,9 @@ from tokenizers import Tokenizer, models
 from coterie import progress
 from coterie.corpora import Blocks
 from coterie.experts import loop, train
+from coterie.experts.train_settings import Train
 from coterie.models import device, initialise, open_model
-from coterie.recipe import FreshBase, Train
+from coterie.recipe.base import FreshBase
 from coterie.store import Action, Artifact, Store
 
 VOCABULARY = 4096

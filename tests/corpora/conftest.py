@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from coterie import corpora
-from coterie.recipe import Corpus, TrainedTokenizer
+from coterie.corpora.tokenizer_settings import TrainedTokenizer
+from coterie.select.corpus import Corpus
 from coterie.store import Artifact, Store
 
 Make = Callable[..., Artifact]

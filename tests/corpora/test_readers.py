@@ -23,7 +23,7 @@ from coterie.corpora.lines import Bad, Row
 from coterie.corpora.rows import rows
 from coterie.corpora.sources import resolve
 from coterie.errors import RequestError
-from coterie.recipe import Corpus
+from coterie.select.corpus import Corpus
 from coterie.store import Store
 
 text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=30)

@@ -13,7 +13,9 @@ from tests.corpora.conftest import table
 
 from coterie import corpora
 from coterie.corpora import Blocks
-from coterie.recipe import Corpus, TrainedTokenizer, Window
+from coterie.corpora.tokenizer_settings import TrainedTokenizer
+from coterie.corpora.windows import Window
+from coterie.select.corpus import Corpus
 from coterie.store import Artifact, Store
 
 DATA = Path(os.environ.get("COTERIE_DATA", Path(__file__).parents[2] / "../shared/data")).resolve()

@@ -10,7 +10,7 @@ from tests.corpora.conftest import table
 from coterie import corpora
 from coterie.corpora.sources import resolve
 from coterie.errors import RequestError
-from coterie.recipe import Corpus
+from coterie.select.corpus import Corpus
 from coterie.store import Store
 
 

@@ -9,8 +9,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from coterie.corpora.corpus_settings import Limit, Split
 from coterie.corpora.splits import SPLITS, assign, content_hash, order_of, split_tokens, within
-from coterie.recipe import Corpus, Limit, Split
+from coterie.select.corpus import Corpus
 
 few = st.integers(0, 12)
 

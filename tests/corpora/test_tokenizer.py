@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from tests.corpora.conftest import Make, table
 
 from coterie import corpora
+from coterie.corpora.tokenizer_settings import TrainedTokenizer
 from coterie.errors import RequestError
-from coterie.recipe import TrainedTokenizer
 from coterie.store import Artifact, DryStore, Store
 
 ROWS = [{"text": f"the cat {i} sat on the mat; naïve 東京 🙂 {i * i}"} for i in range(80)]
@@ -27,7 +27,7 @@ def opened(tmp_path_factory: pytest.TempPathFactory):
     from tests.corpora.conftest import write_jsonl
     from transformers import AutoTokenizer
 
-    from coterie.recipe import Corpus
+    from coterie.select.corpus import Corpus
 
     folder = tmp_path_factory.mktemp("tokenizer")
     store = Store(folder / "store")

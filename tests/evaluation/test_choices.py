@@ -18,8 +18,8 @@ from coterie import mixtures
 from coterie.errors import RequestError, WorkError
 from coterie.evaluation import Asked, evaluate_choices, read_questions, score_options, tables
 from coterie.evaluation.choices import _mark
+from coterie.evaluation.metrics import Choices
 from coterie.evaluation.questions import Question
-from coterie.recipe import Choices
 from coterie.store import Store
 
 TEXT = [

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 from coterie.errors import RequestError, WorkError
 from coterie.evaluation.evaluation_files import tables
 from coterie.evaluation.losses import TokenLosses, evaluate_losses, paired
-from coterie.recipe import Losses
+from coterie.evaluation.metrics import Losses
 from coterie.store import Artifact, DryStore, Store
 
 

@@ -9,8 +9,9 @@ import numpy as np
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from coterie.experts.train_settings import Train
 from coterie.models import initialise
-from coterie.recipe import FreshBase, Train
+from coterie.recipe.base import FreshBase
 from coterie.store import Action, Artifact, Store
 
 VOCABULARY, LENGTH = 67, 16

@@ -12,7 +12,7 @@ from tests.models.architectures import make
 
 from coterie.experts.loop import marks
 from coterie.experts.schedule import factor, optimizer, scheduler
-from coterie.recipe import Train
+from coterie.experts.train_settings import Train
 
 SHAPES = ("cosine", "linear", "constant", "wsd")
 

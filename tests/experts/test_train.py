@@ -14,9 +14,9 @@ from coterie.corpora import Blocks, Order
 from coterie.errors import RequestError
 from coterie.experts import loop, schedule, score, train
 from coterie.experts.scores import mean_nll
+from coterie.experts.train_settings import Train
 from coterie.experts.training_rows import Rows
 from coterie.models import open_model
-from coterie.recipe import Train
 from coterie.store import Artifact, DryStore, Store
 
 torch.set_num_threads(1)

@@ -16,7 +16,7 @@ import zstandard
 
 from coterie import corpora
 from coterie.errors import RequestError
-from coterie.recipe import Corpus
+from coterie.select.corpus import Corpus
 from coterie.store import Store
 
 GOOD = b'{"text": "a good row"}\n'

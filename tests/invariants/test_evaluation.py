@@ -12,7 +12,8 @@ from tests.tiny import expert_artifact, llama, scores_artifact
 from coterie import corpora
 from coterie.evaluation import TokenLosses, check_leaks, evaluate_choices, evaluate_losses, read_questions, tables
 from coterie.evaluation.choices import Asked
-from coterie.recipe import Choices, Corpus, Losses
+from coterie.evaluation.metrics import Choices, Losses
+from coterie.select.corpus import Corpus
 from coterie.store import Artifact, Store
 
 WORDS = "the cat sat on a mat while it rained and the mayor opened one more bridge in town".split()

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
 from coterie.mixtures import load, materialise
-from coterie.recipe import Linear, Posterior, Uniform
+from coterie.routing.output_routers import Linear, Posterior, Uniform
 from coterie.store import Store
 
 ROUTERS = [Uniform(), Posterior(), Linear(kind="linear"), Linear(kind="linear", features=("tokens", "posterior"))]

@@ -14,7 +14,7 @@ from tests.invariants.cases import DAY, TIMES, Runs, ids, mixture, settings, som
 from tests.tiny import V, gpt2, llama, pool
 
 from coterie.errors import RequestError
-from coterie.recipe import Linear, Posterior
+from coterie.routing.output_routers import Linear, Posterior
 
 times = st.sampled_from(TIMES)
 

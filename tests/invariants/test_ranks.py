@@ -17,7 +17,7 @@ from tests.experts.making import base, blocks, settings
 
 from coterie.errors import RequestError, WorkError
 from coterie.experts import train
-from coterie.recipe import Train
+from coterie.experts.train_settings import Train
 from coterie.store import Artifact, Store
 
 torch.set_num_threads(1)

@@ -11,7 +11,7 @@ from tests.experts.making import base, blocks, settings
 from coterie.errors import RequestError, WorkError
 from coterie.experts import loop, train
 from coterie.models import checkpoint, open_model
-from coterie.recipe import Lora
+from coterie.models.lora_settings import Lora
 from coterie.store import Artifact, Store
 
 torch.set_num_threads(1)

@@ -14,14 +14,16 @@ from tests.experts.making import LENGTH, VOCABULARY, blocks, tokenizer
 from tests.invariants.test_resume import after_step, killed
 
 from coterie import mixtures, models
+from coterie.corpora.windows import Window
 from coterie.errors import RequestError
 from coterie.experts.training_rows import batch
 from coterie.mixtures import Member, adapted, coadapt
 from coterie.mixtures.outputs import coadaptation
 from coterie.mixtures.outputs.coadaptation import Together, own_eligible
+from coterie.mixtures.outputs.outputs_place import OutputsSpec
 from coterie.models import initialise, open_model, parameters
 from coterie.models.packed_inputs import inputs
-from coterie.recipe import FreshBase, OutputsSpec, Window
+from coterie.recipe.base import FreshBase
 from coterie.routing import Settings
 from coterie.routing import build as build_router
 from coterie.store import Artifact, Store

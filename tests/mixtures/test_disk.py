@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from coterie.errors import RequestError
 from coterie.mixtures import OutputsMixture, load, materialise
-from coterie.recipe import Linear
+from coterie.routing.output_routers import Linear
 from coterie.store import Store
 
 IDS = torch.arange(1, 21).reshape(2, 10)

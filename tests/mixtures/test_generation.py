@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, TextIteratorStreamer, pipeline
 
 from coterie.errors import RequestError
 from coterie.mixtures import OutputsMixture
-from coterie.recipe import Linear, Posterior, Uniform
+from coterie.routing.output_routers import Linear, Posterior, Uniform
 
 PROMPTS = ["the cat", "def f(x): return", "On"]
 ROUTERS = [Uniform(top_k=1), Posterior(), Linear(kind="linear", features=("tokens", "posterior"))]

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from coterie.mixtures import combine
 from coterie.models import logprob
-from coterie.recipe import Linear, Posterior, Uniform
+from coterie.routing.output_routers import Linear, Posterior, Uniform
 
 WIDE, B, T = 4096, 4, 64
 

@@ -11,7 +11,7 @@ from tests.tiny import V, gpt2, llama
 from transformers import Trainer, TrainingArguments
 
 from coterie.mixtures import OutputsMixture, combine, load
-from coterie.recipe import Linear
+from coterie.routing.output_routers import Linear
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from tests.models.architectures import make
 
 from coterie.errors import RequestError
 from coterie.models import checkpoint, contents, open_model, parameters
+from coterie.models.lora_settings import Lora
 from coterie.models.quiet import quiet, seeded
-from coterie.recipe import Lora
 
 
 @pytest.fixture

@@ -11,7 +11,8 @@ from tests.experts.making import VOCABULARY, tokenizer
 from tests.models.architectures import make
 
 from coterie.models import checkpoint, device, initialise, open_model, parameters
-from coterie.recipe import FreshBase, Lora
+from coterie.models.lora_settings import Lora
+from coterie.recipe.base import FreshBase
 from coterie.store import DryStore, Store
 
 SMALL = {"hidden_size": 16, "layers": 2, "heads": 2}

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coterie.errors import RequestError
-from coterie.recipe import Recipe, lineage, read
+from coterie.recipe import Recipe, read
+from coterie.recipe.lineage import lineage
 
 DESIGN = """\
 name: two-domains

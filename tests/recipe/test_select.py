@@ -9,7 +9,7 @@ import pytest
 
 from coterie.errors import RequestError
 from coterie.recipe import read
-from coterie.recipe.select_spec import Select
+from coterie.select.select_settings import Select
 
 
 def recipe(select: dict[str, Any], **changes: Any) -> dict[str, Any]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from hypothesis import strategies as st
 
-from coterie.recipe import Linear, Mlp, Posterior, Uniform
 from coterie.routing import Router, build
+from coterie.routing.output_routers import Linear, Mlp, Posterior, Uniform
 
 V = 20
 FEATURES = [("tokens",), ("posterior",), ("tokens", "posterior")]

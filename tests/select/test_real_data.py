@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 from tests.select.texts import corpus, edited, true_jaccard, write
 
-from coterie.recipe.select_spec import STRATEGIES
+from coterie.select.select_settings import STRATEGIES
 from coterie.select.selection import Profiled, profile_corpus, selection
 from coterie.select.selection_report import report
 from coterie.store import Store

@@ -12,10 +12,10 @@ import pytest
 from tests.select.texts import corpus, rows, write
 
 from coterie.errors import RequestError
-from coterie.recipe.select_spec import STRATEGIES, Select
 from coterie.select import selection_figures as figures
 from coterie.select.choose import Candidates, Labels
 from coterie.select.profile import key_of
+from coterie.select.select_settings import STRATEGIES, Select
 from coterie.select.selection import Profiled, profile_corpus
 from coterie.select.selection_page import page
 from coterie.select.selection_report import report, write_selected

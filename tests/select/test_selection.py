@@ -16,7 +16,7 @@ from tests.select.texts import corpus, edited, rows, true_jaccard, write
 
 from coterie import corpora
 from coterie.errors import RequestError
-from coterie.recipe import Expert
+from coterie.experts.expert_settings import Expert
 from coterie.select import profile_shards as shards
 from coterie.select.chosen_corpus import router_targets, selected_documents
 from coterie.select.explain import why

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coterie.errors import WorkError
-from coterie.recipe.spec import canonical_json, digest
+from coterie.spec.digest import canonical_json, digest
 from coterie.store import Action, Artifact, DryStore, Planned, Store, address
 
 

@@ -26,9 +26,9 @@ from coterie.corpora.packing import pack
 from coterie.corpora.pieces import Encoder, Pieces
 from coterie.corpora.splits import SPLITS
 from coterie.corpora.template import plain, wanted
+from coterie.corpora.windows import Window
 from coterie.errors import RequestError
 from coterie.progress import bar
-from coterie.recipe import Window
 from coterie.store import Action, Artifact, Store
 
 if TYPE_CHECKING:

@@ -6,20 +6,21 @@ import json
 from itertools import islice
 from pathlib import Path
 
+from coterie.corpora.corpus_settings import Documents
 from coterie.corpora.reading import Reading
 from coterie.corpora.row_plan import Plan
 from coterie.corpora.rows import rows
 from coterie.corpora.sources import Source, resolve
 from coterie.errors import RequestError
 from coterie.progress import bar
-from coterie.recipe import Corpus, digest
+from coterie.spec.digest import digest
 from coterie.store import Action, Artifact, Store
 
 _NOT_CONTENT = {"path", "hub", "config", "revision", "split_name", "format", "bad_rows", "limit", "select"}
 """Where the bytes are found, which the digest of the bytes replaces, and what does not change the result."""
 
 
-def documents(store: Store, corpus: Corpus, *, label: str) -> Artifact:
+def documents(store: Store, corpus: Documents, *, label: str) -> Artifact:
     """Read a corpus into ``documents.parquet``, ``quarantine.jsonl`` and ``facts.json``.
 
     Args:

@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlparse
 
+from coterie.corpora.corpus_settings import Documents
 from coterie.errors import RequestError
-from coterie.recipe import Corpus
 
 
-def files(corpus: Corpus, name: str, *, download: bool) -> list[tuple[Path, str]]:
+def files(corpus: Documents, name: str, *, download: bool) -> list[tuple[Path, str]]:
     """Fetch a dataset (or find it in the cache) and list its Arrow files.
 
     Raises:

@@ -11,18 +11,18 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from coterie.corpora.corpus_settings import Documents
 from coterie.corpora.row_plan import Plan
 from coterie.corpora.template import RowError
 from coterie.errors import RequestError
 from coterie.progress import bar, say
-from coterie.recipe import Corpus
 from coterie.store import Action, Artifact, Store
 
 BYTES_A_TOKEN = 6
 """More than any byte-level tokenizer needs for prose or code, so that no window falls short."""
 
 
-def streamed(store: Store, corpus: Corpus, plan: Plan, *, label: str) -> Artifact:
+def streamed(store: Store, corpus: Documents, plan: Plan, *, label: str) -> Artifact:
     """The rows that fill the windows, as they were read.
 
     Returns:
@@ -51,7 +51,7 @@ def streamed(store: Store, corpus: Corpus, plan: Plan, *, label: str) -> Artifac
     return store.make(Action("streams", spec), build, label=f"stream {label}", tokens=None)
 
 
-def _read(corpus: Corpus, plan: Plan, label: str, folder: Path) -> None:
+def _read(corpus: Documents, plan: Plan, label: str, folder: Path) -> None:
     stream = corpus.stream
     assert stream is not None
     windows = stream.windows.spans()
@@ -124,7 +124,7 @@ class _Rows:
         self.writer.close()
 
 
-def _stream(corpus: Corpus, label: str) -> Iterator[dict[str, Any]]:
+def _stream(corpus: Documents, label: str) -> Iterator[dict[str, Any]]:
     import datasets
 
     try:

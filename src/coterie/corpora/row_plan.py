@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from datetime import date
 from typing import Any, NamedTuple
 
+from coterie.corpora.corpus_settings import Documents
 from coterie.corpora.template import RowError, Template, day, plain, string, wanted
 from coterie.errors import RequestError
-from coterie.recipe import Corpus
 
 OWN = ("id", "prompt", "text", "time", "split", "content", "order")
 """Columns that every corpus has; the others are kept from the source, as text."""
@@ -36,7 +36,7 @@ class Plan:
         RequestError: a template that cannot be parsed, a further column with a document's own name.
     """
 
-    def __init__(self, corpus: Corpus, key: str) -> None:
+    def __init__(self, corpus: Documents, key: str) -> None:
         self.corpus, self.key = corpus, key
         patterns = {"text": corpus.text or "text"}
         if corpus.prompt is not None and corpus.response is not None:

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from coterie.corpora.corpus_settings import Documents
 from coterie.errors import RequestError
-from coterie.recipe import Corpus
 
 TEXT_ENDINGS = frozenset({".txt", ".text", ".md", ".markdown", ".rst", ".py", ".tex", ".org", ".adoc"})
 ENDINGS = {
@@ -40,7 +40,7 @@ class Source:
     """Nanoseconds; tells whether the file changed between hashing and reading."""
 
 
-def resolve(corpus: Corpus, name: str, *, download: bool = True) -> list[Source]:
+def resolve(corpus: Documents, name: str, *, download: bool = True) -> list[Source]:
     """The files of a corpus, in a fixed order.
 
     Args:
@@ -68,7 +68,7 @@ def resolve(corpus: Corpus, name: str, *, download: bool = True) -> list[Source]
     return found
 
 
-def _named(path: str, corpus: Corpus, name: str) -> Iterator[Source]:
+def _named(path: str, corpus: Documents, name: str) -> Iterator[Source]:
     here = Path(path)
     if here.is_dir():
         yield from _folder(here, corpus, name)
@@ -92,7 +92,7 @@ def _named(path: str, corpus: Corpus, name: str) -> Iterator[Source]:
         )
 
 
-def _file(path: Path, label: str, corpus: Corpus, name: str) -> Source:
+def _file(path: Path, label: str, corpus: Documents, name: str) -> Source:
     if not path.is_file():
         raise RequestError("not a regular file", where=f"corpora.{name}.path", found=str(path))
     if corpus.format == "dataset":
@@ -123,7 +123,7 @@ def _format(path: Path) -> str | None:
     return ENDINGS.get(endings[-1]) if endings else None
 
 
-def _folder(folder: Path, corpus: Corpus, name: str) -> Iterator[Source]:
+def _folder(folder: Path, corpus: Documents, name: str) -> Iterator[Source]:
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
         if corpus.format not in ("auto", "dataset"):
             raise RequestError(
@@ -172,7 +172,7 @@ def _hidden(path: Path) -> bool:
     return any(part.startswith(".") or part == "__pycache__" for part in path.parts)
 
 
-def _saved(folder: Path, corpus: Corpus, name: str) -> Iterator[Source]:
+def _saved(folder: Path, corpus: Documents, name: str) -> Iterator[Source]:
     """What datasets' ``save_to_disk`` wrote; its Arrow files are read directly."""
     if (folder / "dataset_dict.json").is_file():
         splits = list(_json(folder / "dataset_dict.json", name)["splits"])

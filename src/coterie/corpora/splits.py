@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, UInt8, UInt64
 
-from coterie.recipe import Corpus, Limit, Split
+from coterie.corpora.corpus_settings import Documents, Limit, Split
 
 SPLITS = ("train", "valid", "test")
 """In the order of their numbers."""
@@ -109,7 +109,7 @@ def _shares(sizes: np.ndarray, total: int) -> np.ndarray:
     return quotas
 
 
-def split_tokens(corpus: Corpus, split: str) -> int | None:
+def split_tokens(corpus: Documents, split: str) -> int | None:
     """The part of a token limit that falls to a split: `limit.tokens` is over all splits."""
     if corpus.limit is None or corpus.limit.tokens is None:
         return None

@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from coterie.corpora.tokenizer_settings import TrainedTokenizer
 from coterie.errors import RequestError
 from coterie.progress import bar
-from coterie.recipe import TrainedTokenizer, digest
+from coterie.spec.digest import digest
 from coterie.store import Action, Artifact, Store, sha256
 
 END = "<|endoftext|>"

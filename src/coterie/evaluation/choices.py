@@ -20,10 +20,10 @@ import numpy as np
 from coterie.errors import RequestError, WorkError
 from coterie.evaluation.compare import Figure, compare
 from coterie.evaluation.evaluation_files import write
+from coterie.evaluation.metrics import Choices
 from coterie.evaluation.questions import KINDS, Question, Questions
 from coterie.models import device
 from coterie.progress import bar
-from coterie.recipe import Choices
 from coterie.store import Action, Artifact, Store
 
 Score = tuple[float, int]

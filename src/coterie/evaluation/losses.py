@@ -23,7 +23,7 @@ from coterie.errors import RequestError, WorkError
 from coterie.evaluation.compare import Figure, compare
 from coterie.evaluation.evaluation_files import write
 from coterie.evaluation.leaks import leaked
-from coterie.recipe import Losses
+from coterie.evaluation.metrics import Losses
 from coterie.store import Action, Artifact, Store
 
 Nll = tuple[np.ndarray, np.ndarray | None]

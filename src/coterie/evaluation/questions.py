@@ -11,7 +11,8 @@ from typing import Any
 
 from coterie.dates import ordinal
 from coterie.errors import RequestError
-from coterie.recipe import Choices, digest
+from coterie.evaluation.metrics import Choices
+from coterie.spec.digest import digest
 
 KINDS = ("correct", "past", "future", "irrelevant")
 

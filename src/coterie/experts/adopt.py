@@ -9,7 +9,7 @@ from pathlib import Path
 
 from coterie.errors import RequestError
 from coterie.models import checkpoint, contents
-from coterie.recipe import digest
+from coterie.spec.digest import digest
 from coterie.store import Action, Artifact, Store, sha256
 
 FILES = ("adapter_config.json", "adapter_model.safetensors")

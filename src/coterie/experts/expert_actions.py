@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from coterie.errors import RequestError
+from coterie.experts.train_settings import Train
 from coterie.models import contents, device
-from coterie.recipe import Lora, Train
+from coterie.models.lora_settings import Lora
 from coterie.store import Action, Artifact, Store
 
 Kind = Literal["full", "ffn", "lora"]

@@ -23,9 +23,9 @@ from transformers.trainer_callback import PrinterCallback
 
 from coterie.errors import WorkError
 from coterie.experts import ranks, resume
+from coterie.experts.train_settings import EarlyStopping
 from coterie.experts.training_job import Loss
 from coterie.progress import Bar
-from coterie.recipe import EarlyStopping
 
 
 @dataclass

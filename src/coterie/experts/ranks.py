@@ -10,7 +10,7 @@ import math
 import os
 
 from coterie.errors import RequestError
-from coterie.recipe import Train
+from coterie.experts.train_settings import Train
 
 
 def count() -> int:

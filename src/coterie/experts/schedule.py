@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from coterie.recipe import Train
+from coterie.experts.train_settings import Train
 
 
 def factor(step: int, steps: int, train: Train) -> float:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from coterie.experts.train_settings import Train
 from coterie.experts.training_rows import Rows
 from coterie.models import device
-from coterie.recipe import Train
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback

@@ -16,9 +16,10 @@ from transformers import Trainer, TrainingArguments
 from coterie.errors import RequestError
 from coterie.experts import ranks
 from coterie.experts.expert_actions import Kind
+from coterie.experts.train_settings import Train
 from coterie.experts.training_job import Job
 from coterie.models import device, open_model, parameters
-from coterie.recipe import Lora, Train
+from coterie.models.lora_settings import Lora
 from coterie.store import Action, Artifact, Store
 
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from datetime import date
 from typing import TYPE_CHECKING
 
-from coterie.recipe import OutputsSpec, Window
+from coterie.corpora.windows import Window
+from coterie.mixtures.outputs.outputs_place import OutputsSpec
 from coterie.store import Artifact
 
 if TYPE_CHECKING:

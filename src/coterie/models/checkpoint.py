@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from coterie.errors import RequestError
-from coterie.recipe import digest
+from coterie.spec.digest import digest
 from coterie.store import Artifact, sha256
 
 TOKENIZER_FILES = frozenset(

@@ -9,8 +9,8 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from coterie.models.architecture import Architecture
 from coterie.models.checkpoint import TOKENIZER_FILES, contents
-from coterie.recipe import FreshBase
 from coterie.store import Action, Artifact, Store
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def initialise(
-    store: Store, base: FreshBase, tokenizer: Artifact, *, seed: int, sequence_length: int, label: str = "fresh weights"
+    store: Store, base: Architecture, tokenizer: Artifact, *, seed: int, sequence_length: int, label: str = "fresh weights"
 ) -> Artifact:
     """A Hugging Face model directory of fresh weights with the tokenizer's files beside it.
 
@@ -27,7 +27,7 @@ def initialise(
         tokenizer: a tokenizer directory; gives the size of the vocabulary and the special tokens.
         sequence_length: tokens in a packed sequence; the context is 4 times that unless ``base.context`` says otherwise.
     """
-    shape = base.model_dump(mode="json", exclude={"tokenizer", "pretrain", "knowledge_until", "seed"})
+    shape = base.model_dump(mode="json", include=set(Architecture.model_fields) - {"seed"})
     spec = {**shape, "context": base.context or 4 * sequence_length, "seed": seed if base.seed is None else base.seed}
     action = Action("weights", spec=spec, inputs={"tokenizer": contents(tokenizer)}, libraries=("torch", "transformers"))
 
@@ -67,7 +67,7 @@ def copy_tokenizer(source: Path, target: Path) -> None:
             shutil.copyfile(path, target / path.name)
 
 
-def _config(base: FreshBase, context: int, tokenizer: Path) -> PreTrainedConfig:
+def _config(base: Architecture, context: int, tokenizer: Path) -> PreTrainedConfig:
     from transformers import AutoTokenizer, GPT2Config, LlamaConfig, Qwen3Config
 
     words = AutoTokenizer.from_pretrained(tokenizer, local_files_only=True, trust_remote_code=False)

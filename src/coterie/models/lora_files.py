@@ -21,7 +21,7 @@ from torch import nn
 
 from coterie.errors import RequestError
 from coterie.models.stack import Factors, shape_of
-from coterie.recipe.spec import check_name
+from coterie.spec.settings import check_name
 
 Adapter = dict[str, Factors]
 """An expert's update of each linear, by the linear's name in the base."""

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from coterie.errors import RequestError
-from coterie.recipe import Lora
+from coterie.models.lora_settings import Lora
 
 _FEED_FORWARD = re.compile(r"(^|\.)(mlp|feed_forward|ffn|block_sparse_moe)\.")
 

@@ -3,23 +3,14 @@
 from __future__ import annotations
 
 from datetime import date
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import Discriminator, Tag, model_validator
+from pydantic import Discriminator, Tag
 
-from coterie.recipe.spec import Count, Shares, Spec
-from coterie.recipe.train import Train
-
-
-class TrainedTokenizer(Spec):
-    """A byte-level BPE tokenizer trained on the recipe's corpora (their training splits)."""
-
-    train: Literal["bpe"]
-    """The algorithm."""
-    vocab_size: Count = 2048
-    """Number of tokens, the 256 bytes and the special tokens included."""
-    corpora: tuple[str, ...] | None = None
-    """Corpora to train on; by default all that the recipe trains on."""
+from coterie.corpora.tokenizer_settings import TrainedTokenizer
+from coterie.experts.train_settings import Train
+from coterie.models.architecture import Architecture
+from coterie.spec.settings import Count, Shares, Spec
 
 
 class Pretrain(Spec):
@@ -33,45 +24,15 @@ class Pretrain(Spec):
     """Training settings; the budget is `tokens` above."""
 
 
-class FreshBase(Spec):
+class FreshBase(Architecture):
     """Fresh weights of a small architecture."""
 
-    init: Literal["llama", "gpt2", "qwen3"] = "llama"
-    """Architecture."""
-    hidden_size: Count = 128
-    """Width."""
-    layers: Count = 4
-    """Depth."""
-    heads: Count = 4
-    """Attention heads."""
-    kv_heads: Count | None = None
-    """Key and value heads (grouped-query attention); as many as `heads` by default. Not for gpt2."""
-    intermediate_size: Count | None = None
-    """Width of the feed-forward block; by default 4 x width (gpt2) or 8/3 x width rounded up to 32."""
-    context: Count | None = None
-    """Longest sequence the architecture supports; by default 4 x `sequence_length`."""
-    tie_embeddings: bool = True
-    """Share the input and output embedding."""
     tokenizer: TrainedTokenizer | str = TrainedTokenizer(train="bpe")
     """Train one, or a local directory or hub id."""
     pretrain: Pretrain | None = None
     """Train the base on a mix first; experts that branch from one trained base waste far less."""
-    seed: int | None = None
-    """Seed of the fresh weights; the recipe's by default."""
     knowledge_until: date | None = None
     """Date at which the base's knowledge ends, when the data does not tell."""
-
-    @model_validator(mode="after")
-    def _heads_divide(self) -> FreshBase:
-        if self.hidden_size % self.heads:
-            raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of heads {self.heads}")
-        if self.init != "gpt2" and self.hidden_size // self.heads % 2:
-            raise ValueError(
-                f"hidden_size / heads is {self.hidden_size // self.heads}; rotary positions need an even number"
-            )
-        if self.kv_heads is not None and (self.init == "gpt2" or self.heads % self.kv_heads):
-            raise ValueError("kv_heads must divide heads, and gpt2 has none")
-        return self
 
 
 class CheckpointBase(Spec):

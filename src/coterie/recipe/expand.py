@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from coterie.errors import RequestError
-from coterie.recipe import named
+from coterie.experts.expert_settings import Expert
+from coterie.recipe import named_corpora as named
 from coterie.recipe import select_forms as selecting
-from coterie.recipe.expert import Expert
+from coterie.recipe.families import family
 from coterie.recipe.mixture_checks import check_adaptations, known, seat
 from coterie.recipe.recipe import Recipe
-from coterie.recipe.windows import family
 
 _FLAT = {"datasets", "paths", "kind", "at", "router", "eligible"}
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import date
 
+from coterie.experts.expert_settings import Expert
 from coterie.recipe.base import FreshBase
-from coterie.recipe.expert import Expert
 from coterie.recipe.recipe import Recipe
 
 

@@ -7,12 +7,12 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from coterie.errors import RequestError
-from coterie.recipe import at_adapters as adapters
-from coterie.recipe import at_layers as layers
-from coterie.recipe.at_adapters import AdaptersSpec
-from coterie.recipe.at_layers import LayersSpec
-from coterie.recipe.at_outputs import OutputsSpec
-from coterie.recipe.expert import Expert
+from coterie.experts.expert_settings import Expert
+from coterie.mixtures.adapters import adapters_place as adapters
+from coterie.mixtures.adapters.adapters_place import AdaptersSpec
+from coterie.mixtures.layers import layers_place as layers
+from coterie.mixtures.layers.layers_place import LayersSpec
+from coterie.mixtures.outputs.outputs_place import OutputsSpec
 from coterie.recipe.lineage import lineage
 from coterie.recipe.places import Mixture
 from coterie.recipe.recipe import Recipe

@@ -6,8 +6,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from coterie.recipe.at_adapters import AdaptersSpec
-from coterie.recipe.at_layers import LayersSpec
-from coterie.recipe.at_outputs import OutputsSpec
+from coterie.mixtures.adapters.adapters_place import AdaptersSpec
+from coterie.mixtures.layers.layers_place import LayersSpec
+from coterie.mixtures.outputs.outputs_place import OutputsSpec
 
 Mixture = Annotated[OutputsSpec | LayersSpec | AdaptersSpec, Field(discriminator="at")]

@@ -6,12 +6,13 @@ from collections import Counter
 
 from pydantic import Field, model_validator
 
+from coterie.evaluation.metrics import Evaluation
+from coterie.experts.expert_settings import Expert, Single
 from coterie.recipe.base import Base, FreshBase
-from coterie.recipe.corpus import Corpus
-from coterie.recipe.evaluation import Evaluation
-from coterie.recipe.expert import Expert, Single
 from coterie.recipe.places import Mixture
-from coterie.recipe.spec import Count, Name, Spec, digest
+from coterie.select.corpus import Corpus
+from coterie.spec.digest import digest
+from coterie.spec.settings import Count, Name, Spec
 
 RESERVED = frozenset({"base", "fresh", "previous", "best_expert", "oracle", "single", "all"})
 """Names with a meaning of their own in summaries and in `from:`."""

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from coterie.mixtures.adapters import adapters_actions as verbs
 from coterie.mixtures.adapters.adapters_actions import Seat
-from coterie.recipe import AdaptersSpec, Lora
+from coterie.mixtures.adapters.adapters_place import AdaptersSpec
+from coterie.models.lora_settings import Lora
 from coterie.store import Artifact
 
 if TYPE_CHECKING:

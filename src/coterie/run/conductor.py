@@ -14,10 +14,16 @@ from functools import cached_property
 import polars as pl
 
 from coterie import corpora, experts, models
+from coterie.corpora.windows import Window
 from coterie.errors import RequestError
 from coterie.experts.adopt import adopt, adopt_model
-from coterie.recipe import CheckpointBase, Corpus, Expert, FreshBase, Mixture, Recipe, Window, lineage
+from coterie.experts.expert_settings import Expert
+from coterie.recipe import Recipe
+from coterie.recipe.base import CheckpointBase, FreshBase
+from coterie.recipe.lineage import lineage
+from coterie.recipe.places import Mixture
 from coterie.run import places as assembly
+from coterie.select.corpus import Corpus
 from coterie.store import Artifact, Store
 
 

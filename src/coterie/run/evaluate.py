@@ -13,8 +13,9 @@ import numpy as np
 
 from coterie import evaluation, mixtures
 from coterie.evaluation import Asked, TokenLosses
+from coterie.evaluation.metrics import Choices, Losses
 from coterie.progress import say
-from coterie.recipe import Choices, Losses, Mixture
+from coterie.recipe.places import Mixture
 from coterie.run import places as assembly
 from coterie.run import publish as outcome
 from coterie.shares import gini, mutual_information

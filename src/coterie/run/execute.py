@@ -8,8 +8,9 @@ from typing import Any
 
 from coterie import evaluation, launch
 from coterie.errors import RequestError
+from coterie.evaluation.metrics import Losses
 from coterie.progress import say
-from coterie.recipe import Losses, read
+from coterie.recipe import read
 from coterie.run import jobs as parallel
 from coterie.run import publish as outcome
 from coterie.run.conductor import Conductor, _data

@@ -14,9 +14,10 @@ from typing import Any
 
 from coterie import growth
 from coterie.errors import RequestError
+from coterie.mixtures.adapters.adapters_place import AdaptersSpec
 from coterie.models import contents
 from coterie.progress import say
-from coterie.recipe import AdaptersSpec, read
+from coterie.recipe import read
 from coterie.run import adapters_place as assembly
 from coterie.run.conductor import Conductor
 from coterie.run.execute import execute as run

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 from coterie.errors import WorkError
 from coterie.launch import Job, Place, run_jobs
 from coterie.progress import say
-from coterie.recipe import Corpus, Recipe
+from coterie.recipe import Recipe
+from coterie.select.corpus import Corpus
 from coterie.select.profile_shards import profiled, shards
 from coterie.store import Store
 

@@ -6,9 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from coterie.experts.train_settings import Train
 from coterie.mixtures.layers import layers_actions as verbs
 from coterie.mixtures.layers.layers_actions import Cost, Model, Seat
-from coterie.recipe import LayersSpec, Train
+from coterie.mixtures.layers.layers_place import LayersSpec
 from coterie.store import Artifact
 
 if TYPE_CHECKING:

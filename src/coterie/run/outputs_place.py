@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from coterie import experts as verbs
 from coterie import mixtures
-from coterie.recipe import OutputsSpec, Uniform
+from coterie.mixtures.outputs.outputs_place import OutputsSpec
+from coterie.routing.output_routers import Uniform
 from coterie.store import Artifact
 
 if TYPE_CHECKING:

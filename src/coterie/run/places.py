@@ -12,7 +12,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-from coterie.recipe import Mixture
+from coterie.recipe.places import Mixture
 
 
 def of(mixture: Mixture) -> Any:

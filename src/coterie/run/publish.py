@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coterie import report
+from coterie.corpora.tokenizer_settings import TrainedTokenizer
+from coterie.experts.expert_settings import Expert
 from coterie.progress import say
-from coterie.recipe import Expert, FreshBase, Recipe, TrainedTokenizer
+from coterie.recipe import Recipe
+from coterie.recipe.base import FreshBase
 from coterie.run import places as assembly
 from coterie.store import Artifact, link_tree
 from coterie.store.durable import replace_synced

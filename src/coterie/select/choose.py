@@ -13,9 +13,9 @@ import polars as pl
 from jaxtyping import Bool, Float64, Int64, UInt64
 
 from coterie.errors import RequestError
-from coterie.recipe.select_spec import Axis, Rank, Select
 from coterie.select import pick
 from coterie.select.quota_plan import Margin, Plan, plan, rounded
+from coterie.select.select_settings import Axis, Rank, Select
 from coterie.select.targets import Targets, targets
 
 NONE = "(none)"

@@ -17,9 +17,10 @@ import pyarrow.parquet as pq
 from coterie.corpora.row_plan import OWN
 from coterie.corpora.splits import SPLITS
 from coterie.corpora.template import wanted
-from coterie.recipe import Corpus, Expert
-from coterie.recipe.select_spec import CLUSTER, GROUP
+from coterie.experts.expert_settings import Expert
+from coterie.select.corpus import Corpus
 from coterie.select.pool import CODE, REASONS
+from coterie.select.select_settings import CLUSTER, GROUP
 from coterie.select.selection import Profiled, profile_corpus, selection
 from coterie.store import Action, Artifact, Store
 

@@ -13,8 +13,8 @@ from coterie.corpora.row_plan import Plan
 from coterie.corpora.rows import rows
 from coterie.corpora.sources import resolve
 from coterie.corpora.template import RowError
-from coterie.recipe import Corpus
-from coterie.recipe.select_spec import Against
+from coterie.select.corpus import Corpus
+from coterie.select.select_settings import Against
 from coterie.select.sketch import shingles
 from coterie.select.words import Words, words
 from coterie.store import Store

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from coterie.errors import RequestError
-from coterie.recipe import digest
+from coterie.spec.digest import digest
 from coterie.store import Store
 
 

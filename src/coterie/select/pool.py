@@ -20,10 +20,10 @@ import numpy as np
 import polars as pl
 
 from coterie.errors import RequestError
-from coterie.recipe.select_spec import CLUSTER, GROUP, Keep, NearDup, Select, TokenCount
 from coterie.select.duplicates import near_duplicates, planted_recall
 from coterie.select.measures import estimated
 from coterie.select.profile import Shard, encoder, tokenizer_file
+from coterie.select.select_settings import CLUSTER, GROUP, Keep, NearDup, Select, TokenCount
 from coterie.select.topics import Space, sample
 from coterie.store import Action, Artifact, Store
 

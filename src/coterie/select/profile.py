@@ -28,9 +28,9 @@ from coterie.corpora.row_plan import OWN
 from coterie.corpora.splits import SPLITS
 from coterie.errors import RequestError
 from coterie.progress import bar
-from coterie.recipe.select_spec import NearDup, Select
 from coterie.select import contamination
 from coterie.select.measures import measure, terms
+from coterie.select.select_settings import NearDup, Select
 from coterie.select.sketch import bands, shingles, short_values, values
 from coterie.select.words import batches, words
 from coterie.store import Action, Artifact, Store

@@ -13,9 +13,9 @@ from coterie.corpora.documents import documents
 from coterie.corpora.row_plan import OWN, Plan
 from coterie.corpora.sources import resolve
 from coterie.errors import RequestError
-from coterie.recipe import Corpus
-from coterie.recipe.select_spec import CLUSTER, GROUP
+from coterie.select.corpus import Corpus
 from coterie.select.profile import profile
+from coterie.select.select_settings import CLUSTER, GROUP
 from coterie.store import Artifact, Store
 
 SHARD_BYTES = 64 << 20

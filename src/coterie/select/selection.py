@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from coterie.recipe import Corpus
-from coterie.recipe.select_spec import CLUSTER, GROUP, RESERVED, Select
 from coterie.select.choose import Candidates, Chosen, met, refuse_unmet
+from coterie.select.corpus import Corpus
 from coterie.select.pool import Pool, pool
 from coterie.select.profile_shards import profiled
+from coterie.select.select_settings import CLUSTER, GROUP, RESERVED, Select
 from coterie.select.strategies import selected
 from coterie.select.topics import Space, topics
 from coterie.store import Action, Artifact, Store

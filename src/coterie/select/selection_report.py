@@ -20,13 +20,13 @@ import numpy as np
 import polars as pl
 
 from coterie.errors import RequestError
-from coterie.recipe import digest
-from coterie.recipe.select_spec import CLUSTER, NearDup
 from coterie.select import selection_figures as figures
 from coterie.select.choose import Chosen
+from coterie.select.select_settings import CLUSTER, NearDup
 from coterie.select.selection import Profiled, chosen_table, plan_json
 from coterie.select.sketch import chance
 from coterie.select.strategies import selected, side_by_side
+from coterie.spec.digest import digest
 
 DRAWS = 20
 """Random selections that chance is judged by."""

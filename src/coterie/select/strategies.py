@@ -18,9 +18,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from coterie.recipe.select_spec import CLUSTER, STRATEGIES, Axis, Rank, Select
 from coterie.select import pick
 from coterie.select.choose import Candidates, Chosen, choose, merits, without
+from coterie.select.select_settings import CLUSTER, STRATEGIES, Axis, Rank, Select
 
 FORMAT = "format"
 SHARES = {

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from coterie.errors import RequestError
-from coterie.recipe.select_spec import Axis
+from coterie.select.select_settings import Axis
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from functools import cache, cached_property
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from coterie.recipe.spec import canonical_json, digest
+from coterie.spec.digest import canonical_json, digest
 
 FORMATS = {
     "corpora": 1,

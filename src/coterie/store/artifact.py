@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from coterie.recipe.spec import digest
+from coterie.spec.digest import digest
 
 
 @dataclass(frozen=True)

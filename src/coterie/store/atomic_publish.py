@@ -16,7 +16,7 @@ from typing import Any
 
 from coterie.errors import WorkError
 from coterie.progress import say
-from coterie.recipe.spec import canonical_json
+from coterie.spec.digest import canonical_json
 from coterie.store.artifact import sha256
 from coterie.store.check import DamageError, read_object, walk
 from coterie.store.durable import make_directory, sync, write_synced

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from coterie.recipe.spec import canonical_json
+from coterie.spec.digest import canonical_json
 from coterie.store.artifact import sha256
 
 Signature = tuple[tuple[Any, ...], ...]

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from coterie.errors import RequestError, WorkError
-from coterie.recipe.spec import canonical_json
+from coterie.spec.digest import canonical_json
 from coterie.store.artifact import sha256
 from coterie.store.check import fingerprint
 from coterie.store.owner import HOST

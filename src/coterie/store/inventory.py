@@ -9,7 +9,7 @@ from typing import Any
 
 from coterie.errors import WorkError
 from coterie.progress import bar, say
-from coterie.recipe.spec import canonical_json
+from coterie.spec.digest import canonical_json
 from coterie.store.address import FORMATS
 from coterie.store.atomic_publish import set_aside
 from coterie.store.check import DamageError, manifest_of, objects, read_object, stats, unseal

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from coterie.errors import RequestError
-from coterie.recipe import canonical_json
+from coterie.spec.digest import canonical_json
 from coterie.store.artifact import Artifact, sha256
 from coterie.store.check import walk
 from coterie.store.durable import discard

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from coterie.progress import say
-from coterie.recipe.spec import digest
+from coterie.spec.digest import digest
 from coterie.store.address import Action
 from coterie.store.artifact import Artifact, Planned
 from coterie.store.atomic_publish import publish, set_aside

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from coterie.errors import RequestError
+from coterie.experts.train_settings import Train
 from coterie.launch import on_ranks
+from coterie.mixtures.adapters.adapter_routers import Learned, RidgeGates
+from coterie.mixtures.adapters.adapters_place import AdaptersSpec, Joint
 from coterie.models import contents, device
-from coterie.recipe import AdaptersSpec, Joint, Learned, RidgeGates, Train
-from coterie.recipe.spec import canonical_json, digest
+from coterie.spec.digest import canonical_json, digest
 from coterie.store import Action, Artifact, Store, link_tree
 
 _LATER = {"top_k", "top_p", "temperature"}

@@ -28,8 +28,8 @@ from coterie.mixtures.mixture import ANYONE, Inside
 from coterie.mixtures.query import Query, Times
 from coterie.models import packed_inputs as packing
 from coterie.models.lora_files import Adapter
-from coterie.recipe.spec import check_name
 from coterie.routing.gates import Gated
+from coterie.spec.settings import check_name
 
 
 class AdaptersMixture(Inside):

@@ -26,18 +26,19 @@ from coterie.experts import ranks
 from coterie.experts import training_files as outcome
 from coterie.experts.loop import Loop
 from coterie.experts.scores import mean_nll
+from coterie.experts.train_settings import Train
 from coterie.experts.training import prepared, seen, train_job
 from coterie.experts.training_job import Job
 from coterie.experts.training_rows import Rows, require_fit
 from coterie.mixtures.adapters import adapter_gate_fits as fitting
 from coterie.mixtures.adapters import adapters_files as disk
 from coterie.mixtures.adapters.adapters_mixture import AdaptersMixture
+from coterie.mixtures.adapters.adapters_place import Joint
 from coterie.models import contents, open_model, parameters
 from coterie.models import lora_files as files
 from coterie.models.device import Precision
 from coterie.models.stack import moments
 from coterie.progress import say
-from coterie.recipe import Joint, Train
 from coterie.routing.gates import auxiliary
 from coterie.store import Artifact
 

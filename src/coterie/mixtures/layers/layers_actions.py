@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from coterie.experts.train_settings import Train
+from coterie.mixtures.layers.layers_place import LayersSpec
 from coterie.models import contents, device
 from coterie.progress import say
-from coterie.recipe import LayersSpec, Train
 from coterie.store import Action, Artifact, Store, link_tree
 
 

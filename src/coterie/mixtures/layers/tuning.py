@@ -17,6 +17,7 @@ from torch import Tensor
 
 from coterie.corpora import Blocks, Order
 from coterie.experts import training_files as outcome
+from coterie.experts.train_settings import Train
 from coterie.experts.training import prepared, seen, train_job
 from coterie.experts.training_job import Job
 from coterie.experts.training_rows import Batch, Rows, require_fit
@@ -29,7 +30,6 @@ from coterie.mixtures.layers.merge import like
 from coterie.mixtures.layers.tensor_shards import SHARD, write
 from coterie.models import device, parameters
 from coterie.models.packed_inputs import needs_mask
-from coterie.recipe import Train
 from coterie.routing.gates import Gated, auxiliary, by_expert
 from coterie.store import Action, Artifact, Store
 

@@ -12,9 +12,9 @@ from typing import Any
 
 from coterie.launch import on_ranks
 from coterie.mixtures.outputs.outputs_actions import eligible_of
+from coterie.mixtures.outputs.outputs_place import OutputsSpec
 from coterie.mixtures.seats import Member
 from coterie.models import contents, device
-from coterie.recipe import OutputsSpec
 from coterie.store import Action, Artifact, Store
 
 

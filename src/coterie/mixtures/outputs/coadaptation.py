@@ -26,13 +26,13 @@ from coterie.errors import RequestError, WorkError
 from coterie.experts import loop as loops
 from coterie.experts import ranks
 from coterie.experts import training_files as outcome
+from coterie.experts.train_settings import Train
 from coterie.experts.training import prepared, seen, train_job
 from coterie.experts.training_job import Job
 from coterie.experts.training_rows import Rows, require_fit
 from coterie.mixtures.seats import eligibility
 from coterie.models import open_model, parameters, target_logp
 from coterie.models.initialise import copy_tokenizer
-from coterie.recipe import Train
 from coterie.routing import Router, Scored, Settings, build
 from coterie.routing.fit import objective
 from coterie.store import Artifact

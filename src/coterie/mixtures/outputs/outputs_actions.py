@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from coterie.mixtures.outputs.outputs_place import OutputsSpec
 from coterie.mixtures.seats import Member, rule, slot_order
 from coterie.progress import say
-from coterie.recipe import OutputsSpec
 from coterie.store import Action, Artifact, Store, link_tree
 
 LATER = {"top_k", "top_p"}

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Tag
 
-from coterie.recipe.spec import Count, Name, Spec, Whole
+from coterie.spec.settings import Count, Name, Spec, Whole
 
 
 class Losses(Spec):

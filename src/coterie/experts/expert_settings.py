@@ -7,22 +7,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
-from coterie.recipe.spec import Count, Positive, Share, Spec, check_name
-from coterie.recipe.train import Train
-from coterie.recipe.window import Window, Windows
-
-
-class Lora(Spec):
-    """A LoRA adapter on the frozen base."""
-
-    r: Count = 16
-    """Rank."""
-    alpha: Positive = 32
-    """Scale: the update is multiplied by alpha / r."""
-    dropout: Share = 0.0
-    """Dropout before A."""
-    targets: str | tuple[str, ...] = "all-linear"
-    """Linear layers that get an adapter; `all-linear` leaves out the output head."""
+from coterie.corpora.windows import Window, Windows
+from coterie.experts.train_settings import Train
+from coterie.models.lora_settings import Lora
+from coterie.spec.settings import Spec, check_name
 
 
 def _expert_name(value: str) -> str:

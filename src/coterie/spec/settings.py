@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-SCHEMA = 1
-"""Version of the recipe's meaning. A change here changes every hash."""
+from coterie.spec.digest import canonical_json
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
@@ -25,15 +22,6 @@ class Spec(BaseModel):
     def canonical(self, **options: Any) -> str:
         """Canonical JSON: all fields, sorted keys, no spaces. Equal requests give equal bytes."""
         return canonical_json(self.model_dump(mode="json", by_alias=True, **options))
-
-
-def canonical_json(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-
-
-def digest(value: Any) -> str:
-    """sha256 (hex) of the canonical JSON of ``value`` together with the schema version."""
-    return hashlib.sha256(canonical_json({"schema": SCHEMA, "value": value}).encode()).hexdigest()
 
 
 def _not_bool(value: Any) -> Any:

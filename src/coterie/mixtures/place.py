@@ -6,24 +6,7 @@ from typing import Any
 
 from pydantic import model_validator
 
-from coterie.recipe.spec import Count, Name, Positive, Spec
-
-
-class Policy(Spec):
-    top_k: Count | None = None
-    """Keep the k experts with the largest weights (equal slots count as one expert); the rest are not mixed in."""
-    top_p: Positive | None = None
-    """Keep the fewest experts whose weights sum to at least this."""
-    temperature: Positive = 1.0
-    """Divides the router's logits: below 1 sharper, above 1 flatter."""
-
-    @model_validator(mode="after")
-    def _one_selection(self) -> Policy:
-        if self.top_k is not None and self.top_p is not None:
-            raise ValueError("give either top_k or top_p")
-        if self.top_p is not None and self.top_p > 1:
-            raise ValueError("top_p is a share of the weight: at most 1")
-        return self
+from coterie.spec.settings import Name, Spec
 
 
 class Seats(Spec):

@@ -7,9 +7,8 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from coterie.recipe.select_spec import Select
-from coterie.recipe.spec import Count, Share, Spec, Whole
-from coterie.recipe.window import Windows
+from coterie.corpora.windows import Windows
+from coterie.spec.settings import Count, Share, Spec, Whole
 
 
 class Split(Spec):
@@ -73,7 +72,7 @@ class BadRows(Spec):
     """Largest number of rows, whatever the share."""
 
 
-class Corpus(Spec):
+class Documents(Spec):
     """Documents with an id, text (or prompt and response) and optional columns."""
 
     path: str | tuple[str, ...] | None = None
@@ -118,11 +117,9 @@ class Corpus(Spec):
     """Use only a part: a share (`0.1`), `{rows: N}` or `{tokens: N}`."""
     bad_rows: BadRows = BadRows()
     """When to stop because of rows that cannot be read."""
-    select: Select | None = None
-    """Choose the training documents by plan."""
 
     @model_validator(mode="after")
-    def _one_way_to_a_document(self) -> Corpus:
+    def _one_way_to_a_document(self) -> Documents:
         if self.text and (self.prompt or self.response):
             raise ValueError("give either text, or prompt and response")
         if bool(self.prompt) != bool(self.response):

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from coterie.recipe.spec import Count, Number, Positive, Share, Spec, Whole
+from coterie.spec.settings import Count, Number, Positive, Share, Spec, Whole
 
 
 class EarlyStopping(Spec):

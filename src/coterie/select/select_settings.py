@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from coterie.recipe.spec import Count, Number, Positive, Share, Spec, Whole, check_name
+from coterie.spec.settings import Count, Number, Positive, Share, Spec, Whole, check_name
 
 if TYPE_CHECKING:
     pass

@@ -5,9 +5,10 @@ from __future__ import annotations
 from datetime import date
 from itertools import pairwise
 
+from coterie.corpora.windows import Window
 from coterie.errors import RequestError
-from coterie.recipe.expert import Expert, Window
-from coterie.recipe.spec import check_name
+from coterie.experts.expert_settings import Expert
+from coterie.spec.settings import check_name
 
 
 def family(expert: Expert, where: str) -> list[Expert]:

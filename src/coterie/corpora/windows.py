@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, model_validator
 
-from coterie.recipe.spec import Spec
+from coterie.spec.settings import Spec
 
 
 class Window(Spec):

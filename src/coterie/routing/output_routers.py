@@ -1,15 +1,13 @@
-"""Mixtures at the outputs: routers on the experts' probabilities, and the dates that may use each expert."""
+"""Routers at the outputs: their settings, and what each is."""
 
 from __future__ import annotations
 
-from datetime import date
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag
 
-from coterie.recipe.slots import Policy, Seats
-from coterie.recipe.spec import Count, Number, Positive, Whole
-from coterie.recipe.train import Train
+from coterie.routing.policy_settings import Policy
+from coterie.spec.settings import Count, Number, Positive, Whole
 
 
 class Uniform(Policy):
@@ -83,47 +81,3 @@ Router = Annotated[
     | Annotated[Mlp, Tag("mlp")],
     Discriminator(_kind),
 ]
-
-
-class Adapt(Train):
-    """Co-adaptation: the router and the expert of each document's own slice go on learning together."""
-
-    start: str
-    """Mixture of the same slots to start from. Its router must be of the same kind, or uniform."""
-    learning_rate: Positive = 1e-4
-    """Peak learning rate, of the router and of the experts."""
-
-    @model_validator(mode="after")
-    def _settings_apply(self) -> Adapt:
-        self.refuse("adapt", "snapshots", "gradient_checkpointing")
-        return self
-
-
-class OutputsSpec(Seats):
-    """Slots over experts whose probabilities a router mixes."""
-
-    at: Literal["outputs"]
-    """Where experts meet: `outputs` mixes their probabilities."""
-    router: Router = Uniform()
-    """Who decides; a kind's name alone takes its defaults."""
-    eligible: Literal["all", "strict", "inclusive"] | None = None
-    """Which experts a date may use. `strict`: their knowledge ends by the query date (no leak). `inclusive`: their
-    window has started (leaks at most one window). By default `strict` where an expert has a window, else `all`."""
-    adapt: Adapt | None = None
-    """Train router and experts on together, in copies: the experts themselves stay as they are."""
-    fallback: str | None = None
-    """Expert that answers dates at which no other is eligible."""
-    default_time: date | None = None
-    """Date to assume when none is given."""
-
-    @model_validator(mode="after")
-    def _settings_apply(self) -> OutputsSpec:
-        if not self.slots:
-            raise ValueError("a mixture needs at least one slot")
-        if self.eligible == "all" and (self.fallback or self.default_time):
-            raise ValueError("fallback and default_time are ignored unless eligible is strict or inclusive")
-        return self
-
-    @property
-    def needs_date(self) -> bool:
-        return self.eligible not in (None, "all") and self.default_time is None

@@ -1,0 +1,1 @@
+"""What every request is made of: frozen settings, the few types they share, and their digests."""

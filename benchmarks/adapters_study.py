@@ -29,14 +29,15 @@ import torch
 
 import coterie
 from coterie import progress
-from coterie.corpora import Blocks, Order
+from coterie.corpora.blocks import Blocks
+from coterie.corpora.order import Order
 from coterie.errors import CoterieError
 from coterie.experts.scores import mean_nll
 from coterie.experts.train_settings import Train
 from coterie.experts.training import prepared, train_job
 from coterie.experts.training_job import Job
 from coterie.experts.training_rows import Rows
-from coterie.models import open_model
+from coterie.models.open import open_model
 from coterie.recipe import read
 from coterie.run.conductor import Conductor
 from coterie.run.grow import Grown

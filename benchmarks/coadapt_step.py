@@ -25,8 +25,9 @@ from coterie.experts import schedule
 from coterie.experts.train_settings import Train
 from coterie.mixtures.outputs.coadaptation import Together
 from coterie.models.device import pick
-from coterie.routing import Settings, build
+from coterie.routing.fit import Settings
 from coterie.routing.output_routers import Linear
+from coterie.routing.routers import build
 
 V = 2048
 

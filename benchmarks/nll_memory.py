@@ -35,7 +35,7 @@ def measure(experts: int, router: str) -> int:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from coterie.mixtures import combine
+    from coterie.mixtures.load import combine
     from coterie.mixtures.outputs.outputs_place import OutputsSpec
 
     config = LlamaConfig(

@@ -22,9 +22,10 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from coterie.models import target_logp
-from coterie.routing import Scored, Settings, build, fit
+from coterie.models.logprob import target_logp
+from coterie.routing.fit import Scored, Settings, fit
 from coterie.routing.output_routers import Linear
+from coterie.routing.routers import build
 
 EXPERTS, V = 6, 2048
 

@@ -32,7 +32,9 @@ import numpy as np
 from scipy import stats
 
 import coterie
-from coterie import corpora
+from coterie.corpora.blocks import pack_blocks
+from coterie.corpora.documents import read_corpus
+from coterie.corpora.tokenizer import make_tokenizer
 from coterie.corpora.tokenizer_settings import TrainedTokenizer
 from coterie.select.corpus import Corpus
 from coterie.store import Store
@@ -162,11 +164,11 @@ def routing(folder: Path, args: argparse.Namespace) -> dict:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from coterie.corpora import Blocks
+    from coterie.corpora.blocks import Blocks
 
     store = Store(args.store)
-    documents = corpora.documents(store, Corpus.model_validate(pool(args.data)), label="prose")
-    held = corpora.blocks(
+    documents = read_corpus(store, Corpus.model_validate(pool(args.data)), label="prose")
+    held = pack_blocks(
         store,
         documents,
         args.tokenizer_artifact,
@@ -311,8 +313,8 @@ def main() -> None:
     args.data, args.work = args.data.resolve(), args.work.resolve()
     args.work.mkdir(parents=True, exist_ok=True)
     store = Store(args.store)
-    documents = corpora.documents(store, Corpus.model_validate(pool(args.data)), label="prose")
-    args.tokenizer_artifact = corpora.tokenizer(
+    documents = read_corpus(store, Corpus.model_validate(pool(args.data)), label="prose")
+    args.tokenizer_artifact = make_tokenizer(
         store, TrainedTokenizer(train="bpe", vocab_size=args.vocabulary), [documents], label="tokenizer"
     )
     args.tokenizer = args.tokenizer_artifact.path

@@ -32,7 +32,7 @@ def write(folder: Path) -> None:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from coterie.mixtures import combine
+    from coterie.mixtures.load import combine
     from coterie.routing.output_routers import Linear
 
     torch.manual_seed(0)
@@ -57,7 +57,7 @@ def ids():
 
 
 def memory(folder: Path) -> int:
-    from coterie.mixtures import load
+    from coterie.mixtures.load import load
 
     load(folder).nll(ids())
     return resident()
@@ -77,7 +77,7 @@ def main() -> None:
     if args.memory:
         print(memory(args.memory))
         return
-    from coterie.mixtures import load
+    from coterie.mixtures.load import load
 
     with tempfile.TemporaryDirectory() as temp:
         folder = Path(temp)

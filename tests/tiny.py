@@ -14,7 +14,8 @@ import torch
 from safetensors.numpy import save_file
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from coterie.models import open_model, target_logp
+from coterie.models.logprob import target_logp
+from coterie.models.open import open_model
 from coterie.store import Action, Artifact, Store
 
 torch.set_num_threads(1)

@@ -14,7 +14,7 @@ __all__ = ["__version__", "load", "run"]
 def __getattr__(name: str) -> Any:
     """What brings torch with it is imported when first used."""
     if name == "load":
-        from coterie.mixtures import load
+        from coterie.mixtures.load import load
 
         return load
     raise AttributeError(f"module 'coterie' has no attribute {name!r}")

@@ -10,7 +10,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from coterie import corpora
+from coterie.corpora.documents import read_corpus
+from coterie.corpora.tokenizer import make_tokenizer
 from coterie.corpora.tokenizer_settings import TrainedTokenizer
 from coterie.select.corpus import Corpus
 from coterie.store import Artifact, Store
@@ -34,7 +35,7 @@ def make(store: Store, tmp_path: Path) -> Make:
 
     def read(rows: Iterable[dict[str, Any]], *, file: str = "rows.jsonl", store: Store = store, **recipe: Any) -> Artifact:
         path = write_jsonl(tmp_path / file, rows)
-        return corpora.documents(store, Corpus.model_validate({"path": str(path), **recipe}), label="c")
+        return read_corpus(store, Corpus.model_validate({"path": str(path), **recipe}), label="c")
 
     return read
 
@@ -44,4 +45,4 @@ def trained(store: Store, make: Make) -> Artifact:
     """A tokenizer of 300 tokens."""
     rows = [{"text": f"the cat {i} sat on the mat and the dog ran to the house of the cat"} for i in range(50)]
     spec = TrainedTokenizer(train="bpe", vocab_size=300)
-    return corpora.tokenizer(store, spec, [make(rows, file="for-the-tokenizer.jsonl")], label="tokenizer")
+    return make_tokenizer(store, spec, [make(rows, file="for-the-tokenizer.jsonl")], label="tokenizer")

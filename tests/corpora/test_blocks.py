@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 from tests.corpora.conftest import Make, table, write_jsonl
 
-from coterie import corpora
-from coterie.corpora import Blocks
-from coterie.corpora import blocks as verb
+from coterie.corpora.blocks import Blocks, pack_blocks
+from coterie.corpora.blocks import pack_blocks as verb
+from coterie.corpora.documents import read_corpus
+from coterie.corpora.tokenizer import make_tokenizer
 from coterie.corpora.windows import Window
 from coterie.errors import RequestError
 from coterie.select.corpus import Corpus
@@ -66,8 +67,8 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Artifact, P
     folder = tmp_path_factory.mktemp("blocks")
     store = Store(folder / "store")
     path = write_jsonl(folder / "t.jsonl", [{"text": f"the cat {i} sat on a mat, dog! house"} for i in range(40)])
-    made = corpora.documents(store, Corpus(path=str(path)), label="c")
-    return store, corpora.tokenizer(store, TrainedTokenizer(train="bpe", vocab_size=280), [made], label="t"), folder
+    made = read_corpus(store, Corpus(path=str(path)), label="c")
+    return store, make_tokenizer(store, TrainedTokenizer(train="bpe", vocab_size=280), [made], label="t"), folder
 
 
 @settings(max_examples=25)
@@ -77,8 +78,8 @@ def test_every_token_is_a_target_exactly_once(shared: Any, texts: list[list[str]
 
     store, tokenizer, folder = shared
     path = write_jsonl(folder / f"{next(numbers)}.jsonl", [{"text": " ".join(t)} for t in texts])
-    documents = corpora.documents(store, Corpus.model_validate({"path": str(path), **ALL}), label="c")
-    artifact = corpora.blocks(store, documents, tokenizer, split="train", length=length, label="b")
+    documents = read_corpus(store, Corpus.model_validate({"path": str(path), **ALL}), label="c")
+    artifact = pack_blocks(store, documents, tokenizer, split="train", length=length, label="b")
     made = Blocks.open(artifact)
     stock = AutoTokenizer.from_pretrained(tokenizer.path)
     pieces = pieces_of(made)
@@ -109,8 +110,8 @@ def test_prompts_are_masked_and_cut_from_their_left(
     store, tokenizer, folder = shared
     path = write_jsonl(folder / f"{next(numbers)}.jsonl", [{"q": " ".join(q), "a": " ".join(a)} for q, a in rows])
     corpus = Corpus.model_validate({"path": str(path), "prompt": "q", "response": "a", **ALL})
-    documents = corpora.documents(store, corpus, label="c")
-    artifact = corpora.blocks(store, documents, tokenizer, split="train", length=length, label="b")
+    documents = read_corpus(store, corpus, label="c")
+    artifact = pack_blocks(store, documents, tokenizer, split="train", length=length, label="b")
     plain = Tokenizer.from_file(str(tokenizer.file("tokenizer.json")))
     plain.encode_special_tokens = True
     pieces, cut = pieces_of(Blocks.open(artifact)), 0
@@ -132,7 +133,7 @@ def test_prompts_are_masked_and_cut_from_their_left(
 def test_a_limit_is_exact_and_takes_the_first(store: Store, make: Make, trained: Artifact, limit: int) -> None:
     documents = make([{"text": f"the cat {i} sat " * (1 + i % 7)} for i in range(40)], **ALL)
     made, full = (
-        corpora.blocks(store, documents, trained, split="train", length=16, limit_tokens=n, label="b") for n in (limit, None)
+        pack_blocks(store, documents, trained, split="train", length=16, limit_tokens=n, label="b") for n in (limit, None)
     )
     expected = 0
     for piece in sorted(pieces_of(Blocks.open(full)), key=lambda p: (p["document"], -len(p["ids"]))):
@@ -152,11 +153,11 @@ def test_windows_are_half_open_and_where_picks(store: Store, make: Make, trained
         **ALL,
     )
     window = Window(start=date(2015, 1, 1), end=date(2016, 1, 1))
-    made = corpora.blocks(store, documents, trained, split="train", length=16, window=window, label="b")
+    made = pack_blocks(store, documents, trained, split="train", length=16, window=window, label="b")
     assert sorted(map(str, Blocks.open(made).documents["time"])) == days[1:4]
     assert (made.facts["first"], made.facts["last"]) == (days[1], days[3])
     asked = {"window": window, "where": {"kind": ["odd"]}}
-    made = corpora.blocks(store, documents, trained, split="train", length=16, label="b", **asked)
+    made = pack_blocks(store, documents, trained, split="train", length=16, label="b", **asked)
     assert sorted(map(str, Blocks.open(made).documents["time"])) == [days[1], days[3]]
     assert Blocks.open(made).documents["kind"].to_list() == ["odd", "odd"]
 
@@ -164,19 +165,19 @@ def test_windows_are_half_open_and_where_picks(store: Store, make: Make, trained
 def test_reading_and_writing_agree_with_safetensors(store: Store, make: Make, trained: Artifact, monkeypatch) -> None:
     documents = make([{"text": f"the cat {i} sat on " * 9} for i in range(60)], **ALL)
     monkeypatch.setattr(sys.modules["coterie.corpora.blocks"], "_AT_ONCE", 7)
-    made = corpora.blocks(store, documents, trained, split="train", length=32, label="b")
+    made = pack_blocks(store, documents, trained, split="train", length=32, label="b")
     opened = Blocks.open(made)
     for name, values in load_file(made.file("blocks.safetensors")).items():
         assert isinstance(getattr(opened, name), np.memmap)
         np.testing.assert_array_equal(getattr(opened, name), values)
     monkeypatch.undo()
-    again = corpora.blocks(Store(store.root.parent / "two"), documents, trained, split="train", length=32, label="b")
+    again = pack_blocks(Store(store.root.parent / "two"), documents, trained, split="train", length=32, label="b")
     assert again.files == made.files
 
 
 def test_equal_content_makes_equal_blocks_whatever_the_names(store: Store, make: Make, trained: Artifact) -> None:
     rows = [{"text": f"cat {i}", "a": i, "b": -i} for i in range(30)]
-    one, two = (corpora.blocks(store, make(rows, id=c, **ALL), trained, split="train", length=16, label="x") for c in "ab")
+    one, two = (pack_blocks(store, make(rows, id=c, **ALL), trained, split="train", length=16, label="x") for c in "ab")
     assert one.digest != two.digest
     assert one.content("blocks.safetensors") == two.content("blocks.safetensors")
 
@@ -186,8 +187,8 @@ def test_a_dry_run_plans_on_what_is_not_there_yet(store: Store, make: Make, tmp_
 
     dry = DryStore(store.root)
     documents = make([{"text": "a"}], store=dry)
-    tokenizer = corpora.tokenizer(dry, TrainedTokenizer(train="bpe"), [documents], label="t")
-    assert corpora.blocks(dry, documents, tokenizer, split="train", length=8, limit_tokens=5, label="b").planned
+    tokenizer = make_tokenizer(dry, TrainedTokenizer(train="bpe"), [documents], label="t")
+    assert pack_blocks(dry, documents, tokenizer, split="train", length=8, limit_tokens=5, label="b").planned
     assert dry.plan[-1][-1] == 5
 
 
@@ -219,7 +220,7 @@ def test_a_dry_run_plans_on_what_is_not_there_yet(store: Store, make: Make, tmp_
 def test_nothing_to_pack_is_a_clear_error(store: Store, make: Make, trained: Artifact, asked: dict, message: str) -> None:
     documents = make([{"text": f"{y}", "d": y, "kind": "k"} for y in range(2014, 2019)], time="d", columns=["kind"], **ALL)
     with pytest.raises(RequestError) as caught:
-        corpora.blocks(store, documents, trained, **{"split": "train", "length": 16, "label": "b", **asked})
+        pack_blocks(store, documents, trained, **{"split": "train", "length": 16, "label": "b", **asked})
     assert str(caught.value) == message
 
 

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.corpora.conftest import Make, table, write_jsonl
 
-from coterie import corpora
 from coterie.corpora import reading
+from coterie.corpora.documents import read_corpus
 from coterie.errors import RequestError
 from coterie.select.corpus import Corpus
 from coterie.store import DryStore, Store
@@ -34,7 +34,7 @@ def test_no_content_is_in_two_splits(tmp_path_factory, rows: list[tuple[int, int
         folder / "x.jsonl", [{"text": f"  text {c}" + " " * (i % 3), "g": g} for i, (c, g) in enumerate(rows)]
     )
     split = {"valid": 0.3, "test": 0.3, **({"group": "g"} if grouped else {})}
-    made = corpora.documents(Store(folder / "s"), Corpus.model_validate({"path": str(path), "split": split}), label="c")
+    made = read_corpus(Store(folder / "s"), Corpus.model_validate({"path": str(path), "split": split}), label="c")
     where = defaultdict(set)
     for row in table(made):
         where[row["content"]].add(row["split"])
@@ -47,7 +47,7 @@ def test_documents_come_in_the_order_of_their_content_whatever_the_files(make: M
     rows = [*ROWS, *({"text": f"  text   {i}", "n": 1000 + i} for i in range(50))]  # duplicates but for white space
     one = make(rows, id="n")
     a, b = write_jsonl(tmp_path / "a.jsonl", rows[120:]), write_jsonl(tmp_path / "b.jsonl", rows[:120])
-    two = corpora.documents(store, Corpus(path=(str(a), str(b)), id="n"), label="c")
+    two = read_corpus(store, Corpus(path=(str(a), str(b)), id="n"), label="c")
     assert table(one) == table(two)
     assert one.facts == two.facts
     assert one.facts["duplicates"] == 50
@@ -68,10 +68,10 @@ def test_names_and_places_are_no_part_of_it_and_bytes_are(make: Make, store: Sto
     one = make(ROWS)
     (tmp_path / "elsewhere").mkdir()
     moved = (tmp_path / "rows.jsonl").rename(tmp_path / "elsewhere" / "other.name.jsonl")
-    again = corpora.documents(store, Corpus(path=str(moved)), label="renamed")
+    again = read_corpus(store, Corpus(path=str(moved)), label="renamed")
     assert again.digest == one.digest
     moved.write_text(moved.read_text().replace("text 7", "text 8", 1))
-    assert corpora.documents(store, Corpus(path=str(moved)), label="renamed").digest != one.digest
+    assert read_corpus(store, Corpus(path=str(moved)), label="renamed").digest != one.digest
 
 
 @pytest.mark.parametrize(
@@ -86,9 +86,9 @@ def test_what_decides_the_result_is_part_of_it(make: Make, change: dict[str, Any
 def test_text_files_are_known_by_their_names(store: Store, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.txt").write_text("A")
-    one = corpora.documents(store, Corpus(path=str(tmp_path / "in")), label="c")
+    one = read_corpus(store, Corpus(path=str(tmp_path / "in")), label="c")
     (tmp_path / "in" / "a.txt").rename(tmp_path / "in" / "b.txt")
-    assert corpora.documents(store, Corpus(path=str(tmp_path / "in")), label="c").digest != one.digest
+    assert read_corpus(store, Corpus(path=str(tmp_path / "in")), label="c").digest != one.digest
 
 
 def test_prompt_and_response_filters_dates_and_columns(make: Make) -> None:
@@ -139,15 +139,15 @@ def test_what_was_borne_once_is_not_borne_for_ever(make: Make) -> None:
 def test_a_dry_run_reads_nothing_and_makes_nothing(make: Make, store: Store, tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "x.jsonl", ROWS)
     dry = DryStore(store.root)
-    planned = corpora.documents(dry, Corpus(path=str(path)), label="c")
+    planned = read_corpus(dry, Corpus(path=str(path)), label="c")
     assert planned.planned
     assert planned.content("documents.parquet")
-    corpora.documents(store, Corpus(path=str(path)), label="c")
-    assert not corpora.documents(DryStore(store.root), Corpus(path=str(path)), label="c").planned
+    read_corpus(store, Corpus(path=str(path)), label="c")
+    assert not read_corpus(DryStore(store.root), Corpus(path=str(path)), label="c").planned
 
 
 def test_a_dry_run_of_a_hub_dataset_needs_no_network(store: Store) -> None:
-    planned = corpora.documents(DryStore(store.root), Corpus(hub="nobody/nothing"), label="c")
+    planned = read_corpus(DryStore(store.root), Corpus(hub="nobody/nothing"), label="c")
     assert planned.planned
 
 

@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coterie.corpora import Order
-from coterie.corpora.order import shuffled
+from coterie.corpora.order import Order, shuffled
 
 blocks = st.lists(st.integers(1, 40), min_size=1, max_size=12).map(np.array)
 cases = st.lists(st.tuples(blocks, st.integers(1, 9)), min_size=1, max_size=4)

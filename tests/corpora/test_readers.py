@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.corpora.conftest import table
 
-from coterie import corpora
+from coterie.corpora.documents import read_corpus
 from coterie.corpora.lines import Bad, Row
 from coterie.corpora.rows import rows
 from coterie.corpora.sources import resolve
@@ -112,7 +112,7 @@ def test_any_bytes_are_rows_bad_rows_or_one_clear_error(name: str, tmp_path: Pat
     recipe = {"path": str(path), "format": name, "bad_rows": {"share": 1.0, "most": 1000}, "encoding": "utf-8"}
     store = Store(tmp_path / f"store-{data.draw(st.integers(0, 2**60))}")
     try:
-        made = corpora.documents(store, Corpus.model_validate(recipe), label="c")
+        made = read_corpus(store, Corpus.model_validate(recipe), label="c")
     except RequestError as error:
         message = str(error)
         assert "corpora.c" in message or str(path) in message
@@ -207,7 +207,7 @@ def test_what_is_set_aside_can_be_put_back(store: Store, tmp_path: Path) -> None
     path = tmp_path / "x.jsonl"
     path.write_bytes(b"".join(lines))
     corpus = Corpus.model_validate({"path": str(path), "bad_rows": {"share": 1, "most": 3}})
-    made = corpora.documents(store, corpus, label="c")
+    made = read_corpus(store, corpus, label="c")
     aside = [json.loads(row) for row in made.file("quarantine.jsonl").read_text().splitlines()]
     assert [(row["line"], row["offset"], row["reason"]) for row in aside] == [
         (2, 16, "byte 0xE9 at offset 29 is not UTF-8 (looks like latin-1)"),
@@ -233,7 +233,7 @@ def test_a_folder_of_text_files(store: Store, tmp_path: Path) -> None:
     for name, content in files.items():
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "in" / name).write_text(content)
-    made = corpora.documents(store, Corpus(path=str(tmp_path / "in"), columns=("folder",)), label="c")
+    made = read_corpus(store, Corpus(path=str(tmp_path / "in"), columns=("folder",)), label="c")
     assert {(d["id"], d["text"], d["folder"]) for d in table(made)} == {
         ("a.txt", "A", ""),
         ("sub/b.md", "B", "sub"),

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from tests.corpora.conftest import table
 
-from coterie import corpora
-from coterie.corpora import Blocks
+from coterie.corpora.blocks import Blocks, pack_blocks
+from coterie.corpora.documents import read_corpus
+from coterie.corpora.tokenizer import make_tokenizer
 from coterie.corpora.tokenizer_settings import TrainedTokenizer
 from coterie.corpora.windows import Window
 from coterie.select.corpus import Corpus
@@ -47,13 +48,13 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 def read(store: Store, file: str) -> Artifact:
-    return corpora.documents(store, Corpus.model_validate({"path": str(DATA / file), **FILES[file]}), label="c")
+    return read_corpus(store, Corpus.model_validate({"path": str(DATA / file), **FILES[file]}), label="c")
 
 
 @pytest.fixture(scope="module")
 def tokenizer(store: Store) -> Artifact:
     documents = [read(store, file) for file in ("mbpp/mbpp.jsonl", "qmsum/qmsum_compact.jsonl")]
-    return corpora.tokenizer(store, TrainedTokenizer(train="bpe", vocab_size=2048), documents, label="tokenizer")
+    return make_tokenizer(store, TrainedTokenizer(train="bpe", vocab_size=2048), documents, label="tokenizer")
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -87,7 +88,7 @@ def test_blocks_hold_what_the_documents_say(store: Store, tokenizer: Artifact, f
 
     stock = AutoTokenizer.from_pretrained(tokenizer.path)
     documents = read(store, file)
-    made = Blocks.open(corpora.blocks(store, documents, tokenizer, split="test", length=512, label="test"))
+    made = Blocks.open(pack_blocks(store, documents, tokenizer, split="test", length=512, label="test"))
     rows = [row for row in table(documents) if row["split"] == "test"]
     assert made.documents["id"].to_list() == [row["id"] for row in rows]
     for number, row in enumerate(rows):
@@ -106,9 +107,7 @@ def test_windows_share_the_documents_out(store: Store, tokenizer: Artifact) -> N
     seen: list[str] = []
     for year in range(2013, 2025, 2):
         window = Window(start=date(year, 1, 1), end=date(year + 2, 1, 1))
-        made = Blocks.open(
-            corpora.blocks(store, documents, tokenizer, split="valid", length=256, window=window, label="valid")
-        )
+        made = Blocks.open(pack_blocks(store, documents, tokenizer, split="valid", length=256, window=window, label="valid"))
         assert set(made.documents["slice"]) == {f"{year}-{year + 1}"}
         assert np.isin(made.tokens_per_block, np.arange(2, 257)).all()
         seen += made.documents["id"].to_list()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tests.corpora.conftest import table
 
-from coterie import corpora
+from coterie.corpora.documents import read_corpus
 from coterie.corpora.sources import resolve
 from coterie.errors import RequestError
 from coterie.select.corpus import Corpus
@@ -49,11 +49,11 @@ def test_saved_datasets_with_and_without_splits(tmp_path: Path, store: Store) ->
     assert len(names(str(tmp_path / "saved"))) == 2
     (only,) = names(str(tmp_path / "saved"), split_name="test")
     assert only[1] == "arrow"
-    made = corpora.documents(store, Corpus(path=str(tmp_path / "saved"), split_name="test"), label="c")
+    made = read_corpus(store, Corpus(path=str(tmp_path / "saved"), split_name="test"), label="c")
     assert {row["text"] for row in table(made)} == {"test 0", "test 1", "test 2"}
     selected = parts["train"].select([2, 0])  # an index mapping is written out by save_to_disk
     selected.save_to_disk(tmp_path / "selected")
-    made = corpora.documents(store, Corpus(path=str(tmp_path / "selected")), label="c")
+    made = read_corpus(store, Corpus(path=str(tmp_path / "selected")), label="c")
     assert {row["text"] for row in table(made)} == {"train 2", "train 0"}
     with pytest.raises(RequestError, match="no split 'valid'"):
         names(str(tmp_path / "saved"), split_name="valid")
@@ -75,13 +75,13 @@ def test_a_hub_dataset_is_read_from_what_the_library_keeps(
         return kept if split is None else kept[split]
 
     monkeypatch.setattr(datasets, "load_dataset", fetch)
-    whole = corpora.documents(store, Corpus(hub="a/b", config="c", revision="d"), label="c")
-    part = corpora.documents(store, Corpus(hub="a/b", split_name="test"), label="c")
+    whole = read_corpus(store, Corpus(hub="a/b", config="c", revision="d"), label="c")
+    part = read_corpus(store, Corpus(hub="a/b", split_name="test"), label="c")
     assert asked == [("a/b", "c", "d", None), ("a/b", None, None, "test")]
     assert len(table(whole)) == 6
     assert {row["text"] for row in table(part)} == {"test 0", "test 1", "test 2"}
     with pytest.raises(RequestError, match=r"set corpora\.c\.limit"):
-        corpora.documents(store, Corpus(hub="a/b", split_name="test[:10%]"), label="c")
+        read_corpus(store, Corpus(hub="a/b", split_name="test[:10%]"), label="c")
 
 
 @pytest.mark.parametrize(

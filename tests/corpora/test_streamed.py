@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from tests.corpora.conftest import table
 
-from coterie import corpora
 from coterie.corpora import hub_stream as streamed
+from coterie.corpora.documents import read_corpus
 from coterie.errors import RequestError
 from coterie.select.corpus import Corpus
 from coterie.store import DryStore, Store
@@ -46,7 +46,7 @@ def test_each_window_gets_its_tokens_in_one_pass_and_no_row_more_is_read(tmp_pat
 
     monkeypatch.setattr(streamed, "_stream", counting)
     store = Store(tmp_path / "store")
-    made = corpora.documents(store, corpus(tmp_path / "data"), label="web")
+    made = read_corpus(store, corpus(tmp_path / "data"), label="web")
     rows = table(made)
     by_window = {2013: 0, 2015: 0}
     for row in rows:
@@ -57,10 +57,10 @@ def test_each_window_gets_its_tokens_in_one_pass_and_no_row_more_is_read(tmp_pat
     assert len(read) < 100, "the stream was read past what was needed"
     assert read == ROWS[: len(read)]
     count = len(read)
-    again = corpora.documents(Store(tmp_path / "store"), corpus(tmp_path / "data"), label="other")
+    again = read_corpus(Store(tmp_path / "store"), corpus(tmp_path / "data"), label="other")
     assert again.digest == made.digest
     assert len(read) == count
-    more = corpora.documents(store, corpus(tmp_path / "data", stream={"windows": WINDOWS, "tokens": 400}), label="web")
+    more = read_corpus(store, corpus(tmp_path / "data", stream={"windows": WINDOWS, "tokens": 400}), label="web")
     assert more.facts["kept"] > made.facts["kept"]
 
 
@@ -68,7 +68,7 @@ def test_a_stream_that_ends_early_says_which_window_is_short(tmp_path: Path, mon
     heard: list[str] = []
     monkeypatch.setattr(streamed, "say", heard.append)
     asked = corpus(tmp_path / "data", stream={"windows": {**WINDOWS, "end": "2019-01-01"}, "tokens": 3000})
-    made = corpora.documents(Store(tmp_path / "store"), asked, label="web")
+    made = read_corpus(Store(tmp_path / "store"), asked, label="web")
     assert made.facts["kept"] == 500  # all but 2012's
     assert [line.strip().split(" has ")[0] for line in heard] == [
         "web: [2013-01-01, 2015-01-01)",
@@ -82,7 +82,7 @@ def test_a_dry_run_fetches_nothing(tmp_path: Path, monkeypatch) -> None:
         raise AssertionError("the stream was opened")
 
     monkeypatch.setattr(streamed, "_stream", never)
-    assert corpora.documents(DryStore(tmp_path / "store"), corpus(tmp_path / "data"), label="web").planned
+    assert read_corpus(DryStore(tmp_path / "store"), corpus(tmp_path / "data"), label="web").planned
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_a_dry_run_fetches_nothing(tmp_path: Path, monkeypatch) -> None:
 def test_what_cannot_be_streamed_is_said(tmp_path: Path, changes: dict, says: str, monkeypatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(RequestError, match=says):
-        corpora.documents(Store(tmp_path / "store"), corpus(tmp_path / "data", **changes), label="web")
+        read_corpus(Store(tmp_path / "store"), corpus(tmp_path / "data", **changes), label="web")
 
 
 def test_a_stream_needs_what_fixes_its_data() -> None:

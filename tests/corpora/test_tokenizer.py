@@ -14,7 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.corpora.conftest import Make, table
 
-from coterie import corpora
+from coterie.corpora.blocks import Blocks, pack_blocks
+from coterie.corpora.documents import read_corpus
+from coterie.corpora.tokenizer import make_tokenizer
 from coterie.corpora.tokenizer_settings import TrainedTokenizer
 from coterie.errors import RequestError
 from coterie.store import Artifact, DryStore, Store
@@ -31,8 +33,8 @@ def opened(tmp_path_factory: pytest.TempPathFactory):
 
     folder = tmp_path_factory.mktemp("tokenizer")
     store = Store(folder / "store")
-    documents = corpora.documents(store, Corpus(path=str(write_jsonl(folder / "x.jsonl", ROWS))), label="c")
-    made = corpora.tokenizer(store, TrainedTokenizer(train="bpe", vocab_size=320), [documents], label="t")
+    documents = read_corpus(store, Corpus(path=str(write_jsonl(folder / "x.jsonl", ROWS))), label="c")
+    made = make_tokenizer(store, TrainedTokenizer(train="bpe", vocab_size=320), [documents], label="t")
     return AutoTokenizer.from_pretrained(made.path), made
 
 
@@ -55,13 +57,15 @@ def test_stock_transformers_knows_its_special_tokens(opened) -> None:
 
 def test_training_is_the_same_in_every_process(make: Make, store: Store, tmp_path: Path) -> None:
     documents = make(ROWS)
-    one = corpora.tokenizer(store, TrainedTokenizer(train="bpe", vocab_size=320), [documents], label="t")
+    one = make_tokenizer(store, TrainedTokenizer(train="bpe", vocab_size=320), [documents], label="t")
     code = (
-        "import sys\nfrom tokenizers import *\nfrom coterie import corpora\nfrom coterie.recipe import *\n"
+        "import sys\nfrom coterie.corpora.documents import read_corpus\n"
+        "from coterie.corpora.tokenizer import make_tokenizer\nfrom coterie.select.corpus import Corpus\n"
+        "from coterie.corpora.tokenizer_settings import TrainedTokenizer\n"
         "from coterie.store import *\n"
         "store = Store(sys.argv[1])\n"
-        "d = corpora.documents(store, Corpus(path=sys.argv[2]), label='other')\n"
-        "print(corpora.tokenizer(store, TrainedTokenizer(train='bpe', vocab_size=320), [d], label='t').digest)"
+        "d = read_corpus(store, Corpus(path=sys.argv[2]), label='other')\n"
+        "print(make_tokenizer(store, TrainedTokenizer(train='bpe', vocab_size=320), [d], label='t').digest)"
     )
     for parallel in ("true", "false"):
         out = subprocess.run(
@@ -77,17 +81,17 @@ def test_training_is_the_same_in_every_process(make: Make, store: Store, tmp_pat
 def test_only_training_documents_are_read_and_the_order_of_corpora_does_not_matter(make: Make, store: Store) -> None:
     a, b = make(ROWS[:40], file="a.jsonl"), make(ROWS[40:], file="b.jsonl")
     spec = TrainedTokenizer(train="bpe", vocab_size=300)
-    one, two = (corpora.tokenizer(store, spec, list(order), label="t") for order in ((a, b), (b, a)))
+    one, two = (make_tokenizer(store, spec, list(order), label="t") for order in ((a, b), (b, a)))
     assert one.digest == two.digest
     assert one.facts["documents"] == sum(d.facts["splits"]["train"]["documents"] for d in (a, b))
-    assert corpora.tokenizer(store, spec.model_copy(update={"corpora": ("a", "b")}), [a, b], label="t").digest == one.digest
+    assert make_tokenizer(store, spec.model_copy(update={"corpora": ("a", "b")}), [a, b], label="t").digest == one.digest
 
 
 def test_held_out_documents_teach_it_nothing(make: Make, store: Store) -> None:
     split = {"split": {"group": "g", "test": 0.4, "valid": 0.1}, "id": "g"}
     where = {row["id"]: row["split"] for row in table(make([{"text": f"{g}", "g": f"g{g}"} for g in range(40)], **split))}
     rows = [{"text": f"{g} " + ("cat" if s == "train" else "qzx") * 50, "g": g} for g, s in where.items()]
-    made = corpora.tokenizer(store, TrainedTokenizer(train="bpe", vocab_size=280), [make(rows, **split)], label="t")
+    made = make_tokenizer(store, TrainedTokenizer(train="bpe", vocab_size=280), [make(rows, **split)], label="t")
     vocabulary = json.loads(made.file("tokenizer.json").read_text())["model"]["vocab"]
     assert "cat" in vocabulary
     assert not any("qz" in token or "zx" in token for token in vocabulary)
@@ -95,7 +99,7 @@ def test_held_out_documents_teach_it_nothing(make: Make, store: Store) -> None:
 
 def test_a_vocabulary_below_the_bytes_is_refused(store: Store, make: Make) -> None:
     with pytest.raises(RequestError, match="vocabulary is too small"):
-        corpora.tokenizer(store, TrainedTokenizer(train="bpe", vocab_size=256), [make(ROWS)], label="t")
+        make_tokenizer(store, TrainedTokenizer(train="bpe", vocab_size=256), [make(ROWS)], label="t")
 
 
 def test_an_existing_one_is_copied_and_known_by_its_files(store: Store, opened, tmp_path: Path) -> None:
@@ -107,30 +111,30 @@ def test_an_existing_one_is_copied_and_known_by_its_files(store: Store, opened, 
     config = json.loads((source / "tokenizer_config.json").read_text())
     del config["bos_token"]
     (source / "tokenizer_config.json").write_text(json.dumps(config))
-    assert corpora.tokenizer(DryStore(store.root), str(source), [], label="t").planned
-    copy = corpora.tokenizer(store, str(source), [], label="t")
+    assert make_tokenizer(DryStore(store.root), str(source), [], label="t").planned
+    copy = make_tokenizer(store, str(source), [], label="t")
     assert copy.content("tokenizer.json") == made.content("tokenizer.json")
     assert copy.facts == {"vocab_size": 320, "bos_id": 0, "eos_id": 0, "documents": 0}
     moved = shutil.move(source, tmp_path / "moved")
-    assert corpora.tokenizer(store, str(moved), [], label="renamed").digest == copy.digest
+    assert make_tokenizer(store, str(moved), [], label="renamed").digest == copy.digest
     (tmp_path / "moved" / "tokenizer_config.json").write_text(
         json.dumps({**config, "auto_map": {"AutoTokenizer": ["x.X", None]}})
     )
     with pytest.raises(RequestError, match="run code of its own"):
-        corpora.tokenizer(store, str(moved), [], label="t")
+        make_tokenizer(store, str(moved), [], label="t")
     (tmp_path / "moved" / "tokenizer.json").unlink()
     with pytest.raises(RequestError, match=r"no tokenizer\.json"):
-        corpora.tokenizer(store, str(moved), [], label="t")
+        make_tokenizer(store, str(moved), [], label="t")
 
 
 def test_a_hub_tokenizer_without_a_network_says_what_to_set(store: Store) -> None:
     with pytest.raises(RequestError, match=r"set base\.tokenizer"):
-        corpora.tokenizer(store, "nobody/nothing", [], label="t")
+        make_tokenizer(store, "nobody/nothing", [], label="t")
 
 
 def test_special_tokens_written_in_a_document_are_text(store: Store, make: Make, trained: Artifact) -> None:
     documents = make([{"text": "a<|endoftext|>b"}], split={"valid": 0, "test": 0})
-    made = corpora.Blocks.open(corpora.blocks(store, documents, trained, split="train", length=32, label="b"))
+    made = Blocks.open(pack_blocks(store, documents, trained, split="train", length=32, label="b"))
     ids = made.ids[0][made.document[0] >= 0]
     assert (ids == 0).sum() == 2
     assert ids[0] == ids[-1] == 0

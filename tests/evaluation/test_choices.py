@@ -14,12 +14,13 @@ from tests.mixtures import built
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from coterie import mixtures
 from coterie.errors import RequestError, WorkError
-from coterie.evaluation import Asked, evaluate_choices, read_questions, score_options, tables
-from coterie.evaluation.choices import _mark
+from coterie.evaluation.choices import Asked, _mark, evaluate_choices, score_options
+from coterie.evaluation.evaluation_files import tables
 from coterie.evaluation.metrics import Choices
-from coterie.evaluation.questions import Question
+from coterie.evaluation.questions import Question, read_questions
+from coterie.mixtures.load import load
+from coterie.mixtures.outputs.outputs_actions import materialise
 from coterie.store import Store
 
 TEXT = [
@@ -131,7 +132,7 @@ def test_a_mixture_answers_only_where_an_expert_may(tmp_path: Path, store: Store
     """Two experts whose knowledge ends with 2014 and with 2015: nobody, the first alone, both."""
     seated = built.members(store, tiny_tokenizer)
     made = built.whole(store, tiny_tokenizer, built.recipe(seated, eligible="strict"), seated)
-    mixture = mixtures.load(mixtures.materialise(made, seated, tmp_path / "mixture"))
+    mixture = load(materialise(made, seated, tmp_path / "mixture"))
     days = [date(year, 6, 1).toordinal() for year in (2014, 2015, 2016)]
     asked = [question("the cat ", "sat on the mat", "x + 1", time=d) for d in days]
     found = score_options(mixture, mixture.tokenizer, asked, batch_size=3)

@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from coterie.experts.train_settings import Train
-from coterie.models import initialise
+from coterie.models.initialise import initialise
 from coterie.recipe.base import FreshBase
 from coterie.store import Action, Artifact, Store
 

@@ -8,10 +8,11 @@ import torch
 from safetensors.numpy import load_file
 from tests.experts.making import LENGTH, base, blocks, settings
 
-from coterie.corpora import Blocks
-from coterie.experts import score, train
+from coterie.corpora.blocks import Blocks
 from coterie.experts import scores as scoring
-from coterie.models import logprob, open_model
+from coterie.experts.expert_actions import score_expert, train_expert
+from coterie.models import logprob
+from coterie.models.open import open_model
 from coterie.store import Store
 
 torch.set_num_threads(1)
@@ -20,7 +21,7 @@ torch.set_num_threads(1)
 def test_scores_are_each_document_alone(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scoring, "TOKENS_AT_ONCE", 5 * LENGTH)  # batches of 5, the last one short
     expert, source = base(store), blocks(store, 13, fill=0.5)
-    made = score(store, expert, source)
+    made = score_expert(store, expert, source)
     logp = load_file(made.file("scores.safetensors"))["logp"]
     packed, model = Blocks.open(source), open_model(expert)
     assert logp.shape == (13, LENGTH - 1)
@@ -43,25 +44,25 @@ def test_scores_are_each_document_alone(store: Store, monkeypatch: pytest.Monkey
 
 def test_an_expert_is_run_once_and_never_again(store: Store) -> None:
     expert, source = base(store), blocks(store, 13)
-    first = score(store, expert, source)
+    first = score_expert(store, expert, source)
     before = logprob.RUNS
-    assert score(Store(store.root), expert, source, label="renamed").digest == first.digest
+    assert score_expert(Store(store.root), expert, source, label="renamed").digest == first.digest
     assert before == logprob.RUNS
-    score(store, expert, blocks(store, 14))
+    score_expert(store, expert, blocks(store, 14))
     assert before < logprob.RUNS
 
 
 def test_an_adapter_is_scored_on_its_base(store: Store) -> None:
     start, source = base(store), blocks(store, 13)
-    adapter = train(store, start=start, blocks=[source], kind="lora", train=settings(), seed=1)
-    adapted, plain = score(store, adapter, source, base=start), score(store, start, source)
+    adapter = train_expert(store, start=start, blocks=[source], kind="lora", train=settings(), seed=1)
+    adapted, plain = score_expert(store, adapter, source, base=start), score_expert(store, start, source)
     assert adapted.facts["nll"] < plain.facts["nll"]
 
 
 def test_scores_do_not_depend_on_the_batch(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     expert, source = base(store, "qwen3"), blocks(store, 13)
-    first = load_file(score(store, expert, source).file("scores.safetensors"))["logp"]
+    first = load_file(score_expert(store, expert, source).file("scores.safetensors"))["logp"]
     monkeypatch.setattr(scoring, "TOKENS_AT_ONCE", 1)
     other = Store(store.root.parent / "other")
-    again = load_file(score(other, expert, source).file("scores.safetensors"))["logp"]
+    again = load_file(score_expert(other, expert, source).file("scores.safetensors"))["logp"]
     np.testing.assert_allclose(again, first, atol=1e-5)

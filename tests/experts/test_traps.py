@@ -10,7 +10,8 @@ import torch
 from tests.experts.making import base, blocks, settings
 
 from coterie.errors import RequestError, WorkError
-from coterie.experts import loop, train
+from coterie.experts import loop
+from coterie.experts.expert_actions import train_expert
 from coterie.store import Store
 
 torch.set_num_threads(1)
@@ -24,7 +25,7 @@ def published(store: Store) -> list[Path]:
 
 def test_a_diverged_run_stops_and_is_never_published(store: Store) -> None:
     with pytest.raises(WorkError, match="diverged") as caught:
-        train(
+        train_expert(
             store,
             start=base(store),
             blocks=[blocks(store)],
@@ -52,7 +53,7 @@ def test_what_is_not_finite_is_named_with_its_step(
 
     monkeypatch.setattr(loop.Loop, "training_step", poisoned)
     with pytest.raises(WorkError, match=message) as caught:
-        train(store, start=base(store), blocks=[blocks(store)], train=settings(), seed=1)
+        train_expert(store, start=base(store), blocks=[blocks(store)], train=settings(), seed=1)
     assert what == "weight" or caught.value.where == "step 5"
     assert not published(store)
 
@@ -93,14 +94,14 @@ def test_the_environment_cannot_change_the_run(
     store: Store, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], refused: bool
 ) -> None:
     inputs = {"start": base(store), "blocks": [blocks(store)], "train": settings(), "seed": 1}
-    expected = train(Store(store.root.parent / "other"), **inputs).digest
+    expected = train_expert(Store(store.root.parent / "other"), **inputs).digest
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     if not refused:
-        assert train(store, **inputs).digest == expected
+        assert train_expert(store, **inputs).digest == expected
         return
     with pytest.raises(RequestError, match="environment") as caught:
-        train(store, **inputs)
+        train_expert(store, **inputs)
     assert "unset" in caught.value.do
     assert not published(store)
 
@@ -109,7 +110,7 @@ def test_settings_that_would_change_a_run_silently_are_off(store: Store, monkeyp
     kept: list[loop.Loop] = []
     plain = loop.Loop.train
     monkeypatch.setattr(loop.Loop, "train", lambda self, **given: (kept.append(self), plain(self, **given))[1])
-    train(store, start=base(store), blocks=[blocks(store)], train=settings(), seed=1)
+    train_expert(store, start=base(store), blocks=[blocks(store)], train=settings(), seed=1)
     args = kept[0].args
     assert not args.logging_nan_inf_filter
     assert args.label_smoothing_factor == 0.0

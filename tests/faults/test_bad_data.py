@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import zstandard
 
-from coterie import corpora
+from coterie.corpora.documents import read_corpus
 from coterie.errors import RequestError
 from coterie.select.corpus import Corpus
 from coterie.store import Store
@@ -26,7 +26,7 @@ BEAR = {"bad_rows": {"share": 1.0, "most": 100}}
 def read(folder: Path, data: bytes, name: str = "x.jsonl", **recipe: Any) -> Any:
     (folder / name).write_bytes(data)
     corpus = Corpus.model_validate({"path": str(folder / name), **recipe})
-    return corpora.documents(Store(folder / "store"), corpus, label="code")
+    return read_corpus(Store(folder / "store"), corpus, label="code")
 
 
 def refused(folder: Path, data: bytes, name: str = "x.jsonl", **recipe: Any) -> str:
@@ -303,7 +303,7 @@ def test_data_edited_under_the_same_name_size_and_time_is_other_data(tmp_path: P
     (tmp_path / "x.jsonl").write_bytes(GOOD * 2 + GOOD.replace(b"good", b"evil"))
     os.utime(tmp_path / "x.jsonl", ns=(status.st_atime_ns, status.st_mtime_ns))
     corpus = Corpus(path=str(tmp_path / "x.jsonl"))
-    assert corpora.documents(Store(tmp_path / "store"), corpus, label="code").digest != one.digest
+    assert read_corpus(Store(tmp_path / "store"), corpus, label="code").digest != one.digest
 
 
 def test_a_file_that_may_not_be_read(tmp_path: Path) -> None:
@@ -312,12 +312,12 @@ def test_a_file_that_may_not_be_read(tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").write_bytes(GOOD)
     (tmp_path / "x.jsonl").chmod(0)
     with pytest.raises(RequestError, match="Permission denied"):
-        corpora.documents(Store(tmp_path / "store"), Corpus(path=str(tmp_path / "x.jsonl")), label="code")
+        read_corpus(Store(tmp_path / "store"), Corpus(path=str(tmp_path / "x.jsonl")), label="code")
 
 
 def test_a_hub_dataset_without_a_network_says_which_path_to_set(tmp_path: Path) -> None:
     with pytest.raises(RequestError) as caught:
-        corpora.documents(Store(tmp_path), Corpus(hub="truthfulqa/truthful_qa", config="generation"), label="truthfulqa")
+        read_corpus(Store(tmp_path), Corpus(hub="truthfulqa/truthful_qa", config="generation"), label="truthfulqa")
     assert str(caught.value) == (
         "the dataset 'truthfulqa/truthful_qa' cannot be fetched\n"
         "  where:    corpora.truthfulqa\n"

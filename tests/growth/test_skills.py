@@ -10,13 +10,12 @@ import pytest
 import torch
 from tests.tiny import V, blocks_artifact, llama
 
-from coterie.corpora import Blocks
+from coterie.corpora.blocks import Blocks
 from coterie.errors import RequestError
-from coterie.growth import Library
-from coterie.growth import features as features_verb
-from coterie.growth import library as library_verb
 from coterie.growth.document_features import of
-from coterie.growth.skills import read_features
+from coterie.growth.growth_actions import features as features_verb
+from coterie.growth.growth_actions import make_library as library_verb
+from coterie.growth.skills import Library, read_features
 from coterie.store import Store
 
 

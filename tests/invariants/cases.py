@@ -12,7 +12,8 @@ from tests.routing.cases import RECIPES
 from tests.tiny import V, pool
 from transformers import PreTrainedModel
 
-from coterie.mixtures import OutputsConfig, OutputsMixture
+from coterie.mixtures.outputs.outputs_config import OutputsConfig
+from coterie.mixtures.outputs.outputs_mixture import OutputsMixture
 
 DAY = date(2015, 1, 1)
 TIMES = [None, "2014-06-01", "2015-01-01", "2015-07-15", "2017-01-01"]

@@ -9,10 +9,15 @@ import numpy as np
 import pytest
 from tests.tiny import expert_artifact, llama, scores_artifact
 
-from coterie import corpora
-from coterie.evaluation import TokenLosses, check_leaks, evaluate_choices, evaluate_losses, read_questions, tables
-from coterie.evaluation.choices import Asked
+from coterie.corpora.blocks import Blocks, pack_blocks
+from coterie.corpora.documents import read_corpus
+from coterie.corpora.tokenizer import make_tokenizer
+from coterie.evaluation.choices import Asked, evaluate_choices
+from coterie.evaluation.evaluation_files import tables
+from coterie.evaluation.leaks import check_leaks
+from coterie.evaluation.losses import TokenLosses, evaluate_losses
 from coterie.evaluation.metrics import Choices, Losses
+from coterie.evaluation.questions import read_questions
 from coterie.select.corpus import Corpus
 from coterie.store import Artifact, Store
 
@@ -36,13 +41,13 @@ def parts(tmp_path: Path, store: Store, tiny_tokenizer: Path) -> dict[str, tuple
     tested = texts(1, 40)
     copies = [t.replace(" ", "\n ") for t in tested[:20]]
     near = [t + " and so it ended" for t in tested[20:30]]
-    reader = corpora.tokenizer(store, str(tiny_tokenizer), [], label="tokenizer")
+    reader = make_tokenizer(store, str(tiny_tokenizer), [], label="tokenizer")
 
     def part(name: str, documents: list[str], split: str, shares: dict) -> tuple[Artifact, Artifact]:
         path = write(tmp_path / f"{name}.jsonl", [{"id": f"{name}-{i}", "text": t} for i, t in enumerate(documents)])
         corpus = Corpus.model_validate({"path": str(path), "text": "text", "id": "id", "split": shares})
-        read = corpora.documents(store, corpus, label=name)
-        return corpora.blocks(store, read, reader, split=split, length=64, label=name), read
+        read = read_corpus(store, corpus, label=name)
+        return pack_blocks(store, read, reader, split=split, length=64, label=name), read
 
     return {
         "tested": part("tested", tested, "test", {"valid": 0.0, "test": 0.5}),
@@ -53,8 +58,8 @@ def parts(tmp_path: Path, store: Store, tiny_tokenizer: Path) -> dict[str, tuple
 def test_nothing_evaluated_was_trained_on(parts: dict, store: Store, tiny_tokenizer: Path) -> None:
     (blocks, _), (trained, _) = parts["tested"], parts["trained"]
     check = check_leaks(store, evaluated=[parts["tested"]], trained=[parts["trained"]])
-    by_id = dict(corpora.Blocks.open(blocks).documents.select("id", "content").iter_rows())
-    known = set(corpora.Blocks.open(trained).documents["content"])
+    by_id = dict(Blocks.open(blocks).documents.select("id", "content").iter_rows())
+    known = set(Blocks.open(trained).documents["content"])
     leaked = {i for i, content in by_id.items() if content in known}
     assert leaked == {i for i in by_id if int(i.removeprefix("tested-")) < 20}
     assert leaked
@@ -111,7 +116,7 @@ def test_every_number_has_a_source(parts: dict, store: Store, tmp_path: Path, ti
     assert source["models"] == {"x": expert.digest}
     assert source["data"] == {"c": blocks.digest}
     assert (store.root / "evaluations" / source["artifact"]).is_dir()
-    assert source["tokens"] == int((corpora.Blocks.open(blocks).target[:, 1:] != 0).sum())
+    assert source["tokens"] == int((Blocks.open(blocks).target[:, 1:] != 0).sum())
     assert (source["seed"], source["bootstrap"]) == (3, 20)
 
     rows = [{"question": "the cat", "options": ["sat on", "x"], "label": 0}] * 3

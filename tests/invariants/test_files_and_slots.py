@@ -15,7 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
-from coterie.mixtures import load, materialise
+from coterie.mixtures.load import load
+from coterie.mixtures.outputs.outputs_actions import materialise
 from coterie.routing.output_routers import Linear, Posterior, Uniform
 from coterie.store import Store
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from tests.experts.making import base, blocks, settings
 
 from coterie.errors import RequestError, WorkError
-from coterie.experts import train
+from coterie.experts.expert_actions import train_expert
 from coterie.experts.train_settings import Train
 from coterie.store import Artifact, Store
 
@@ -31,7 +31,7 @@ CASES = {
 
 def expert(store: Store, **changes: object) -> Artifact:
     """The data is uneven on purpose: rows of the two ranks hold different numbers of targets."""
-    return train(
+    return train_expert(
         store,
         start=base(store),
         blocks=[blocks(store, 20, fill=0.4), blocks(store, 9, seed=1, masked=0.9)],

@@ -18,10 +18,11 @@ from tests.experts.making import base, blocks, settings
 
 from coterie import progress
 from coterie.errors import WorkError
-from coterie.experts import loop, resume, train
+from coterie.experts import loop, resume
 from coterie.experts import training_files as outcome
+from coterie.experts.expert_actions import train_expert
 from coterie.experts.interrupt import Interrupt
-from coterie.models import checkpoint
+from coterie.models.checkpoint import checkpoint
 from coterie.store import Artifact, Store
 
 torch.set_num_threads(1)
@@ -107,7 +108,7 @@ class Case:
                 config = json.loads((folder / "config.json").read_text())
                 (folder / "config.json").write_text(json.dumps(config | {"resid_pdrop": 0.3, "attn_pdrop": 0.3}))
             start = checkpoint(folder)
-        return train(
+        return train_expert(
             store,
             start=start,
             blocks=[blocks(store, 20), blocks(store, 9, seed=1)],

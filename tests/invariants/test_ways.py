@@ -16,8 +16,10 @@ from tests.mixtures.built import DOCUMENTS, blocks, members, recipe, scores, who
 from tests.mixtures.built import TIMES as DATES
 from tests.routing.cases import RECIPES
 
-from coterie.mixtures import load, materialise, routed_nll
+from coterie.mixtures.load import load
+from coterie.mixtures.outputs.cached_scores import routed_nll
 from coterie.mixtures.outputs.mixture_cache import MixtureCache
+from coterie.mixtures.outputs.outputs_actions import materialise
 from coterie.store import Store
 
 times = st.sampled_from(TIMES)

@@ -12,8 +12,9 @@ from tests.tiny import artifact, blocks_artifact, expert_artifact, gpt2, llama, 
 from torch.nn import init
 
 from coterie.corpora.windows import Window
-from coterie.mixtures import Member, assemble, fit_router
+from coterie.mixtures.outputs.outputs_actions import assemble, fit_router
 from coterie.mixtures.outputs.outputs_place import OutputsSpec
+from coterie.mixtures.seats import Member
 from coterie.store import Artifact, Store
 
 DOCUMENTS = [[0, *[(7 * d + 3 * i) % 90 + 1 for i in range(4 + d % 9)]] for d in range(24)]

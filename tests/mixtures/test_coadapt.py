@@ -13,19 +13,23 @@ from safetensors.torch import load_file
 from tests.experts.making import LENGTH, VOCABULARY, blocks, tokenizer
 from tests.invariants.test_resume import after_step, killed
 
-from coterie import mixtures, models
 from coterie.corpora.windows import Window
 from coterie.errors import RequestError
 from coterie.experts.training_rows import batch
-from coterie.mixtures import Member, adapted, coadapt
+from coterie.mixtures.load import load
 from coterie.mixtures.outputs import coadaptation
+from coterie.mixtures.outputs.coadapt_action import adapted, coadapt
 from coterie.mixtures.outputs.coadaptation import Together, own_eligible
 from coterie.mixtures.outputs.outputs_place import OutputsSpec
-from coterie.models import initialise, open_model, parameters
+from coterie.mixtures.seats import Member
+from coterie.models import parameters
+from coterie.models.checkpoint import contents
+from coterie.models.initialise import initialise
+from coterie.models.open import open_model
 from coterie.models.packed_inputs import inputs
 from coterie.recipe.base import FreshBase
-from coterie.routing import Settings
-from coterie.routing import build as build_router
+from coterie.routing.fit import Settings
+from coterie.routing.routers import build as build_router
 from coterie.store import Artifact, Store
 
 torch.set_num_threads(1)
@@ -151,7 +155,7 @@ def test_every_step_moves_the_router_and_one_expert(tmp_path, monkeypatch):
     assert min(seen.values()) >= 3
     assert made.facts["loss"] < made.facts["start_loss"]
     for member, other in zip(members(store), adapted(made, members(store)), strict=True):
-        assert models.contents(member.artifact) != models.contents(other.artifact)
+        assert contents(member.artifact) != contents(other.artifact)
 
 
 def test_two_ranks_adapt_as_one(tmp_path):
@@ -220,7 +224,7 @@ def test_in_a_recipe(tmp_path: Path):
     plain, ours = ([s["expert"] for s in done.summary["slots"][name]] for name in ("learned", "coadapted"))
     assert not set(plain) & set(ours)
     table = done.summary["evaluation"]["losses"]
-    live = mixtures.load(tmp_path / "out" / "mixtures" / "coadapted")
+    live = load(tmp_path / "out" / "mixtures" / "coadapted")
     ids = torch.tensor([live.tokenizer("apple pear plum")["input_ids"]])
     assert not torch.equal(live.nll(ids, time="2024-01-01"), done.mixtures["learned"].nll(ids, time="2024-01-01"))
     assert table["coadapted"]["all"]["nll"] != table["learned"]["all"]["nll"]

@@ -14,7 +14,9 @@ from tests.tiny import V, expert_artifact, llama, write_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from coterie.errors import RequestError
-from coterie.mixtures import OutputsMixture, load, materialise
+from coterie.mixtures.load import load
+from coterie.mixtures.outputs.outputs_actions import materialise
+from coterie.mixtures.outputs.outputs_mixture import OutputsMixture
 from coterie.routing.output_routers import Linear
 from coterie.store import Store
 

@@ -15,9 +15,8 @@ from tests.tiny import blocks_artifact, tokenizer_artifact
 
 from coterie import progress
 from coterie.errors import WorkError
-from coterie.mixtures import fit_router, routed, routed_nll
-from coterie.mixtures.outputs.cached_scores import held_documents, open_scored
-from coterie.mixtures.outputs.outputs_actions import eligible_of
+from coterie.mixtures.outputs.cached_scores import held_documents, open_scored, routed_nll
+from coterie.mixtures.outputs.outputs_actions import eligible_of, fit_router, routed
 from coterie.mixtures.seats import eligibility
 from coterie.store import Artifact, DryStore, Store
 

@@ -12,7 +12,7 @@ from tests.tiny import V
 from transformers import AutoTokenizer, TextIteratorStreamer, pipeline
 
 from coterie.errors import RequestError
-from coterie.mixtures import OutputsMixture
+from coterie.mixtures.outputs.outputs_mixture import OutputsMixture
 from coterie.routing.output_routers import Linear, Posterior, Uniform
 
 PROMPTS = ["the cat", "def f(x): return", "On"]

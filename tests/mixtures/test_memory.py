@@ -11,7 +11,7 @@ import torch
 from tests.tiny import llama
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from coterie.mixtures import combine
+from coterie.mixtures.load import combine
 from coterie.models import logprob
 from coterie.routing.output_routers import Linear, Posterior, Uniform
 

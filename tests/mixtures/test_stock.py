@@ -10,7 +10,8 @@ from peft import LoraConfig, get_peft_model
 from tests.tiny import V, gpt2, llama
 from transformers import Trainer, TrainingArguments
 
-from coterie.mixtures import OutputsMixture, combine, load
+from coterie.mixtures.load import combine, load
+from coterie.mixtures.outputs.outputs_mixture import OutputsMixture
 from coterie.routing.output_routers import Linear
 
 

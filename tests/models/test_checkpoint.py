@@ -13,8 +13,10 @@ from safetensors.torch import load_file, save_file
 from tests.models.architectures import make
 
 from coterie.errors import RequestError
-from coterie.models import checkpoint, contents, open_model, parameters
+from coterie.models import parameters
+from coterie.models.checkpoint import checkpoint, contents
 from coterie.models.lora_settings import Lora
+from coterie.models.open import open_model
 from coterie.models.quiet import quiet, seeded
 
 

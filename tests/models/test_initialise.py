@@ -10,8 +10,11 @@ import torch
 from tests.experts.making import VOCABULARY, tokenizer
 from tests.models.architectures import make
 
-from coterie.models import checkpoint, device, initialise, open_model, parameters
+from coterie.models import device, parameters
+from coterie.models.checkpoint import checkpoint
+from coterie.models.initialise import initialise
 from coterie.models.lora_settings import Lora
+from coterie.models.open import open_model
 from coterie.recipe.base import FreshBase
 from coterie.store import DryStore, Store
 

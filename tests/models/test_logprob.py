@@ -10,8 +10,9 @@ from tests.models.architectures import VOCABULARY, make
 from torch import Tensor
 
 from coterie.errors import RequestError
-from coterie.models import log_probs, logprob, target_logp
+from coterie.models import logprob
 from coterie.models import packed_inputs as packing
+from coterie.models.logprob import log_probs, target_logp
 
 ARCHITECTURES = ["llama", "gpt2", "qwen3", "mistral", "qwen2", "olmo2", "gemma2", "cohere", "granite", "opt"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from hypothesis import strategies as st
 
-from coterie.routing import Router, build
 from coterie.routing.output_routers import Linear, Mlp, Posterior, Uniform
+from coterie.routing.routers import Router, build
 
 V = 20
 FEATURES = [("tokens",), ("posterior",), ("tokens", "posterior")]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from coterie.dates import ordinal
 from coterie.errors import RequestError
-from coterie.routing import Eligibility
+from coterie.routing.eligibility import Eligibility
 
 
 def biennial(rule: str, **more: int | None) -> Eligibility:

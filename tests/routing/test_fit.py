@@ -9,9 +9,9 @@ import pytest
 import torch
 from tests.routing.cases import RECIPES, V, random_inputs, random_router
 
-from coterie.routing import Scored, Settings, build, fit
-from coterie.routing.fit import objective
+from coterie.routing.fit import Scored, Settings, fit, objective
 from coterie.routing.output_routers import Linear, Mlp, Posterior, Uniform
+from coterie.routing.routers import build
 
 QUICK = Settings(epochs=8, learning_rate=0.05, batch_size=8)
 NO_PRIOR = torch.zeros(2)

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.routing.cases import RECIPES, V, random_inputs, random_router, recipes
 
-from coterie.routing import Policy, Router, build
 from coterie.routing.output_routers import Linear, Mlp, Posterior
+from coterie.routing.policy import Policy
+from coterie.routing.routers import Router, build
 
 
 def weights(router: Router, inputs: tuple, state: dict | None = None) -> torch.Tensor:

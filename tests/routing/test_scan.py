@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coterie.routing import decayed_sum
+from coterie.routing.scan import decayed_sum
 
 lengths = st.lists(st.integers(1, 9), min_size=1, max_size=6)
 decays = st.floats(0, 1)

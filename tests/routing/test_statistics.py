@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coterie.routing import Usage
+from coterie.routing.statistics import Usage
 from coterie.shares import gini
 
 

@@ -14,11 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.select.texts import corpus, edited, rows, true_jaccard, write
 
-from coterie import corpora
+from coterie.corpora.documents import read_corpus
 from coterie.errors import RequestError
-from coterie.experts.expert_settings import Expert
 from coterie.select import profile_shards as shards
-from coterie.select.chosen_corpus import router_targets, selected_documents
+from coterie.select.chosen_corpus import selected_documents
 from coterie.select.explain import why
 from coterie.select.selection import profile_corpus, selection
 from coterie.store import DryStore, Store
@@ -125,7 +124,7 @@ def test_a_corpus_with_a_selection_is_one_to_train_on(tmp_path: Path) -> None:
     documents = selected_documents(store, asked, label="c")
     table = pl.read_parquet(documents.file("documents.parquet"))
     whole = pl.read_parquet(
-        corpora.documents(store, asked.model_copy(update={"select": None}), label="c").file("documents.parquet")
+        read_corpus(store, asked.model_copy(update={"select": None}), label="c").file("documents.parquet")
     )
     facts = documents.facts
     assert facts["read"] == 300 == facts["kept"] + facts["filtered"] + facts["quarantined"]
@@ -138,9 +137,6 @@ def test_a_corpus_with_a_selection_is_one_to_train_on(tmp_path: Path) -> None:
         assert set(table.filter(pl.col("split") == split)["id"]) == set(whole.filter(pl.col("split") == split)["id"])
     assert {"topic", "cluster", "cluster_group"} <= set(table.columns)
     assert table.schema["time"] == pl.Date
-    experts = [Expert(name="first", corpus="c", where={"cluster": ["c00", "c01"]}), Expert(name="rest", corpus="c")]
-    target = router_targets(experts, "c", table)
-    assert target == ["first" if c in ("c00", "c01") else "rest" for c in table["cluster"]]
     plan = DryStore(tmp_path / "none")
     assert selected_documents(plan, asked, label="c").planned
     assert {kind for kind, *_ in plan.plan} == {"corpora", "profiles", "topics", "selections"}

@@ -40,7 +40,7 @@ _AT_ONCE = 1024
 """Blocks that are put together in memory."""
 
 
-def blocks(
+def pack_blocks(
     store: Store,
     documents: Artifact,
     tokenizer: Artifact,

@@ -20,7 +20,7 @@ _NOT_CONTENT = {"path", "hub", "config", "revision", "split_name", "format", "ba
 """Where the bytes are found, which the digest of the bytes replaces, and what does not change the result."""
 
 
-def documents(store: Store, corpus: Documents, *, label: str) -> Artifact:
+def read_corpus(store: Store, corpus: Documents, *, label: str) -> Artifact:
     """Read a corpus into ``documents.parquet``, ``quarantine.jsonl`` and ``facts.json``.
 
     Args:

@@ -33,7 +33,7 @@ _FILES = (
 )
 
 
-def tokenizer(store: Store, spec: TrainedTokenizer | str, documents: list[Artifact], *, label: str) -> Artifact:
+def make_tokenizer(store: Store, spec: TrainedTokenizer | str, documents: list[Artifact], *, label: str) -> Artifact:
     """Train a tokenizer, or store a copy of one.
 
     Args:

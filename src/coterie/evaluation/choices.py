@@ -178,7 +178,7 @@ def score_options(
 
 def _target_logp(model: Any, ids_BT: Any, times: list[int | None]) -> Any:
     if not hasattr(model, "nll"):
-        from coterie.models import target_logp
+        from coterie.models.logprob import target_logp
 
         return target_logp(model, ids_BT)
     return -model.nll(ids_BT, time=times)

@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 from coterie.errors import RequestError
-from coterie.models import checkpoint, contents
+from coterie.models.checkpoint import checkpoint, contents
 from coterie.spec.digest import digest
 from coterie.store import Action, Artifact, Store, sha256
 
@@ -35,8 +35,8 @@ def adopt(store: Store, folder: str | Path, base: Artifact, *, label: str) -> Ar
 
     def build(target: Path) -> None:
         from coterie.models import lora_files as adapters
-        from coterie.models import open_model
         from coterie.models.initialise import copy_tokenizer
+        from coterie.models.open import open_model
 
         model = open_model(base)
         adapter = adapters.read(folder, adapters.linears(model))

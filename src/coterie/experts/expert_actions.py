@@ -12,14 +12,15 @@ from typing import Any, Literal
 
 from coterie.errors import RequestError
 from coterie.experts.train_settings import Train
-from coterie.models import contents, device
+from coterie.models import device
+from coterie.models.checkpoint import contents
 from coterie.models.lora_settings import Lora
 from coterie.store import Action, Artifact, Store
 
 Kind = Literal["full", "ffn", "lora"]
 
 
-def train(
+def train_expert(
     store: Store,
     *,
     start: Artifact,
@@ -98,7 +99,7 @@ def snapshot(action: Action, step: int) -> Action:
     return Action(action.kind, spec, action.inputs, action.libraries, action.numerics)
 
 
-def score(
+def score_expert(
     store: Store, expert: Artifact, blocks: Artifact, *, base: Artifact | None = None, label: str = "scores"
 ) -> Artifact:
     """log P(ids[t+1] | its document up to t), fp32, of each block in the blocks' own order.

@@ -17,9 +17,10 @@ import torch
 from safetensors.numpy import save_file
 from torch import nn
 
-from coterie.corpora import Blocks
+from coterie.corpora.blocks import Blocks
 from coterie.experts.training_rows import require_fit
-from coterie.models import open_model, target_logp
+from coterie.models.logprob import target_logp
+from coterie.models.open import open_model
 from coterie.progress import bar
 from coterie.store import Artifact
 

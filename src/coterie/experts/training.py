@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from coterie.corpora import Blocks, Order
+from coterie.corpora.blocks import Blocks
+from coterie.corpora.order import Order
 from coterie.errors import RequestError
 from coterie.experts import expert_actions as verbs
 from coterie.experts import loop as loops

@@ -11,7 +11,8 @@ import numpy as np
 from coterie.errors import WorkError
 from coterie.experts.loop import Loop
 from coterie.experts.training_request import Request
-from coterie.models import contents, parameters
+from coterie.models import parameters
+from coterie.models.checkpoint import contents
 from coterie.models.initialise import copy_tokenizer
 
 

@@ -18,8 +18,9 @@ from coterie.experts import ranks
 from coterie.experts.expert_actions import Kind
 from coterie.experts.train_settings import Train
 from coterie.experts.training_job import Job
-from coterie.models import device, open_model, parameters
+from coterie.models import device, parameters
 from coterie.models.lora_settings import Lora
+from coterie.models.open import open_model
 from coterie.store import Action, Artifact, Store
 
 

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from coterie.corpora import Blocks, Order
+from coterie.corpora.blocks import Blocks
+from coterie.corpora.order import Order
 from coterie.errors import RequestError
 from coterie.models.packed_inputs import block_mask
 

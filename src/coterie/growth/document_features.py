@@ -14,9 +14,9 @@ from jaxtyping import Float
 from safetensors.numpy import save_file
 from torch import nn
 
-from coterie.corpora import Blocks
-from coterie.models import open_model
+from coterie.corpora.blocks import Blocks
 from coterie.models import packed_inputs as packing
+from coterie.models.open import open_model
 from coterie.progress import bar
 from coterie.store import Artifact
 

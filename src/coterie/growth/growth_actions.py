@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from coterie.models import contents, device
+from coterie.models import device
+from coterie.models.checkpoint import contents
 from coterie.store import Action, Artifact, Store
 
 
@@ -30,7 +31,7 @@ def features(store: Store, base: Artifact, blocks: Artifact, *, label: str) -> A
     return store.make(action, build, label=label)
 
 
-def library(
+def make_library(
     store: Store,
     skills: Mapping[str, tuple[Artifact, Artifact]],
     *,

@@ -15,7 +15,7 @@ from coterie.mixtures.adapters.adapters_mixture import AdaptersMixture
 from coterie.mixtures.layers.layers_mixture import LayersMixture
 from coterie.mixtures.outputs.outputs_config import OutputsConfig
 from coterie.mixtures.outputs.outputs_mixture import OutputsMixture
-from coterie.models import open_model
+from coterie.models.open import open_model
 from coterie.routing.output_routers import Uniform
 
 KINDS: dict[str, Any] = {kind.config_class.model_type: kind for kind in (OutputsMixture, LayersMixture, AdaptersMixture)}

@@ -18,7 +18,7 @@ from transformers import GenerationMixin, PreTrainedModel
 
 from coterie.mixtures.completion import complete
 from coterie.mixtures.query import Query, Times
-from coterie.routing import Eligibility
+from coterie.routing.eligibility import Eligibility
 
 ANYONE = Eligibility("all", ("all",))
 """Inside a model no expert is ruled out by a date."""

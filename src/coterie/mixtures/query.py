@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from coterie.dates import Time, ordinal
 from coterie.errors import RequestError
 from coterie.models import packed_inputs as packing
-from coterie.models import target_logp
-from coterie.routing import Eligibility
+from coterie.models.logprob import target_logp
+from coterie.routing.eligibility import Eligibility
 
 Times = Time | Sequence[Time | None] | Int[Tensor, " B"] | None
 """A date for all rows, or one for each; as a tensor, ordinals."""

@@ -16,7 +16,7 @@ from coterie.mixtures.outputs.outputs_place import OutputsSpec
 from coterie.store import Artifact
 
 if TYPE_CHECKING:
-    from coterie.routing import Eligibility
+    from coterie.routing.eligibility import Eligibility
 
 
 @dataclass
@@ -75,7 +75,7 @@ def eligibility(rule: dict, names: Sequence[str], dates: Sequence[dict[str, str 
         RequestError: the rule needs a date that an expert does not have.
     """
 
-    from coterie.routing import Eligibility
+    from coterie.routing.eligibility import Eligibility
 
     def days(key: str) -> tuple[int | None, ...]:
         return tuple(date.fromisoformat(d[key]).toordinal() if d.get(key) else None for d in dates)  # type: ignore[arg-type]

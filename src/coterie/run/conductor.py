@@ -13,11 +13,17 @@ from functools import cached_property
 
 import polars as pl
 
-from coterie import corpora, experts, models
+from coterie.corpora.blocks import pack_blocks
+from coterie.corpora.documents import read_corpus
+from coterie.corpora.splits import split_tokens
+from coterie.corpora.tokenizer import make_tokenizer
 from coterie.corpora.windows import Window
 from coterie.errors import RequestError
 from coterie.experts.adopt import adopt, adopt_model
+from coterie.experts.expert_actions import score_expert, train_expert
 from coterie.experts.expert_settings import Expert
+from coterie.models.checkpoint import checkpoint
+from coterie.models.initialise import initialise, reinitialise
 from coterie.recipe import Recipe
 from coterie.recipe.base import CheckpointBase, FreshBase
 from coterie.recipe.lineage import lineage
@@ -47,7 +53,7 @@ class Conductor:
     def documents(self, corpus: str) -> Artifact:
         spec = self.corpus(corpus)
         if spec.select is None:
-            return corpora.documents(self.store, spec, label=corpus)
+            return read_corpus(self.store, spec, label=corpus)
         from coterie.select.chosen_corpus import selected_documents  # brings scikit-learn with it
 
         return selected_documents(self.store, spec, label=corpus)
@@ -71,16 +77,16 @@ class Conductor:
     def tokenizer(self) -> Artifact:
         base = self.recipe.base
         if isinstance(base, CheckpointBase):
-            return corpora.tokenizer(self.store, str(self.start.path), [], label="the base's tokenizer")
+            return make_tokenizer(self.store, str(self.start.path), [], label="the base's tokenizer")
         spec = base.tokenizer
         names = [] if isinstance(spec, str) else list(spec.corpora or self.trained_corpora)
-        return corpora.tokenizer(self.store, spec, [self.documents(n) for n in names], label="tokenizer")
+        return make_tokenizer(self.store, spec, [self.documents(n) for n in names], label="tokenizer")
 
     def blocks(
         self, corpus: str, split: str, window: Window | None = None, where: dict | None = None, tokens: int | None = None
     ) -> Artifact:
-        limits = [n for n in (corpora.split_tokens(self.recipe.corpora[corpus], split), tokens) if n is not None]
-        return corpora.blocks(
+        limits = [n for n in (split_tokens(self.recipe.corpora[corpus], split), tokens) if n is not None]
+        return pack_blocks(
             self.store,
             self.documents(corpus),
             self.tokenizer,
@@ -99,7 +105,7 @@ class Conductor:
         """Fresh weights, or the checkpoint."""
         base = self.recipe.base
         if isinstance(base, CheckpointBase):
-            found = models.checkpoint(base.path, base.revision)
+            found = checkpoint(base.path, base.revision)
             config = json.loads(found.file("config.json").read_text())
             context = config.get("max_position_embeddings") or config.get("n_positions")
             if context and context < self.recipe.sequence_length:
@@ -116,7 +122,7 @@ class Conductor:
     def _fresh(self, base: FreshBase) -> Artifact:
         seed = self.recipe.seed if base.seed is None else base.seed
         length = self.recipe.sequence_length
-        return models.initialise(self.store, base, self.tokenizer, seed=seed, sequence_length=length, label="fresh weights")
+        return initialise(self.store, base, self.tokenizer, seed=seed, sequence_length=length, label="fresh weights")
 
     @cached_property
     def base(self) -> Artifact:
@@ -124,7 +130,7 @@ class Conductor:
         pretrain = self.recipe.base.pretrain
         if pretrain is None:
             return self.start
-        return experts.train(
+        return train_expert(
             self.store,
             start=self.start,
             blocks=[self.blocks(name, "train") for name in pretrain.corpora],
@@ -146,7 +152,7 @@ class Conductor:
         goes_on = expert.kind == "lora" and expert.from_ in self.by_name and self.by_name[expert.from_].kind == "lora"
         stops_early = expert.train.early_stopping is not None
         corpus, window, where = _data(expert)
-        return experts.train(
+        return train_expert(
             self.store,
             start=self.expert(expert.from_) if goes_on else self.origin(expert),
             base=self.origin(expert) if goes_on else None,
@@ -170,7 +176,7 @@ class Conductor:
         if expert.from_ == "fresh":
             if isinstance(self.recipe.base, FreshBase):
                 return self._fresh(self.recipe.base)
-            return models.reinitialise(self.store, self.start, seed=self.recipe.seed, label="fresh weights")
+            return reinitialise(self.store, self.start, seed=self.recipe.seed, label="fresh weights")
         return self.expert(expert.from_)
 
     @cached_property
@@ -194,7 +200,7 @@ class Conductor:
             corpus, window, where = _data(expert)
             _add(spent, self.blocks(corpus, "train", window, where), self._tokens(expert))
         tokens = round(sum(t for _, t in spent.values()))
-        return experts.train(
+        return train_expert(
             self.store,
             start=self.start,
             blocks=[blocks for blocks, _ in spent.values()],
@@ -253,10 +259,10 @@ class Conductor:
         """Log-probabilities of one expert (or `single`) on a set of blocks."""
         if name == "single":
             assert self.single is not None
-            return experts.score(self.store, self.single, blocks, label="scores of single")
+            return score_expert(self.store, self.single, blocks, label="scores of single")
         expert = self.by_name[name]
         base = self.origin(expert) if expert.kind == "lora" else None
-        return experts.score(self.store, self.experts[name], blocks, base=base, label=f"scores of {name}")
+        return score_expert(self.store, self.experts[name], blocks, base=base, label=f"scores of {name}")
 
     def test_curve(self, name: str) -> list[list[float]]:
         """Tokens seen and held-out loss (test split of the expert's own slice) of each of its snapshots, and at the end."""
@@ -271,7 +277,7 @@ class Conductor:
         points.append((made.facts["tokens"], made))
         label = f"scores of snapshots of {name}"
         return [
-            [tokens, experts.score(self.store, artifact, blocks, base=base, label=label).facts["nll"]]
+            [tokens, score_expert(self.store, artifact, blocks, base=base, label=label).facts["nll"]]
             for tokens, artifact in points
         ]
 

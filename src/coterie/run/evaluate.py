@@ -11,9 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from coterie import evaluation, mixtures
-from coterie.evaluation import Asked, TokenLosses
+from coterie.evaluation.choices import Asked, evaluate_choices
+from coterie.evaluation.evaluation_files import tables
+from coterie.evaluation.leaks import check_leaks
+from coterie.evaluation.losses import TokenLosses, evaluate_losses
 from coterie.evaluation.metrics import Choices, Losses
+from coterie.evaluation.questions import read_questions
+from coterie.mixtures.load import load
 from coterie.progress import say
 from coterie.recipe.places import Mixture
 from coterie.run import places as assembly
@@ -41,7 +45,7 @@ class Measured:
             artifact, models = self.losses(spec) if isinstance(spec, Losses) else self.choices(spec)
             if not artifact.planned:
                 corpora = spec.corpora if isinstance(spec, Losses) else ()
-                self.tables[spec.name] = evaluation.tables(artifact, models, corpora)
+                self.tables[spec.name] = tables(artifact, models, corpora)
 
     # losses -------------------------------------------------------------------------------------------------------------
 
@@ -85,12 +89,10 @@ class Measured:
             if isinstance(spec, Losses)
             for name, b in self.tested(spec).items()
         }
-        asked = [evaluation.read_questions(spec) for spec in self.recipe.evaluation if isinstance(spec, Choices)]
+        asked = [read_questions(spec) for spec in self.recipe.evaluation if isinstance(spec, Choices)]
         if not tested and not asked:
             return None
-        return evaluation.check_leaks(
-            self.c.store, evaluated=list(tested.values()), trained=self.trained_on, questions=asked
-        )
+        return check_leaks(self.c.store, evaluated=list(tested.values()), trained=self.trained_on, questions=asked)
 
     def losses(self, spec: Losses) -> tuple[Artifact, list[str]]:
         """The evaluation, and the names of its models in order."""
@@ -108,7 +110,7 @@ class Measured:
                 }
         if self.c.single is not None:
             scored["single"] = {k: TokenLosses.of(self.c.single, self.c.scores("single", b)) for k, b in tested.items()}
-        artifact = evaluation.evaluate_losses(
+        artifact = evaluate_losses(
             self.c.store,
             spec=spec,
             corpora=tested,
@@ -132,10 +134,10 @@ class Measured:
                 models[mixture.name] = self._asked(artifact, self.out / "mixtures" / mixture.name)
         if self.c.single is not None:
             models["single"] = self._asked(self.c.single, self.out / "single")
-        artifact = evaluation.evaluate_choices(
+        artifact = evaluate_choices(
             self.c.store,
             spec=spec,
-            questions=evaluation.read_questions(spec),
+            questions=read_questions(spec),
             models=models,
             experts=list(self.c.experts),
             against=["single"] if self.c.single is not None else [],
@@ -146,7 +148,7 @@ class Measured:
 
     def _asked(self, artifact: Artifact, folder: Path) -> Asked:
         def opened() -> tuple[Any, Any]:
-            model = mixtures.load(folder)
+            model = load(folder)
             return model, model.tokenizer
 
         return Asked(artifact.digest, opened)

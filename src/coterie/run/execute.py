@@ -6,9 +6,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from coterie import evaluation, launch
+from coterie import launch
 from coterie.errors import RequestError
 from coterie.evaluation.metrics import Losses
+from coterie.evaluation.questions import read_questions
 from coterie.progress import say
 from coterie.recipe import read
 from coterie.run import jobs as parallel
@@ -132,4 +133,4 @@ def _look_first(c: Conductor, measured: Measured) -> None:
         if isinstance(spec, Losses):
             measured.tested(spec)
         else:
-            evaluation.read_questions(spec)
+            read_questions(spec)

@@ -12,10 +12,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from coterie import growth
 from coterie.errors import RequestError
+from coterie.growth.growth_actions import features, make_library
+from coterie.growth.skills import ALARM, Decision, Library, read_features
 from coterie.mixtures.adapters.adapters_place import AdaptersSpec
-from coterie.models import contents
+from coterie.models.checkpoint import contents
 from coterie.progress import say
 from coterie.recipe import read
 from coterie.run import adapters_place as assembly
@@ -97,7 +98,7 @@ class Grown:
 
     # changes --------------------------------------------------------------------------------------------------------------
 
-    def corpus(self, name: str, path: str | Path, *, alarm: float = growth.ALARM, train_on: bool = False) -> Run | None:
+    def corpus(self, name: str, path: str | Path, *, alarm: float = ALARM, train_on: bool = False) -> Run | None:
         """Decide whether a corpus is new; if so add an expert for it.
 
         Args:
@@ -154,7 +155,7 @@ class Grown:
         """Make the two experts with the most similar updates into one, each by its use."""
         from coterie.growth.similarity import merged, similarities
         from coterie.models import lora_files as files
-        from coterie.models import open_model
+        from coterie.models.open import open_model
 
         c, mixture = self.conductor(self.raw)
         base = assembly.base(c, mixture)
@@ -201,12 +202,12 @@ class Grown:
         if known is None:
             raw["corpora"][name] = {"path": path}
 
-    def _decide(self, raw: Mapping[str, Any], name: str, alarm: float) -> growth.Decision:
+    def _decide(self, raw: Mapping[str, Any], name: str, alarm: float) -> Decision:
         c, mixture = self.conductor(raw)
         base = assembly.base(c, mixture)
 
         def seen(corpus: str, split: str, window: Any = None, where: Any = None) -> Any:
-            return growth.features(
+            return features(
                 c.store, base, c.blocks(corpus, split, window, where, SEEN), label=f"{split} features of {corpus}"
             )
 
@@ -216,9 +217,9 @@ class Grown:
             if expert.corpus:
                 skills[expert.name] = tuple(seen(expert.corpus, s, expert.window, expert.where) for s in ("train", "valid"))
                 experts[expert.name] = expert.name
-        library = growth.library(c.store, skills, experts=experts)
+        library = make_library(c.store, skills, experts=experts)
         link_tree(library, self.out / "library")
-        return growth.Library.read(library.path).decide(growth.read_features(new), alarm)
+        return Library.read(library.path).decide(read_features(new), alarm)
 
     def _use(self) -> dict[str, float]:
         routing = self.summary["routing"].get(self.mixture)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from coterie import experts as verbs
-from coterie import mixtures
+from coterie.experts.expert_actions import score_expert
+from coterie.mixtures.outputs.coadapt_action import adapted, coadapt
+from coterie.mixtures.outputs.outputs_actions import assemble, fit_router, materialise, routed
 from coterie.mixtures.outputs.outputs_place import OutputsSpec
+from coterie.mixtures.seats import Member
 from coterie.routing.output_routers import Uniform
 from coterie.store import Artifact
 
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def make(c: Conductor, mixture: OutputsSpec) -> Artifact:
-    return mixtures.assemble(
+    return assemble(
         c.store,
         mixture=mixture,
         members=members(c, mixture),
@@ -30,11 +32,11 @@ def scores(c: Conductor, mixture: OutputsSpec, blocks: Artifact) -> Artifact:
     """From the experts' cached scores: no expert runs."""
     artifact = c.mixtures[mixture.name]
     of_experts = [_scores(c, member, blocks) for member in members(c, mixture)]
-    return mixtures.routed(c.store, artifact, blocks, of_experts, label=f"scores of {mixture.name}")
+    return routed(c.store, artifact, blocks, of_experts, label=f"scores of {mixture.name}")
 
 
 def put(c: Conductor, mixture: OutputsSpec, folder: Path) -> Path:
-    return mixtures.materialise(c.mixtures[mixture.name], members(c, mixture), folder)
+    return materialise(c.mixtures[mixture.name], members(c, mixture), folder)
 
 
 def experts(c: Conductor, mixture: OutputsSpec) -> list[str]:
@@ -46,18 +48,18 @@ def seats(c: Conductor, mixture: OutputsSpec) -> list[tuple[str, str]]:
     return [(slot, digests[slot]) for slot in mixture.slots]
 
 
-def members(c: Conductor, mixture: OutputsSpec) -> list[mixtures.Member]:
+def members(c: Conductor, mixture: OutputsSpec) -> list[Member]:
     """The distinct experts of a mixture with the number of their slots, in order of first use."""
     if mixture.adapt is not None:
-        return mixtures.adapted(adaptation(c, mixture), members(c, _start(c, mixture)))
-    found: dict[str, mixtures.Member] = {}
+        return adapted(adaptation(c, mixture), members(c, _start(c, mixture)))
+    found: dict[str, Member] = {}
     for slot in mixture.slots:
         artifact = c.experts[slot]
         if artifact.digest in found:
             found[artifact.digest].slots.append(slot)
             continue
         expert = c.by_name[slot]
-        found[artifact.digest] = mixtures.Member(
+        found[artifact.digest] = Member(
             name=slot,
             artifact=artifact,
             base=c.origin(expert) if expert.kind == "lora" else None,
@@ -78,7 +80,7 @@ def router(c: Conductor, mixture: OutputsSpec) -> Artifact | None:
     data = c.data_of(mixture.slots)
     most = mixture.router.tokens and max(mixture.router.tokens // len(data), 1)
     blocks = [c.blocks(corpus, "valid", window, where, most) for corpus, window, where in data]
-    return mixtures.fit_router(
+    return fit_router(
         c.store,
         mixture=mixture,
         members=seated,
@@ -95,7 +97,7 @@ def adaptation(c: Conductor, mixture: OutputsSpec) -> Artifact:
     start = _start(c, mixture)
     seated = members(c, start)
     slices = [c.by_name[member.name] for member in seated]
-    return mixtures.coadapt(
+    return coadapt(
         c.store,
         mixture=mixture,
         members=seated,
@@ -114,5 +116,5 @@ def _start(c: Conductor, mixture: OutputsSpec) -> OutputsSpec:
     return found
 
 
-def _scores(c: Conductor, member: mixtures.Member, blocks: Artifact) -> Artifact:
-    return verbs.score(c.store, member.artifact, blocks, base=member.base, label=f"scores of {member.name}")
+def _scores(c: Conductor, member: Member, blocks: Artifact) -> Artifact:
+    return score_expert(c.store, member.artifact, blocks, base=member.base, label=f"scores of {member.name}")

@@ -31,7 +31,7 @@ class Models(Mapping[str, Any]):
 
     def __getitem__(self, name: str) -> Any:
         if name not in self._loaded:
-            from coterie.mixtures import load
+            from coterie.mixtures.load import load
 
             self._loaded[name] = load(self.folders[name])
         return self._loaded[name]

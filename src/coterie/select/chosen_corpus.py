@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,6 @@ import pyarrow.parquet as pq
 
 from coterie.corpora.row_plan import OWN
 from coterie.corpora.splits import SPLITS
-from coterie.corpora.template import wanted
-from coterie.experts.expert_settings import Expert
 from coterie.select.corpus import Corpus
 from coterie.select.pool import CODE, REASONS
 from coterie.select.select_settings import CLUSTER, GROUP
@@ -118,20 +115,3 @@ def _split(part: pa.Table) -> dict[str, Any]:
         "first": first,
         "last": last,
     }
-
-
-def router_targets(experts: Sequence[Expert], corpus: str, documents: pl.DataFrame) -> list[str | None]:
-    """The expert whose slice each document of a corpus belongs to: what a supervised gate is taught.
-
-    Args:
-        experts: of the recipe; the first whose `where` a document meets is its target.
-        documents: with the columns that `where` asks for, such as `Blocks.documents`.
-    """
-    target: list[str | None] = [None] * len(documents)
-    for expert in reversed([e for e in experts if e.corpus == corpus]):
-        mine = np.ones(len(documents), dtype=bool)
-        for column, values in wanted(expert.where).items():
-            mine &= np.array([value in values for value in documents[column].to_list()], dtype=bool)
-        for row in np.flatnonzero(mine):
-            target[row] = expert.name
-    return target

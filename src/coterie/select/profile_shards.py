@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from coterie.corpora.documents import documents
+from coterie.corpora.documents import read_corpus
 from coterie.corpora.row_plan import OWN, Plan
 from coterie.corpora.sources import resolve
 from coterie.errors import RequestError
@@ -77,7 +77,7 @@ def profiled(
 
 def _one(store: Store, part: Corpus, corpus: Corpus, label: str, name: str) -> tuple[Artifact, Artifact]:
     assert corpus.select is not None
-    read = documents(store, part, label=label)
+    read = read_corpus(store, part, label=label)
     return read, profile(store, read, corpus.select, has_id=corpus.id is not None, label=name)
 
 

@@ -21,7 +21,7 @@ import coterie
 from coterie.errors import RequestError
 from coterie.mixtures.adapters.adapters_mixture import AdaptersMixture
 from coterie.models import lora_files as files
-from coterie.models import open_model
+from coterie.models.open import open_model
 
 
 @pytest.mark.parametrize(

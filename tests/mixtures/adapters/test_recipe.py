@@ -15,7 +15,7 @@ from tests.run.small import recipe
 import coterie
 from coterie.errors import RequestError
 from coterie.mixtures.adapters.adapters_mixture import AdaptersMixture
-from coterie.models import open_model
+from coterie.models.open import open_model
 from coterie.recipe import read
 from coterie.store import Store
 
@@ -90,7 +90,7 @@ def test_every_mixture_is_measured_and_opens_by_itself(ran: Any) -> None:
 
 def test_what_is_measured_is_what_the_opened_mixture_says(ran: Any) -> None:
     """Stored scores are those of the directory that a person opens."""
-    from coterie.corpora import Blocks
+    from coterie.corpora.blocks import Blocks
     from coterie.run.conductor import Conductor
 
     _, asked, root = ran
@@ -124,7 +124,7 @@ def test_nothing_is_made_twice_and_an_expert_more_leaves_the_sums_of_the_others(
 
 def test_the_ridge_of_all_is_the_ridge_of_parts(ran: Any) -> None:
     """Rows from streamed sums against one regression on all tokens at once."""
-    from coterie.corpora import Blocks
+    from coterie.corpora.blocks import Blocks
     from coterie.mixtures.adapters.adapter_gate_fits import batches
 
     _, _, root = ran
@@ -280,7 +280,7 @@ class _Both:
 
 def test_use_is_told_for_each_gate(ran: Any) -> None:
     """Against weights asked of the opened mixture."""
-    from coterie.corpora import Blocks
+    from coterie.corpora.blocks import Blocks
     from coterie.run import places as assembly
     from coterie.run.conductor import Conductor
 

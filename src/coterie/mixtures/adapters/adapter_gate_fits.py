@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoTokenizer, GenerationConfig
 
-from coterie.corpora import Blocks
+from coterie.corpora.blocks import Blocks
 from coterie.mixtures.adapters import adapters_files as disk
 from coterie.mixtures.adapters.adapter_gates import WHOLE
 from coterie.mixtures.adapters.adapters_config import AdaptersConfig
@@ -30,9 +30,9 @@ from coterie.mixtures.adapters.adapters_mixture import AdaptersMixture
 from coterie.models import packed_inputs as packing
 from coterie.models.checkpoint import TOKENIZER_FILES
 from coterie.progress import bar, say
-from coterie.routing import decayed_sum
 from coterie.routing.arrow import prototype
 from coterie.routing.gates import Ridge
+from coterie.routing.scan import decayed_sum
 from coterie.store import Artifact
 
 if TYPE_CHECKING:

@@ -23,8 +23,8 @@ from transformers import DynamicCache
 
 from coterie.errors import RequestError
 from coterie.models.stack import Weights
-from coterie.routing import decayed_sum
 from coterie.routing.gates import Gated
+from coterie.routing.scan import decayed_sum
 
 WHOLE = "model"
 """Name of the one gate of scope `model`."""

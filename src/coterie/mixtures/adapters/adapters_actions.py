@@ -16,7 +16,8 @@ from coterie.experts.train_settings import Train
 from coterie.launch import on_ranks
 from coterie.mixtures.adapters.adapter_routers import Learned, RidgeGates
 from coterie.mixtures.adapters.adapters_place import AdaptersSpec, Joint
-from coterie.models import contents, device
+from coterie.models import device
+from coterie.models.checkpoint import contents
 from coterie.spec.digest import canonical_json, digest
 from coterie.store import Action, Artifact, Store, link_tree
 

@@ -24,8 +24,9 @@ from transformers import AutoTokenizer, GenerationConfig
 
 from coterie.errors import RequestError
 from coterie.mixtures.adapters.adapters_config import AdaptersConfig
-from coterie.models import checkpoint, contents, open_model
 from coterie.models import lora_files as files
+from coterie.models.checkpoint import checkpoint, contents
+from coterie.models.open import open_model
 
 if TYPE_CHECKING:
     from coterie.mixtures.adapters.adapters_mixture import AdaptersMixture

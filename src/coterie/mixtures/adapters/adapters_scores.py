@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from coterie.corpora import Blocks
+from coterie.corpora.blocks import Blocks
 from coterie.experts.training_rows import require_fit
 from coterie.mixtures.adapters.adapter_gate_fits import batches, opened
 from coterie.mixtures.adapters.adapters_mixture import AdaptersMixture
 from coterie.mixtures.score_files import write_routed
-from coterie.models import target_logp
+from coterie.models.logprob import target_logp
 from coterie.progress import bar
 from coterie.store import Artifact
 

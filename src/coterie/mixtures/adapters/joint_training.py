@@ -20,7 +20,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from coterie.corpora import Blocks, Order
+from coterie.corpora.blocks import Blocks
+from coterie.corpora.order import Order
 from coterie.errors import RequestError, WorkError
 from coterie.experts import ranks
 from coterie.experts import training_files as outcome
@@ -34,9 +35,11 @@ from coterie.mixtures.adapters import adapter_gate_fits as fitting
 from coterie.mixtures.adapters import adapters_files as disk
 from coterie.mixtures.adapters.adapters_mixture import AdaptersMixture
 from coterie.mixtures.adapters.adapters_place import Joint
-from coterie.models import contents, open_model, parameters
 from coterie.models import lora_files as files
+from coterie.models import parameters
+from coterie.models.checkpoint import contents
 from coterie.models.device import Precision
+from coterie.models.open import open_model
 from coterie.models.stack import moments
 from coterie.progress import say
 from coterie.routing.gates import auxiliary

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from coterie.corpora import Blocks
+from coterie.corpora.blocks import Blocks
 from coterie.mixtures.layers.layers_mixture import LayersMixture
 from coterie.models import packed_inputs as packing
 from coterie.routing.gates import Centroids, Ridge

@@ -13,7 +13,8 @@ from typing import Any
 
 from coterie.experts.train_settings import Train
 from coterie.mixtures.layers.layers_place import LayersSpec
-from coterie.models import contents, device
+from coterie.models import device
+from coterie.models.checkpoint import contents
 from coterie.progress import say
 from coterie.store import Action, Artifact, Store, link_tree
 

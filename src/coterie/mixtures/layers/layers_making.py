@@ -17,7 +17,7 @@ from safetensors.numpy import load_file as load_arrays
 from safetensors.torch import load_file
 from torch import Tensor
 
-from coterie.corpora import Blocks
+from coterie.corpora.blocks import Blocks
 from coterie.mixtures.layers import layer_gate_fits as fitting
 from coterie.mixtures.layers import layers_files as disk
 from coterie.mixtures.layers.expert_weights import Directory
@@ -27,7 +27,7 @@ from coterie.mixtures.layers.layers_mixture import LayersMixture
 from coterie.mixtures.layers.merge import describe, gate_names
 from coterie.mixtures.layers.tensor_shards import Stored, stored
 from coterie.mixtures.score_files import write_routed
-from coterie.models import target_logp
+from coterie.models.logprob import target_logp
 from coterie.progress import bar
 from coterie.routing.gates import Centroids, Ridge, by_expert
 from coterie.store import Artifact

@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from coterie.corpora import Blocks, Order
+from coterie.corpora.blocks import Blocks
+from coterie.corpora.order import Order
 from coterie.experts import training_files as outcome
 from coterie.experts.train_settings import Train
 from coterie.experts.training import prepared, seen, train_job

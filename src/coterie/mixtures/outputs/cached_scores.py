@@ -20,7 +20,8 @@ from torch import Tensor
 from coterie.errors import WorkError
 from coterie.mixtures.outputs.outputs_config import OutputsConfig
 from coterie.mixtures.outputs.outputs_files import read_router
-from coterie.routing import Eligibility, Scored, mix
+from coterie.routing.eligibility import Eligibility
+from coterie.routing.fit import Scored, mix
 from coterie.store import Artifact
 
 HELD = 0.2

@@ -14,7 +14,8 @@ from coterie.launch import on_ranks
 from coterie.mixtures.outputs.outputs_actions import eligible_of
 from coterie.mixtures.outputs.outputs_place import OutputsSpec
 from coterie.mixtures.seats import Member
-from coterie.models import contents, device
+from coterie.models import device
+from coterie.models.checkpoint import contents
 from coterie.store import Action, Artifact, Store
 
 

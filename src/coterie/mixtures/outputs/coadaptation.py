@@ -21,7 +21,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from coterie.corpora import Blocks, Order
+from coterie.corpora.blocks import Blocks
+from coterie.corpora.order import Order
 from coterie.errors import RequestError, WorkError
 from coterie.experts import loop as loops
 from coterie.experts import ranks
@@ -31,10 +32,12 @@ from coterie.experts.training import prepared, seen, train_job
 from coterie.experts.training_job import Job
 from coterie.experts.training_rows import Rows, require_fit
 from coterie.mixtures.seats import eligibility
-from coterie.models import open_model, parameters, target_logp
+from coterie.models import parameters
 from coterie.models.initialise import copy_tokenizer
-from coterie.routing import Router, Scored, Settings, build
-from coterie.routing.fit import objective
+from coterie.models.logprob import target_logp
+from coterie.models.open import open_model
+from coterie.routing.fit import Scored, Settings, objective
+from coterie.routing.routers import Router, build
 from coterie.store import Artifact
 
 

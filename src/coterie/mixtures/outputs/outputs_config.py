@@ -8,7 +8,8 @@ from typing import Any
 from transformers import AutoConfig, PretrainedConfig
 
 from coterie.mixtures.seats import eligibility
-from coterie.routing import Eligibility, Policy
+from coterie.routing.eligibility import Eligibility
+from coterie.routing.policy import Policy
 
 
 class OutputsConfig(PretrainedConfig):

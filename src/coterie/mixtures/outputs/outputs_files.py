@@ -26,9 +26,9 @@ from coterie.errors import RequestError
 from coterie.mixtures.outputs.outputs_config import OutputsConfig
 from coterie.mixtures.same_tokenizer import require_same_tokenizer, require_same_vocabulary
 from coterie.mixtures.seats import Member, eligibility
-from coterie.models import open_model
 from coterie.models.checkpoint import TOKENIZER_FILES
-from coterie.routing import Router, build
+from coterie.models.open import open_model
+from coterie.routing.routers import Router, build
 from coterie.store import Artifact
 
 if TYPE_CHECKING:

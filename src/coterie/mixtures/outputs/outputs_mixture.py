@@ -29,7 +29,8 @@ from coterie.mixtures.outputs.mixture_cache import MixtureCache
 from coterie.mixtures.outputs.outputs_config import OutputsConfig
 from coterie.mixtures.query import Query, Times, ordinals
 from coterie.mixtures.same_tokenizer import require_same_vocabulary
-from coterie.routing import Router, build, mix
+from coterie.routing.fit import mix
+from coterie.routing.routers import Router, build
 
 NOTHING = -1e30
 """Stands for log 0 in running sums: exp gives exactly 0, and no gradient becomes NaN."""

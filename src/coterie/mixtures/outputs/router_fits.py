@@ -15,7 +15,8 @@ from coterie.errors import WorkError
 from coterie.mixtures.outputs.cached_scores import held_documents, open_scored
 from coterie.mixtures.seats import Member, eligibility
 from coterie.progress import say
-from coterie.routing import Scored, Settings, build, fit
+from coterie.routing.fit import Scored, Settings, fit
+from coterie.routing.routers import build
 from coterie.store import Artifact
 
 

@@ -39,8 +39,8 @@ from coterie.experts.training_job import Job
 from coterie.experts.training_rows import Rows
 from coterie.models.open import open_model
 from coterie.recipe import read
-from coterie.run.conductor import Conductor
 from coterie.run.grow import Grown
+from coterie.run.parts import Parts
 from coterie.store import Store
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -122,7 +122,7 @@ def recipe(asked: argparse.Namespace, seed: int) -> dict[str, Any]:
     }
 
 
-def tested(c: Conductor) -> dict[str, Blocks]:
+def tested(c: Parts) -> dict[str, Blocks]:
     spec: Any = c.recipe.evaluation[0]
     return {name: Blocks.open(c.blocks(name, spec.split, tokens=spec.tokens)) for name in spec.corpora}
 
@@ -131,7 +131,7 @@ def by_domain(model: Any, blocks: dict[str, Blocks]) -> dict[str, float]:
     return {name: mean_nll(model, b) for name, b in blocks.items()}
 
 
-def peft_arrow(c: Conductor, out: Path, blocks: dict[str, Blocks]) -> dict[str, float]:
+def peft_arrow(c: Parts, out: Path, blocks: dict[str, Blocks]) -> dict[str, float]:
     """PEFT's own Arrow over the same adapters, top-1."""
     from peft import ArrowConfig, create_arrow_model
 
@@ -139,7 +139,7 @@ def peft_arrow(c: Conductor, out: Path, blocks: dict[str, Blocks]) -> dict[str, 
     return by_domain(create_arrow_model(open_model(c.base), paths, ArrowConfig(top_k=1)).eval(), blocks)
 
 
-def peft_xlora(c: Conductor, out: Path, blocks: dict[str, Blocks], tokens: int) -> dict[str, float]:
+def peft_xlora(c: Parts, out: Path, blocks: dict[str, Blocks], tokens: int) -> dict[str, float]:
     """PEFT's own X-LoRA: its classifier is trained on the valid splits, like a learned router."""
     from peft import XLoraConfig, get_peft_model
 
@@ -192,7 +192,7 @@ def one_seed(asked: argparse.Namespace, seed: int, notes: list[str]) -> dict[str
     names = list(said["corpora"])
     losses = {model: {n: groups[n]["nll"] for n in names} for model, groups in table.items() if model not in names}
     losses["oracle"] = {n: table[n][n]["nll"] for n in names}  # each domain by its own expert
-    c = Conductor(read(said), Store(work / "store"))
+    c = Parts(read(said), Store(work / "store"))
     blocks = tested(c)
     losses["base"] = by_domain(open_model(c.base), blocks)
     for name, call in (("peft-arrow", peft_arrow), ("peft-xlora", lambda *a: peft_xlora(*a, asked.router_tokens))):

@@ -25,7 +25,7 @@ from coterie.experts import schedule
 from coterie.experts.train_settings import Train
 from coterie.mixtures.outputs.coadaptation import Together
 from coterie.models.device import pick
-from coterie.routing.fit import Settings
+from coterie.routing.fit_settings import FitSettings
 from coterie.routing.output_routers import Linear
 from coterie.routing.routers import build
 
@@ -56,8 +56,8 @@ def main() -> None:
     where = torch.device(pick())
     E = asked.experts
     experts = [expert(i, asked.length).to(where) for i in range(E)]
-    router = build(Linear(kind="linear").model_dump(mode="json"), E, V).to(where)
-    model = Together(experts, router, torch.ones(E, E).tril().bool(), torch.zeros(E), Settings()).train()
+    router = build(Linear(kind="linear"), E, V).to(where)
+    model = Together(experts, router, torch.ones(E, E).tril().bool(), torch.zeros(E), FitSettings()).train()
     alone = expert(99, asked.length).to(where).train()
     ids = torch.randint(V, (asked.batch, asked.length), device=where)
     position = torch.arange(asked.length, device=where).expand_as(ids)

@@ -130,8 +130,8 @@ def reuse(data: Path, folder: Path, rounds: int) -> list[dict]:
         plan = coterie.run(asked, store=folder / "none", out=folder / "planned", dry_run=True, until="mixtures").plan
         row = {
             "distinct": distinct,
-            "trained": sum(kind == "experts" and label.startswith("expert ") for kind, label, _, _ in plan),
-            "loads": len({label for kind, label, _, _ in plan if kind == "blocks" and "train" in label}),
+            "trained": sum(s.kind == "experts" and s.label.startswith("expert ") for s in plan),
+            "loads": len({s.label for s in plan if s.kind == "blocks" and "train" in s.label}),
         }
         for name, copies in (("before", True), ("after", False)):
             place = folder / f"{name}-{distinct}"

@@ -36,7 +36,7 @@ def measure(experts: int, router: str) -> int:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from coterie.mixtures.load import combine
-    from coterie.mixtures.outputs.outputs_place import OutputsSpec
+    from coterie.mixtures.outputs.outputs_place import OutputsPlace
 
     config = LlamaConfig(
         vocab_size=V,
@@ -47,7 +47,7 @@ def measure(experts: int, router: str) -> int:
         max_position_embeddings=T,
         tie_word_embeddings=True,
     )
-    spec = OutputsSpec.model_validate({"name": "m", "at": "outputs", "slots": ["e"], "router": KINDS[router]}).router
+    spec = OutputsPlace.model_validate({"name": "m", "at": "outputs", "slots": ["e"], "router": KINDS[router]}).router
     m = combine({f"e{u}": LlamaForCausalLM(config).eval() for u in range(experts)}, router=spec)
     ids_BT = torch.randint(0, V, (B, T))
     m.nll(ids_BT[:1, :8])

@@ -23,7 +23,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from coterie.models.logprob import target_logp
-from coterie.routing.fit import Scored, Settings, fit
+from coterie.routing.fit import Scored, fit
+from coterie.routing.fit_settings import FitSettings
 from coterie.routing.output_routers import Linear
 from coterie.routing.routers import build
 
@@ -78,13 +79,13 @@ def main() -> None:
     torch.manual_seed(0)
     ids_NT, position_NT = torch.randint(0, V, (N, T)), torch.arange(T).expand(N, T)
     held_NT = (torch.arange(N) % 5 == 0)[:, None].expand(N, T)
-    settings = Settings(epochs=3, patience=3, batch_size=BATCH)
+    settings = FitSettings(epochs=3, patience=3, batch_size=BATCH)
 
     def scored(kind: type[Scored], logp_UNT1: torch.Tensor) -> Scored:
         return kind(ids_NT, position_NT, position_NT > 0, logp_UNT1, torch.ones(N, 1, EXPERTS, dtype=torch.bool))
 
     def fitted(data: Scored) -> dict[str, torch.Tensor]:
-        router = build(Linear(kind="linear").model_dump(), EXPERTS, V)
+        router = build(Linear(kind="linear"), EXPERTS, V)
         fit(router, data, held_NT, torch.zeros(EXPERTS), settings, seed=0)
         return router.state_dict()
 

@@ -189,7 +189,7 @@ def test_a_dry_run_plans_on_what_is_not_there_yet(store: Store, make: Make, tmp_
     documents = make([{"text": "a"}], store=dry)
     tokenizer = make_tokenizer(dry, TrainedTokenizer(train="bpe"), [documents], label="t")
     assert pack_blocks(dry, documents, tokenizer, split="train", length=8, limit_tokens=5, label="b").planned
-    assert dry.plan[-1][-1] == 5
+    assert list(dry.steps.values())[-1].tokens == 5
 
 
 @pytest.mark.parametrize(

@@ -172,7 +172,7 @@ def test_a_dry_run_reads_nothing(store: Store, make_blocks) -> None:
         seed=0,
         label="losses",
     )
-    assert [(kind, state) for kind, _, state, _ in dry.plan] == [("evaluations", "make")]
+    assert [(s.kind, s.cached) for s in dry.steps.values()] == [("evaluations", False)]
 
 
 def test_a_loss_that_is_not_finite_is_never_published(store: Store, make_blocks) -> None:

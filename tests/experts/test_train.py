@@ -319,7 +319,7 @@ def test_a_dry_run_opens_nothing(store: Store, monkeypatch: pytest.MonkeyPatch) 
     expert = train_expert(dry, start=base(dry), blocks=[blocks(dry)], train=settings(), seed=1, label="x")
     assert expert.planned
     assert score_expert(dry, expert, blocks(dry)).planned
-    assert [entry[3] for entry in dry.plan if entry[0] == "experts"] == [700]
+    assert [step.tokens for step in dry.steps.values() if step.kind == "experts"] == [700]
 
 
 def test_randomness_and_threads_outside_are_left_alone(store: Store) -> None:

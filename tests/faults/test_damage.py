@@ -181,7 +181,7 @@ def test_a_dry_run_tells_and_touches_nothing(tmp_path, heard):
     before = sorted(root.rglob("*"))
     dry = DryStore(root)
     assert dry.make(h.action(), h.build, label="thing").planned
-    assert dry.plan == [("corpora", "thing", "make", None)]
+    assert [(s.kind, s.label, s.cached) for s in dry.steps.values()] == [("corpora", "thing", False)]
     assert "facts.json does not match its sha256" in heard.readouterr().err
     assert sorted(root.rglob("*")) == before
 

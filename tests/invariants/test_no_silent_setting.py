@@ -59,7 +59,6 @@ IGNORED = {
     "processes without parallel": {"experts.0.train.processes": 2},
     "a fallback without dates": {"mixtures.0.fallback": "fruit"},
     "a default date without dates": {"mixtures.0.default_time": "2016-01-01"},
-    "top_k and top_p": {"mixtures.1.router": {"kind": "posterior", "top_k": 1, "top_p": 0.5}},
     "top_k above the experts": {"mixtures.0.router": {"kind": "uniform", "top_k": 3}},
     "text and prompt": {"corpora.fruit.prompt": "query"},
     "undated without time": {"corpora.fruit.undated": "rest"},

@@ -97,10 +97,10 @@ def _a_training_row(home: Path, raw: dict, corpus: str, rows: list[str]) -> int:
     import polars as pl
 
     from coterie.recipe import read
-    from coterie.run.conductor import Conductor
+    from coterie.run.parts import Parts
     from coterie.store import Store
 
-    documents = Conductor(read(raw), Store(home / "store")).documents(corpus)
+    documents = Parts(read(raw), Store(home / "store")).documents(corpus)
     table = pl.read_parquet(documents.file("documents.parquet")).filter(pl.col("split") == "train")
     wanted = [r["id"] for r in table.iter_rows(named=True) if any(w in r["text"] for w in ("hammer", "steel", "nut"))]
     return next(i for i, line in enumerate(rows) if json.loads(line)["id"] == wanted[0])

@@ -15,7 +15,7 @@ from tests.select.texts import rows
 from coterie import launch
 from coterie.recipe import read
 from coterie.run import jobs as parallel
-from coterie.run.conductor import Conductor
+from coterie.run.parts import Parts
 from coterie.select.profile_shards import SHARD_BYTES, profiled
 from coterie.store import Store
 
@@ -77,10 +77,10 @@ def test_a_recipes_run_finds_what_its_jobs_profiled(home: Path) -> None:
         "experts": [{"name": "a", "corpus": "prose", "train": {"tokens": 9}}],
         "evaluation": [{"name": "losses", "corpora": ["prose"], "by": "topic"}],
     }
-    c = Conductor(read(raw), Store(home / "run"))
+    c = Parts(read(raw), Store(home / "run"))
     place = launch.place(2, None)
     assert place is not None
-    parallel.profile_recipe(c, place)
+    parallel.profile_selections(c, place)
     parts = profiled(c.store, c.corpus("prose"), label="prose")
     assert len(parts) == 3
     assert all(artifact.reused for pair in parts for artifact in pair)

@@ -17,7 +17,7 @@ import coterie
 from coterie.launch.local import Local
 from coterie.recipe import read
 from coterie.run import jobs as parallel
-from coterie.run.conductor import Conductor
+from coterie.run.parts import Parts
 from coterie.store import Store
 
 
@@ -70,7 +70,7 @@ def test_a_second_run_starts_no_job(apart: Any, home: Path, monkeypatch: pytest.
 
 def test_only_what_is_missing_is_a_job_and_ancestors_come_first(alone: Any, home: Path, tmp_path: Path) -> None:
     def missing(store: Path, *names: str, **changes: Any) -> dict[str, tuple[str, ...]]:
-        c = Conductor(read({**asked(home), **changes}), Store(store))
+        c = Parts(read({**asked(home), **changes}), Store(store))
         for name in c.used_corpora:
             c.documents(name)
         return parallel.missing_trainings(c, names or c.names)

@@ -13,25 +13,25 @@ from torch.nn import init
 
 from coterie.corpora.windows import Window
 from coterie.mixtures.outputs.outputs_actions import assemble, fit_router
-from coterie.mixtures.outputs.outputs_place import OutputsSpec
-from coterie.mixtures.seats import Member
+from coterie.mixtures.outputs.outputs_place import OutputsPlace
+from coterie.mixtures.seats import Seat
 from coterie.store import Artifact, Store
 
 DOCUMENTS = [[0, *[(7 * d + 3 * i) % 90 + 1 for i in range(4 + d % 9)]] for d in range(24)]
 TIMES = [date(2014 + d % 6, 1 + d % 12, 1) for d in range(24)]
 
 
-def members(store: Store, tokenizer: Path, names: Sequence[str] = ("a", "b"), repeats: int = 1) -> list[Member]:
+def members(store: Store, tokenizer: Path, names: Sequence[str] = ("a", "b"), repeats: int = 1) -> list[Seat]:
     """Experts with a year each, the first one's knowledge ending with 2014."""
     made = []
     for i, name in enumerate(names):
         model = gpt2(i + 10) if i % 2 else llama(i + 10)
         window = Window(start=date(2014 + i, 1, 1), end=date(2015 + i, 1, 1))
-        made.append(Member(name, expert_artifact(store, name, model, tokenizer), None, window, window.end, [name] * repeats))
+        made.append(Seat(name, expert_artifact(store, name, model, tokenizer), None, window, window.end, [name] * repeats))
     return made
 
 
-def lora_member(store: Store, tokenizer: Path, name: str = "low") -> Member:
+def lora_member(store: Store, tokenizer: Path, name: str = "low") -> Seat:
     base = artifact(store, "weights", "base", lambda folder: llama(20).save_pretrained(folder))
 
     def build(folder: Path) -> None:
@@ -43,20 +43,20 @@ def lora_member(store: Store, tokenizer: Path, name: str = "low") -> Member:
         for file in tokenizer.iterdir():
             (folder / file.name).write_bytes(file.read_bytes())
 
-    return Member(name, artifact(store, "experts", name, build), base)
+    return Seat(name, artifact(store, "experts", name, build), base)
 
 
 def blocks(store: Store, times: bool = False) -> Artifact:
     return blocks_artifact(store, f"valid{times}", DOCUMENTS, times=TIMES if times else None)
 
 
-def recipe(mixture_members: Sequence[Member], router: Any = "uniform", **more: Any) -> OutputsSpec:
+def recipe(mixture_members: Sequence[Seat], router: Any = "uniform", **more: Any) -> OutputsPlace:
     slots = tuple(name for m in mixture_members for name in m.slots)
-    return OutputsSpec.model_validate({"name": "mix", "at": "outputs", "slots": slots, "router": router, **more})
+    return OutputsPlace.model_validate({"name": "mix", "at": "outputs", "slots": slots, "router": router, **more})
 
 
 def whole(
-    store: Store, tokenizer: Path, spec: OutputsSpec, seated: Sequence[Member], valid: Artifact | None = None
+    store: Store, tokenizer: Path, spec: OutputsPlace, seated: Sequence[Seat], valid: Artifact | None = None
 ) -> Artifact:
     """Score, fit (unless uniform), assemble."""
     reader, router = tokenizer_artifact(store, tokenizer), None
@@ -75,5 +75,5 @@ def whole(
     return assemble(store, mixture=spec, members=seated, router=router, tokenizer=reader, label="mixture")
 
 
-def scores(store: Store, seated: Sequence[Member], valid: Artifact) -> list[Artifact]:
+def scores(store: Store, seated: Sequence[Seat], valid: Artifact) -> list[Artifact]:
     return [scores_artifact(store, f"{m.name} on {valid.digest}", m.artifact, valid) for m in seated]

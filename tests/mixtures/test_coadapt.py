@@ -20,15 +20,15 @@ from coterie.mixtures.load import load
 from coterie.mixtures.outputs import coadaptation
 from coterie.mixtures.outputs.coadapt_action import adapted, coadapt
 from coterie.mixtures.outputs.coadaptation import Together, own_eligible
-from coterie.mixtures.outputs.outputs_place import OutputsSpec
-from coterie.mixtures.seats import Member
+from coterie.mixtures.outputs.outputs_place import OutputsPlace
+from coterie.mixtures.seats import Seat
 from coterie.models import parameters
 from coterie.models.checkpoint import contents
 from coterie.models.initialise import initialise
 from coterie.models.open import open_model
 from coterie.models.packed_inputs import inputs
 from coterie.recipe.base import FreshBase
-from coterie.routing.fit import Settings
+from coterie.routing.fit_settings import FitSettings
 from coterie.routing.routers import build as build_router
 from coterie.store import Artifact, Store
 
@@ -38,24 +38,24 @@ LINEAR = {"kind": "linear", "features": ["tokens", "posterior"]}
 ADAPT = {"start": "learned", "tokens": 1200, "batch_size": 2, "learning_rate": 3e-3, "precision": "fp32", "log_every": 1}
 
 
-def members(store: Store, repeats: int = 1) -> list[Member]:
+def members(store: Store, repeats: int = 1) -> list[Seat]:
     """Three experts of two years each, all of them different."""
     made = []
     for i, year in enumerate(YEARS):
         size = {"hidden_size": 16, "layers": 1, "heads": 2, "intermediate_size": 24, "context": 64}
         model = initialise(store, FreshBase(**size), tokenizer(store), seed=i, sequence_length=LENGTH)
         window = Window(start=date(year, 1, 1), end=date(year + 2, 1, 1))
-        made.append(Member(f"y{year}", model, None, window, window.end, [f"y{year}"] * repeats))
+        made.append(Seat(f"y{year}", model, None, window, window.end, [f"y{year}"] * repeats))
     return made
 
 
-def mixture(router: Any = LINEAR, eligible: str = "strict", repeats: int = 1, **adapt: Any) -> OutputsSpec:
+def mixture(router: Any = LINEAR, eligible: str = "strict", repeats: int = 1, **adapt: Any) -> OutputsPlace:
     slots = [f"y{year}" for year in YEARS for _ in range(repeats)]
     given = {"name": "coadapted", "at": "outputs", "slots": slots, "router": router, "eligible": eligible}
-    return OutputsSpec.model_validate(given | {"adapt": ADAPT | adapt})
+    return OutputsPlace.model_validate(given | {"adapt": ADAPT | adapt})
 
 
-def run(store: Store, spec: OutputsSpec | None = None, repeats: int = 1) -> Artifact:
+def run(store: Store, spec: OutputsPlace | None = None, repeats: int = 1) -> Artifact:
     spec = spec or mixture()
     return coadapt(
         store,
@@ -70,13 +70,15 @@ def run(store: Store, spec: OutputsSpec | None = None, repeats: int = 1) -> Arti
 
 
 def together(store: Store, router: Any = LINEAR, **settings: float) -> Together:
-    spec = OutputsSpec.model_validate({"name": "m", "at": "outputs", "slots": ["a"], "router": router})
+    spec = OutputsPlace.model_validate({"name": "m", "at": "outputs", "slots": ["a"], "router": router})
     experts = [open_model(m.artifact, trainable=True).requires_grad_(True) for m in members(store)]
-    made = build_router(spec.router.model_dump(mode="json"), 3, VOCABULARY, seed=1)
+    made = build_router(spec.router, 3, VOCABULARY, seed=1)
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
-    return Together(experts, made, torch.ones(3, 3).tril().bool(), torch.tensor([1.0, 2.0, 1.0]).log(), Settings(**settings))
+    return Together(
+        experts, made, torch.ones(3, 3).tril().bool(), torch.tensor([1.0, 2.0, 1.0]).log(), FitSettings(**settings)
+    )
 
 
 def drawn(store: Store, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -194,7 +196,7 @@ def test_what_cannot_be_is_refused(tmp_path):
     with pytest.raises(RequestError, match="never learn"):
         run(Store(tmp_path), mixture(tokens=20))
     with pytest.raises(ValueError, match="start"):
-        OutputsSpec.model_validate({"name": "m", "at": "outputs", "slots": ["a"], "adapt": {"tokens": 10}})
+        OutputsPlace.model_validate({"name": "m", "at": "outputs", "slots": ["a"], "adapt": {"tokens": 10}})
 
 
 def test_in_a_recipe(tmp_path: Path):

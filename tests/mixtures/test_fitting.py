@@ -136,7 +136,7 @@ def test_a_dry_run_reads_nothing(store: Store, tiny_tokenizer: Path) -> None:
         label="router",
     )
     assert router.planned
-    assert ("routers", "make") in {(step[0], step[2]) for step in dry.plan}
+    assert ("routers", False) in {(step.kind, step.cached) for step in dry.steps.values()}
 
 
 def test_routed_scores_and_usage(store: Store, tiny_tokenizer: Path) -> None:

@@ -126,7 +126,7 @@ def test_the_hash_follows_the_meaning_not_the_spelling(design: Path) -> None:
         (["mixtures.0.router={kind: uniform, top_k: 3}"], "top_k is above", "(mixtures.0.router.top_k)"),
         (["mixtures.learned.slots=[code]"], "strict needs to know", "(mixtures.1.eligible)"),
         (["mixtures.0.eligible=inclusive"], "inclusive goes by windows", "(mixtures.0.slots)"),
-        (["mixtures.0.at=nowhere"], "wrong value", "(mixtures.0.at)"),
+        (["mixtures.0.at=nowhere"], "no place where experts meet is called 'nowhere'", "(mixtures.0.at)"),
         (["evaluation.0.corpora=[nope]"], "no corpus is called 'nope'", "(evaluation.0.corpora)"),
         (["corpora.dated.time=null"], "windows need dates", "(experts.2.windows)"),
         (["experts.2.windows.end=2012-01-01"], "end before they start", "(experts.2.windows)"),

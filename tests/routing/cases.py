@@ -5,25 +5,19 @@ from __future__ import annotations
 import torch
 from hypothesis import strategies as st
 
-from coterie.routing.output_routers import Linear, Mlp, Posterior, Uniform
-from coterie.routing.routers import Router, build
+from coterie.routing.output_routers import OutputRouter
+from coterie.routing.routers import RouterModule, build
 
 V = 20
-FEATURES = [("tokens",), ("posterior",), ("tokens", "posterior")]
-RECIPES = [
-    Uniform(),
-    Posterior(),
-    Posterior(fit=False, decay=0.8, tau=2.0),
-    *(Linear(kind="linear", features=f) for f in FEATURES),
-    *(Mlp(kind="mlp", hidden=4, features=f) for f in FEATURES),
-]
+RECIPES = [kind.model_validate(settings) for kind in OutputRouter.members() for settings in kind.examples]
+"""Every kind that there is, with the settings that it calls worth trying."""
 
 recipes = st.sampled_from(RECIPES)
 
 
-def random_router(recipe: object, experts: int, vocab_size: int = V) -> Router:
+def random_router(recipe: OutputRouter, experts: int, vocab_size: int = V) -> RouterModule:
     """Of any parameters, not only those it starts with."""
-    router = build(recipe.model_dump(mode="json"), experts, vocab_size)  # type: ignore[attr-defined]
+    router = build(recipe, experts, vocab_size)
     with torch.no_grad():
         for parameter in router.parameters():
             parameter.add_(torch.randn_like(parameter))

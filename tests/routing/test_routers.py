@@ -11,10 +11,10 @@ from tests.routing.cases import RECIPES, V, random_inputs, random_router, recipe
 
 from coterie.routing.output_routers import Linear, Mlp, Posterior
 from coterie.routing.policy import Policy
-from coterie.routing.routers import Router, build
+from coterie.routing.routers import RouterModule, build
 
 
-def weights(router: Router, inputs: tuple, state: dict | None = None) -> torch.Tensor:
+def weights(router: RouterModule, inputs: tuple, state: dict | None = None) -> torch.Tensor:
     ids, position, eligible, evidence = inputs
     logits, _ = router(ids, position, eligible, evidence, state)
     return Policy()(logits, torch.zeros(logits.shape[-1]), eligible)
@@ -62,7 +62,7 @@ def test_packed_is_alone(recipe: object, U: int, first: int, second: int) -> Non
 def test_posterior_is_bayes() -> None:
     """With decay = tau = 1: prior times likelihood, normalised."""
     ids, position, _, evidence = random_inputs(1, 6, 3)
-    router = build(Posterior(fit=False).model_dump(), 3, V)
+    router = build(Posterior(fit=False), 3, V)
     everyone = torch.ones(1, 1, 3, dtype=torch.bool)
     expected = evidence.cumsum(1).softmax(-1)
     assert torch.allclose(weights(router, (ids, position, everyone, evidence)).exp(), expected, atol=1e-6)
@@ -96,16 +96,16 @@ def test_linear_is_linear_in_token_frequencies() -> None:
 @pytest.mark.parametrize("kind", [Linear(kind="linear"), Mlp(kind="mlp")])
 def test_starts_uniform_or_as_the_posterior(kind: Linear) -> None:
     inputs = random_inputs(2, 5, 3)
-    plain = build(kind.model_dump(), 3, V)
+    plain = build(kind, 3, V)
     assert (plain(*inputs)[0] == 0).all()
-    with_posterior = build({**kind.model_dump(), "features": ["tokens", "posterior"]}, 3, V)
-    posterior = build(Posterior(decay=0.95).model_dump(), 3, V)
+    with_posterior = build(kind.model_copy(update={"features": ("tokens", "posterior")}), 3, V)
+    posterior = build(Posterior(decay=0.95), 3, V)
     assert torch.allclose(weights(with_posterior, inputs), weights(posterior, inputs), atol=1e-5)
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda r: f"{r.kind}-{'-'.join(getattr(r, 'features', ()))}")
 def test_fresh_parameters_come_from_the_seed_alone(recipe: object) -> None:
-    spec = recipe.model_dump()  # type: ignore[attr-defined]
+    spec = recipe
     torch.manual_seed(1)
     one = build(spec, 3, V, seed=5).state_dict()
     drawn = torch.rand(1)

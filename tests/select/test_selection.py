@@ -139,7 +139,7 @@ def test_a_corpus_with_a_selection_is_one_to_train_on(tmp_path: Path) -> None:
     assert table.schema["time"] == pl.Date
     plan = DryStore(tmp_path / "none")
     assert selected_documents(plan, asked, label="c").planned
-    assert {kind for kind, *_ in plan.plan} == {"corpora", "profiles", "topics", "selections"}
+    assert {step.kind for step in plan.steps.values()} == {"corpora", "profiles", "topics", "selections"}
 
 
 def test_training_text_near_held_out_text_is_dropped(tmp_path: Path) -> None:
@@ -173,7 +173,7 @@ def test_another_budget_reads_nothing_again(tmp_path: Path) -> None:
     chosen(store, str(path))
     plan = DryStore(tmp_path / "s")
     selection(profile_corpus(plan, corpus(str(path), {**PLAN, "budget": {"docs": 10}}), label="c"))
-    assert [(kind, state) for kind, _, state, _ in plan.plan if state == "make"] == [("selections", "make")]
+    assert [s.kind for s in plan.steps.values() if not s.cached] == ["selections"]
 
 
 def test_bad_rows_are_borne_by_the_corpus_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

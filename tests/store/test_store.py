@@ -180,11 +180,10 @@ def test_a_dry_run_plans_and_touches_nothing(tmp_path):
     assert not found.planned
     assert isinstance(planned, Planned)
     assert isinstance(further, Planned)
-    assert dry.plan == [
-        ("corpora", "meetings", "cached", None),
-        ("blocks", "blocks", "make", 1000),
-        ("experts", "expert", "make", None),
-    ]
+    meetings, blocks, expert = dry.steps.values()
+    assert (meetings.kind, meetings.label, meetings.cached, meetings.needs) == ("corpora", "meetings", True, ())
+    assert (blocks.kind, blocks.cached, blocks.tokens) == ("blocks", False, 1000)
+    assert (expert.kind, expert.label, expert.cached, expert.needs) == ("experts", "expert", False, (blocks.key,))
     dry.keep(tmp_path / "out")
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
     assert DryStore(tmp_path / "nowhere").make(ACTION, forbidden, label="").planned

@@ -1,19 +1,131 @@
-"""Evaluations: losses by group on held-out documents, and multiple choice."""
+"""Evaluations. Each class is all there is to say of one: its name, its settings, what it reads, and how every expert and
+mixture is measured by it: losses by group on held-out documents, and multiple choice.
+
+A metric sees the run that it is part of through `Evaluating`, and nothing else.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
-from pydantic import Discriminator, Tag
+from pydantic import Field
 
-from coterie.spec.settings import Count, Name, Spec, Whole
+from coterie.spec.kind import Kind
+from coterie.spec.settings import Count, Name, Whole
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from coterie.evaluation.questions import Questions
+    from coterie.store import Artifact, Store
 
 
-class Losses(Spec):
-    """Nats a token and perplexity of every expert and mixture, by group."""
+class Evaluating(Protocol):
+    """What a metric may ask of the run whose models it measures."""
+
+    @property
+    def store(self) -> Store: ...
+
+    @property
+    def seed(self) -> int: ...
+
+    @property
+    def experts(self) -> Mapping[str, Artifact]: ...
+
+    @property
+    def references(self) -> Sequence[str]:
+        """Models that all others are compared with."""
+        ...
+
+    @property
+    def leaks(self) -> Artifact | None:
+        """What is evaluated and was trained on; see `coterie.evaluation.leaks`."""
+        ...
+
+    def models(self, undated: Sequence[str], what: str) -> Mapping[str, Artifact]:
+        """Experts, mixtures and references by name, in order.
+
+        Args:
+            undated: what of the evaluation has no dates; mixtures that need one are left out, with a note.
+            what: what those are, for the note.
+        """
+        ...
+
+    def has_dates(self, corpus: str) -> bool: ...
+
+    def blocks(self, corpus: str, split: str, *, tokens: int | None = None) -> Artifact: ...
+
+    def scores(self, model: str, blocks: Artifact) -> Artifact:
+        """A model's log-probabilities on blocks."""
+        ...
+
+    def opener(self, model: str) -> Callable[[], tuple[PreTrainedModel, PreTrainedTokenizerBase]]:
+        """Opens a model and its tokenizer."""
+        ...
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """An evaluation, and the names in it in their order."""
+
+    artifact: Artifact
+    models: Sequence[str]
+    corpora: Sequence[str] = ()
+
+
+class Metric(Kind):
+    """One evaluation of every expert and mixture."""
+
+    noun: ClassVar[str] = "evaluation"
+    default_tag: ClassVar[str | None] = "losses"
 
     name: Name
     """Name of the evaluation."""
+    kind: str = Field(exclude=True)
+    """What is measured."""
+
+    @classmethod
+    def tag_in(cls, settings: Mapping[str, object]) -> object:
+        """A kind may be told by a key that it alone requires, such as `choices`."""
+        if cls.tag_key in settings:
+            return settings[cls.tag_key]
+        own = (tag for tag in cls.registry if tag in settings)
+        return next(own, cls.default_tag)
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Corpora whose documents it scores."""
+        return ()
+
+    def columns_of(self, corpus: str) -> list[str]:
+        """Columns of a corpus that it needs."""
+        return []
+
+    def tested(self, run: Evaluating) -> Mapping[str, Artifact]:
+        """Blocks of held-out documents that it scores, by corpus."""
+        return {}
+
+    def questions(self) -> Questions | None:
+        """Questions that it asks.
+
+        Raises:
+            RequestError: their file is wrong; names file and line.
+        """
+        return None
+
+    @abstractmethod
+    def evaluate(self, run: Evaluating) -> Evaluated:
+        """Measure every model."""
+
+
+class Losses(Metric):
+    """Nats a token and perplexity of every expert and mixture, by group."""
+
+    kind: Literal["losses"] = Field(default="losses", exclude=True)
+    """What is measured; told by the other keys if left out."""
     corpora: tuple[str, ...]
     """Corpora whose held-out documents are scored; each is a group."""
     split: Literal["valid", "test"] = "test"
@@ -25,12 +137,43 @@ class Losses(Spec):
     bootstrap: Whole = 1000
     """Resamples of the documents for the 95 % interval."""
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return self.corpora
 
-class Choices(Spec):
+    def columns_of(self, corpus: str) -> list[str]:
+        return [self.by] if corpus in self.corpora and self.by not in (None, "year") else []
+
+    def tested(self, run: Evaluating) -> Mapping[str, Artifact]:
+        return {name: run.blocks(name, self.split, tokens=self.tokens) for name in self.corpora}
+
+    def evaluate(self, run: Evaluating) -> Evaluated:
+        from coterie.evaluation.losses import TokenLosses, evaluate_losses
+
+        tested = self.tested(run)
+        models = run.models([name for name in self.corpora if not run.has_dates(name)], "corpus")
+        artifact = evaluate_losses(
+            run.store,
+            spec=self,
+            corpora=tested,
+            models={
+                name: {corpus: TokenLosses.of(model, run.scores(name, b)) for corpus, b in tested.items()}
+                for name, model in models.items()
+            },
+            experts=list(run.experts),
+            against=run.references,
+            leaks=run.leaks,
+            seed=run.seed,
+            label=f"evaluation {self.name}",
+        )
+        return Evaluated(artifact, list(models), self.corpora)
+
+
+class Choices(Metric):
     """Multiple choice by length-normalised log-probability."""
 
-    name: Name
-    """Name of the evaluation."""
+    kind: Literal["choices"] = Field(default="choices", exclude=True)
+    """What is measured; told by the other keys if left out."""
     choices: str
     """JSONL file with a question, options and the index of the right one."""
     question: str = "question"
@@ -50,10 +193,23 @@ class Choices(Spec):
     bootstrap: Whole = 1000
     """Resamples of the questions for the 95 % interval."""
 
+    def questions(self) -> Questions:
+        from coterie.evaluation.questions import read_questions
 
-def _which(value: Any) -> str:
-    keys = value if isinstance(value, dict) else value.__class__.model_fields
-    return "choices" if "choices" in keys else "losses"
+        return read_questions(self)
 
+    def evaluate(self, run: Evaluating) -> Evaluated:
+        from coterie.evaluation.choices import Asked, evaluate_choices
 
-Evaluation = Annotated[Annotated[Losses, Tag("losses")] | Annotated[Choices, Tag("choices")], Discriminator(_which)]
+        models = run.models([] if self.time else [self.name], "evaluation")
+        artifact = evaluate_choices(
+            run.store,
+            spec=self,
+            questions=self.questions(),
+            models={name: Asked(model.digest, run.opener(name)) for name, model in models.items()},
+            experts=list(run.experts),
+            against=run.references,
+            seed=run.seed,
+            label=f"evaluation {self.name}",
+        )
+        return Evaluated(artifact, list(models))

@@ -1,41 +1,43 @@
 """Who sits in a mixture: distinct experts with their slots, and the rule by which dates may use them.
 
-Slots of one expert are one member with several names, so that disk, memory and compute follow experts, not slots.
+Slots of one expert are one seat with several names, so that disk, memory and compute follow experts, not slots.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import date
 from typing import TYPE_CHECKING
 
 from coterie.corpora.windows import Window
-from coterie.mixtures.outputs.outputs_place import OutputsSpec
 from coterie.store import Artifact
 
 if TYPE_CHECKING:
     from coterie.routing.eligibility import Eligibility
 
 
-@dataclass
-class Member:
+@dataclass(frozen=True)
+class Seat:
     """One distinct expert of a mixture."""
 
     name: str
     """The first name it goes by."""
     artifact: Artifact
+    slots: tuple[str, ...] = ()
+    """Names of its slots, in order; one slot under its own name if none are given."""
     base: Artifact | None = None
-    """What a LoRA adapter sits on."""
+    """What a LoRA adapter rests on."""
     window: Window | None = None
     knowledge: date | None = None
     """First day after all text behind it; None: unknown."""
-    slots: list[str] = field(default_factory=list)
-    """Names of its slots, in order; one slot under its own name if not said."""
+    targets: object = None
+    """What says which linears an adapter updates, as JSON."""
 
     def __post_init__(self) -> None:
-        self.slots = self.slots or [self.name]
+        if not self.slots:
+            object.__setattr__(self, "slots", (self.name,))
 
     @property
     def dates(self) -> dict[str, str | None]:
@@ -52,19 +54,33 @@ class Member:
         return json.loads((self.base or self.artifact).file("config.json").read_text())["vocab_size"]
 
 
-def slot_order(mixture: OutputsSpec, members: Sequence[Member]) -> list[int]:
-    """For each slot of the recipe, the member that sits there."""
-    seat = {name: i for i, member in enumerate(members) for name in member.slots}
-    return [seat[name] for name in mixture.slots]
+def seated(
+    slots: Sequence[str], artifacts: Mapping[str, Artifact], seat: Callable[[str, tuple[str, ...]], Seat]
+) -> list[Seat]:
+    """The distinct experts of some slots, in order of first use: equal ones share a seat.
+
+    Args:
+        artifacts: of each expert, by name.
+        seat: makes a seat of an expert's name and its slots.
+    """
+    by_digest: dict[str, list[str]] = {}
+    for slot in slots:
+        by_digest.setdefault(artifacts[slot].digest, []).append(slot)
+    return [seat(names[0], tuple(names)) for names in by_digest.values()]
 
 
-def rule(mixture: OutputsSpec, members: Sequence[Member]) -> dict:
+def slot_order(slots: Sequence[str], seats: Sequence[Seat]) -> list[int]:
+    """For each slot, the seat that it is of."""
+    place = {name: u for u, seat in enumerate(seats) for name in seat.slots}
+    return [place[name] for name in slots]
+
+
+def rule(eligible: str | None, fallback: str | None, default_time: date | None, seats: Sequence[Seat]) -> dict:
     """The eligibility rule as JSON, the form in which it is hashed and stored."""
-    fallback = next((i for i, m in enumerate(members) if mixture.fallback in m.slots), None)
     return {
-        "rule": mixture.eligible or "all",
-        "fallback": fallback,
-        "default_time": mixture.default_time.isoformat() if mixture.default_time else None,
+        "rule": eligible or "all",
+        "fallback": next((i for i, seat in enumerate(seats) if fallback in seat.slots), None),
+        "default_time": default_time.isoformat() if default_time else None,
     }
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from coterie.errors import RequestError
 from coterie.spec.digest import digest
 from coterie.store import Artifact, sha256
+from coterie.store.artifact import Content
 
 TOKENIZER_FILES = frozenset(
     {
@@ -43,7 +44,8 @@ def contents(artifact: Artifact) -> str:
     beside them are left out, so that a retrained but equal model serves the same."""
     if artifact.planned:
         return artifact.content("model")
-    return digest({name: hash for name, hash in artifact.files.items() if _decides(name)})
+    found = digest({name: hash for name, hash in artifact.files.items() if _decides(name)})
+    return Content(found, artifact.whole or artifact.digest)
 
 
 def _decides(name: str) -> bool:

@@ -34,6 +34,11 @@ class FreshBase(Architecture):
     knowledge_until: date | None = None
     """Date at which the base's knowledge ends, when the data does not tell."""
 
+    @property
+    def tokenizer_corpora(self) -> tuple[str, ...]:
+        """Corpora that are named for its tokenizer."""
+        return () if isinstance(self.tokenizer, str) else self.tokenizer.corpora or ()
+
 
 class CheckpointBase(Spec):
     """A Hugging Face model: a local directory or a hub id."""
@@ -46,6 +51,10 @@ class CheckpointBase(Spec):
     """Train it further on a mix before experts branch."""
     knowledge_until: date | None = None
     """Date at which the checkpoint's knowledge ends; needed for `eligible: strict`."""
+
+    @property
+    def tokenizer_corpora(self) -> tuple[str, ...]:
+        return ()
 
 
 def _which(value: Any) -> str:

@@ -8,10 +8,11 @@ from typing import Any
 
 from coterie.errors import RequestError
 from coterie.experts.expert_settings import Expert
+from coterie.mixtures.place import known
 from coterie.recipe import named_corpora as named
 from coterie.recipe import select_forms as selecting
 from coterie.recipe.families import family
-from coterie.recipe.mixture_checks import check_adaptations, known, seat
+from coterie.recipe.mixture_checks import checked_mixtures
 from coterie.recipe.recipe import Recipe
 
 _FLAT = {"datasets", "paths", "kind", "at", "router", "eligible"}
@@ -173,20 +174,18 @@ def expand(recipe: Recipe) -> Recipe:
         _check_expert(recipe, expert, names, f"experts.{i}")
     _no_circle(experts)
     _no_adapter_parent(recipe, experts)
-    mixtures = tuple(seat(recipe, m, experts, f"mixtures.{i}") for i, m in enumerate(recipe.mixtures))
-    check_adaptations(mixtures)
     for i, evaluation in enumerate(recipe.evaluation):
-        for corpus in getattr(evaluation, "corpora", ()):
+        for corpus in evaluation.reads:
             known(corpus, recipe.corpora, f"evaluation.{i}.corpora", "corpus")
     for corpus in _base_corpora(recipe):
         known(corpus, recipe.corpora, "base", "corpus")
+    mixtures = checked_mixtures(recipe, {e.name: e for e in experts})
     return recipe.model_copy(update={"experts": tuple(experts), "mixtures": mixtures})
 
 
 def _base_corpora(recipe: Recipe) -> list[str]:
     pretrain = recipe.base.pretrain
-    tokenizer = getattr(recipe.base, "tokenizer", None)
-    return [*(pretrain.corpora if pretrain else ()), *(getattr(tokenizer, "corpora", None) or ())]
+    return [*(pretrain.corpora if pretrain else ()), *recipe.base.tokenizer_corpora]
 
 
 def _check_expert(recipe: Recipe, expert: Expert, names: list[str], where: str) -> None:

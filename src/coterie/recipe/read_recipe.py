@@ -14,6 +14,7 @@ from coterie.errors import RequestError
 from coterie.recipe.expand import expand, long_form
 from coterie.recipe.recipe import Recipe
 from coterie.recipe.select_forms import alone
+from coterie.spec.kind import near
 
 Lines = dict[tuple[str | int, ...], int]
 
@@ -145,54 +146,41 @@ def _index(items: list, part: str, setting: str) -> int:
     raise RequestError("no such list item", where=f"--set {setting}", expected=known, found=part)
 
 
-_TAGS = {
-    "fresh",
-    "checkpoint",
-    "losses",
-    "choices",
-    "uniform",
-    "posterior",
-    "linear",
-    "mlp",
-    "arrow",
-    "ridge",
-    "learned",
-    "random",
-    "prompt",
-    "label",
-    "outputs",
-    "layers",
-    "adapters",
-}
-
-
 def _readable(error: ValidationError, file: str | None, lines: Lines) -> RequestError:
     first = error.errors()[0]
-    key = list(first["loc"])
-    for i, part in reversed(list(enumerate(key))):  # pydantic puts the union's tag into the path; people did not write it
-        if part in _TAGS and i > 0 and (key[i - 1] in ("base", "router") or isinstance(key[i - 1], int)):
-            del key[i]
-    if first["type"] in ("union_tag_invalid", "union_tag_not_found") and "'at'" in str(first["ctx"].get("discriminator")):
-        key.append("at")
-    found = first.get("input")
-    shown = None if isinstance(found, dict | list) or first["type"] == "missing" else f"{found!r} ({type(found).__name__})"
-    what = {"extra_forbidden": "unknown key", "missing": "missing key"}.get(first["type"])
-    message = first["msg"].removeprefix("Value error, ")
+    key, kind = list(first["loc"]), first["type"]
+    if key and key[0] == "base" and len(key) > 1 and key[1] in ("fresh", "checkpoint"):
+        del key[1]  # which of the two it is: nobody wrote that
     more = len(error.errors()) - 1
+    rest = f" ({more} more problems after it)" if more else ""
+    if kind in ("unknown_kind", "no_kind"):
+        about = first["ctx"]
+        key.append(about["key"])
+        names = about["known"]
+        what = about["what"] if kind == "unknown_kind" else f"missing key: {about['key']}"
+        do = f"did you mean {names[0]!r}?" if kind == "unknown_kind" else f"say {about['key']}: {names[0]}"
+        found = repr(about["found"]) if kind == "unknown_kind" else None
+        return RequestError(
+            what, where=_where(file, tuple(key), lines), expected=", ".join(names), found=found, do=do + rest
+        )
+    if kind == "unknown_key":
+        names = near(str(key[-1]), dict.fromkeys(first["ctx"]["keys"]))
+        return RequestError(
+            "unknown key",
+            where=_where(file, tuple(key), lines),
+            expected=", ".join(names) or None,
+            found=str(key[-1]),
+            do=f"did you mean {names[0]!r}? Else take it out" + rest,
+        )
+    found = first.get("input")
+    shown = None if isinstance(found, dict | list) or kind == "missing" else f"{found!r} ({type(found).__name__})"
     return RequestError(
-        what or "wrong value",
+        "missing key" if kind == "missing" else "wrong value",
         where=_where(file, tuple(key), lines),
-        expected=_known_keys(key) if what == "unknown key" else message,
-        found=shown if what != "unknown key" else f"{key[-1]}",
-        do="correct this key" + (f" ({more} more problems after it)" if more else ""),
+        expected=first["msg"].removeprefix("Value error, "),
+        found=shown,
+        do="correct this key" + rest,
     )
-
-
-def _known_keys(key: list) -> str | None:
-    """The keys that stand where the unknown one was found."""
-    from coterie.recipe.reference import fields_at
-
-    return ", ".join(fields_at(key[:-1])) or None
 
 
 def _where(file: str | None, key: tuple, lines: Lines) -> str:

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from collections import Counter
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializeAsAny, model_validator
 
-from coterie.evaluation.metrics import Evaluation
+from coterie.evaluation.metrics import Choices, Losses, Metric
 from coterie.experts.expert_settings import Expert, Single
+from coterie.mixtures.adapters.adapters_place import AdaptersPlace
+from coterie.mixtures.layers.layers_place import LayersPlace
+from coterie.mixtures.outputs.outputs_place import OutputsPlace
+from coterie.mixtures.place import Place
 from coterie.recipe.base import Base, FreshBase
-from coterie.recipe.places import Mixture
 from coterie.select.corpus import Corpus
 from coterie.spec.digest import digest
 from coterie.spec.settings import Count, Name, Spec
+
+PLACES = (OutputsPlace, LayersPlace, AdaptersPlace)
+METRICS = (Losses, Choices)
+"""Those that ship: importing them makes them known."""
 
 RESERVED = frozenset({"base", "fresh", "previous", "best_expert", "oracle", "single", "all"})
 """Names with a meaning of their own in summaries and in `from:`."""
@@ -35,9 +42,9 @@ class Recipe(Spec):
     """Experts, each trained once however many slots or mixtures use it."""
     single: Single | None = None
     """Also train one single model on all of it with the same number of tokens, as a reference."""
-    mixtures: tuple[Mixture, ...] = ()
+    mixtures: tuple[SerializeAsAny[Place], ...] = ()
     """Mixtures of experts."""
-    evaluation: tuple[Evaluation, ...] = ()
+    evaluation: tuple[SerializeAsAny[Metric], ...] = ()
     """What to measure."""
 
     @model_validator(mode="after")
@@ -53,10 +60,10 @@ class Recipe(Spec):
         twice = [n for n, count in Counter(e.name for e in self.evaluation).items() if count > 1]
         if twice:
             raise ValueError(f"the evaluation {twice[0]!r} is named twice")
-        context = getattr(self.base, "context", None)
+        context = self.base.context if isinstance(self.base, FreshBase) else None
         if context is not None and context < self.sequence_length:
             raise ValueError(f"base.context {context} is below sequence_length {self.sequence_length}")
-        if not self.experts and not any(getattr(m, "joint", None) for m in self.mixtures):
+        if not self.experts and not any(m.own_corpora for m in self.mixtures):
             raise ValueError("a recipe needs at least one expert")
         return self
 

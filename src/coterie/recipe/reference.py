@@ -10,29 +10,20 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from coterie.recipe.recipe import Recipe
+from coterie.spec.kind import Kind
 
 
 def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
     """Every model inside an annotation such as ``tuple[Expert, ...]`` or ``Losses | Choices``."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+    if isinstance(annotation, type) and issubclass(annotation, Kind) and annotation.tag() is None:
+        yield from annotation.members()
+    elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     elif get_origin(annotation) is Annotated:
         yield from models_in(get_args(annotation)[0])
     else:
         for arg in get_args(annotation):
             yield from models_in(arg)
-
-
-def fields_at(key: list[str | int]) -> list[str]:
-    """Names of the fields that may stand at a place such as ``["experts", 0, "train"]``."""
-    here: list[type[BaseModel]] = [Recipe]
-    for part in key:
-        if isinstance(part, int):
-            continue
-        fields = [f for m in here for n, f in m.model_fields.items() if part in (n, f.alias)]
-        if fields:
-            here = [m for f in fields for m in models_in(f.annotation)]
-    return list(dict.fromkeys(f.alias or n for m in here for n, f in m.model_fields.items()))
 
 
 def _type(annotation: Any) -> str:

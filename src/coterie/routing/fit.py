@@ -17,8 +17,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from coterie.routing.fit_settings import FitSettings
+from coterie.routing.gates import Gated, balance
 from coterie.routing.policy import log_softmax
-from coterie.routing.routers import Router
+from coterie.routing.routers import RouterModule
 
 
 @dataclass(frozen=True)
@@ -52,31 +54,12 @@ class Scored:
         return torch.where(self.eligible_NTU[:, : logp_NT1U.shape[1]], logp_NT1U, 0.0)
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How to fit; the defaults are the recipe's."""
-
-    epochs: int = 30
-    patience: int = 3
-    learning_rate: float = 0.01
-    weight_decay: float = 0.01
-    batch_size: int = 16
-    entropy: float = 0.0
-    """Coefficient of the mean entropy of the weights."""
-    balance: float = 0.0
-    """Coefficient of the balance loss: squared variation of the mean weights of distinct experts (Shazeer et al. 2017)."""
-    z: float = 0.0
-    """Coefficient of the squared log-partition of the logits (Zoph et al. 2022)."""
-    temperature: float = 1.0
-    """The policy's, so that what is fitted is what is used."""
-
-
 def mix(logw_BTU: Tensor, logp_BTU: Tensor) -> Tensor:
     """``logsumexp_u(log w_u + log P_u)``; an expert of weight 0 counts for nothing whatever its log P is."""
     return torch.where(logw_BTU.isneginf(), -torch.inf, logw_BTU + logp_BTU).logsumexp(-1)
 
 
-def objective(router: Router, data: Scored, log_count_U: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
+def objective(router: RouterModule, data: Scored, log_count_U: Tensor, settings: FitSettings) -> tuple[Tensor, Tensor]:
     """Sum over counted tokens of nll and of the auxiliary terms (balance counts once a token)."""
     logits_BTU, _ = router(data.ids_NT, data.position_NT, data.eligible_NTU, data.evidence_NTU)
     logw_BTU = log_softmax(logits_BTU, log_count_U, data.eligible_NTU, settings.temperature)[:, :-1]
@@ -88,8 +71,9 @@ def objective(router: Router, data: Scored, log_count_U: Tensor, settings: Setti
         finite_MU = logw_BTU[counted].masked_fill(weight_MU == 0, 0)  # 0 log 0 is 0, and so is its gradient
         aux = aux - settings.entropy * (weight_MU * finite_MU).sum()
     if settings.balance:
-        mean_U = weight_MU.sum(0) / max(len(weight_MU), 1)
-        aux = aux + settings.balance * len(weight_MU) * (len(mean_U) * mean_U.square().sum() - 1)
+        experts_U = torch.arange(logw_BTU.shape[-1], device=logw_BTU.device)
+        even = balance(Gated(logw_BTU, logw_BTU.exp()), experts_U, len(experts_U), counted)
+        aux = aux + settings.balance * len(weight_MU) * even
     if settings.z:
         logits_BTU = logits_BTU.masked_fill(~data.eligible_NTU, -torch.inf)[:, :-1]
         aux = aux + settings.z * logits_BTU.logsumexp(-1)[counted].square().sum()
@@ -97,11 +81,11 @@ def objective(router: Router, data: Scored, log_count_U: Tensor, settings: Setti
 
 
 def fit(
-    router: Router,
+    router: RouterModule,
     data: Scored,
     held_NT: Bool[Tensor, "N T"],
     log_count_U: Float[Tensor, " U"],
-    settings: Settings,
+    settings: FitSettings,
     *,
     seed: int,
 ) -> list[dict[str, float]]:

@@ -1,23 +1,60 @@
-"""Routers at the outputs: their settings, and what each is."""
+"""Routers at the outputs. Each class is all there is to say of one: its name, its settings, whether and on what it is
+fitted, and the module that does the work.
+
+Whatever the kind, a router reads causal features of the prefix and gives logits over distinct experts; a policy turns them
+into weights: softmax over all eligible experts, then `top_k` or `top_p`, then renormalised.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Field
 
-from coterie.routing.policy_settings import Policy
+from coterie.routing.fit_settings import FitSettings
+from coterie.routing.policy_settings import PolicySettings
+from coterie.spec.kind import Kind
 from coterie.spec.settings import Count, Number, Positive, Whole
 
+if TYPE_CHECKING:
+    from coterie.routing.routers import RouterModule
 
-class Uniform(Policy):
+
+class OutputRouter(PolicySettings, Kind):
+    """A router on the experts' probabilities."""
+
+    noun: ClassVar[str] = "router at outputs"
+    default_tag: ClassVar[str | None] = "uniform"
+
+    kind: str
+    """The router."""
+
+    @property
+    def fitting(self) -> FitSettings | None:
+        """How it is fitted on the experts' cached scores of the valid split; None: it is not."""
+        return None
+
+    @abstractmethod
+    def module(self, experts: int, vocab_size: int) -> RouterModule:
+        """The module for so many distinct experts, with fresh parameters from torch's global generator."""
+
+
+class Uniform(OutputRouter):
     """Equal weights over eligible slots."""
 
     kind: Literal["uniform"] = "uniform"
     """The router."""
 
+    def module(self, experts: int, vocab_size: int) -> RouterModule:
+        from coterie.routing.routers import RouterModule
 
-class _Fitted(Policy):
+        return RouterModule(experts)
+
+
+class FittedRouter(OutputRouter):
+    """A router with parameters, fitted on the experts' cached scores."""
+
     tokens: Count | None = 200_000
     """Most tokens to fit on, in equal parts from the valid split of each expert's data; null takes all of it."""
     epochs: Whole = 30
@@ -33,14 +70,20 @@ class _Fitted(Policy):
     entropy: Number = 0.0
     """Coefficient of the mean entropy of the weights (positive: sharper routing)."""
     balance: Number = 0.0
-    """Coefficient of the balance loss over distinct experts."""
+    """Coefficient of the balance loss over distinct experts (Switch Transformer)."""
     z: Number = 0.0
     """Coefficient of the squared log-partition of the logits."""
 
+    @property
+    def fitting(self) -> FitSettings | None:
+        return FitSettings(**{name: getattr(self, name) for name in FitSettings.names()})
 
-class Posterior(_Fitted):
+
+class Posterior(FittedRouter):
     """Weights from the experts' own likelihood of the prefix: w_s(t) proportional to
     prior_s exp(sum over u < t of decay^(t-u) log P_s(x_u) / tau)."""
+
+    examples = ({"fit": False}, {"fit": False, "decay": 0.8, "tau": 2.0}, {"fit": True, "decay": 0.9})
 
     kind: Literal["posterior"] = "posterior"
     """The router."""
@@ -51,33 +94,45 @@ class Posterior(_Fitted):
     fit: bool = True
     """Learn prior, decay and tau on the valid split, starting from the values above."""
 
+    @property
+    def fitting(self) -> FitSettings | None:
+        return super().fitting if self.fit else None
 
-class Linear(_Fitted):
+    def module(self, experts: int, vocab_size: int) -> RouterModule:
+        from coterie.routing.routers import PosteriorModule
+
+        return PosteriorModule(experts, self.decay, self.tau, self.fit)
+
+
+class Linear(FittedRouter):
     """Linear in causal prefix features."""
 
-    kind: Literal["linear"]
+    examples = ({}, {"features": ["tokens", "posterior"]})
+
+    kind: Literal["linear"] = "linear"
     """The router."""
     features: tuple[Literal["tokens", "posterior"], ...] = ("tokens",)
     """`tokens`: frequencies of the prefix's tokens; `posterior`: the posterior's log-weights."""
 
+    def module(self, experts: int, vocab_size: int) -> RouterModule:
+        from coterie.routing.routers import LinearModule
 
-class Mlp(Linear):
+        return LinearModule(experts, vocab_size, self.features)
+
+
+class Mlp(FittedRouter):
     """One hidden layer on causal prefix features."""
 
-    kind: Literal["mlp"]  # type: ignore[assignment]
+    examples = ({"hidden": 8}, {"features": ["posterior"], "hidden": 8})
+
+    kind: Literal["mlp"] = "mlp"
     """The router."""
+    features: tuple[Literal["tokens", "posterior"], ...] = ("tokens",)
+    """`tokens`: frequencies of the prefix's tokens; `posterior`: the posterior's log-weights."""
     hidden: Count = 32
     """Width of the hidden layer."""
 
+    def module(self, experts: int, vocab_size: int) -> RouterModule:
+        from coterie.routing.routers import MlpModule
 
-def _kind(value: Any) -> str:
-    return value.get("kind", "uniform") if isinstance(value, dict) else value.kind
-
-
-Router = Annotated[
-    Annotated[Uniform, Tag("uniform")]
-    | Annotated[Posterior, Tag("posterior")]
-    | Annotated[Linear, Tag("linear")]
-    | Annotated[Mlp, Tag("mlp")],
-    Discriminator(_kind),
-]
+        return MlpModule(experts, vocab_size, self.features, self.hidden)

@@ -34,7 +34,8 @@ def log_softmax(
 class Policy:
     """How many experts answer at a position.
 
-    At most one of ``top_k`` (experts with the largest weights) and ``top_p`` (the fewest whose weights sum to it). Equal
+    ``top_k`` keeps the experts with the largest weights, ``top_p`` the fewest whose weights sum to it; with both, at most
+    ``top_k`` of them. Equal
     weights go to the expert that comes first.
     """
 
@@ -50,11 +51,10 @@ class Policy:
         if self.top_k is None and self.top_p is None:
             return logw_BTU
         ranked_BTU, order_BTU = logw_BTU.detach().sort(dim=-1, descending=True, stable=True)
+        kept_BTU = torch.ones_like(order_BTU, dtype=torch.bool)
         if self.top_k is not None:
-            kept_BTU = torch.arange(logw_BTU.shape[-1], device=logw_BTU.device).expand_as(order_BTU) < self.top_k
-        else:
-            assert self.top_p is not None
-            before_BTU = ranked_BTU.exp().cumsum(-1) - ranked_BTU.exp()
-            kept_BTU = before_BTU < self.top_p
+            kept_BTU[..., self.top_k :] = False
+        if self.top_p is not None:
+            kept_BTU &= ranked_BTU.exp().cumsum(-1) - ranked_BTU.exp() < self.top_p
         kept_BTU = torch.zeros_like(kept_BTU).scatter(-1, order_BTU, kept_BTU)
         return logw_BTU.masked_fill(~kept_BTU, -torch.inf).log_softmax(-1)

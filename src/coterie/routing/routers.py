@@ -12,21 +12,19 @@ Shapes: B rows, T positions, U distinct experts, V vocabulary, H hidden.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from coterie.routing.output_routers import OutputRouter
 from coterie.routing.scan import decayed_sum
 
 State = dict[str, Tensor]
 """Running sums at the last position, [B, channels]."""
 
 
-class Router(nn.Module):
+class RouterModule(nn.Module):
     """Uniform, and the base of the others: equal logits."""
 
     needs_evidence = False
@@ -69,7 +67,7 @@ class Evidence(nn.Module):
         return decay * sum_BTU / tau, sum_BTU[:, -1]
 
 
-class Posterior(Router):
+class PosteriorModule(RouterModule):
     """Bayes: ``prior_u * prod P_u(x)^(decay^age / tau)`` over the prefix; with decay = tau = 1 the exact posterior over
     which expert wrote the document."""
 
@@ -110,7 +108,7 @@ class Prefix(nn.Module):
         return self.SCALE * (even_BTW + late_BTW), sum_BT2W[:, -1]
 
 
-class Linear(Router):
+class LinearModule(RouterModule):
     """Linear in causal prefix features: token frequencies, and if asked the posterior's log-weights (through the identity at
     first, so that it starts as the posterior)."""
 
@@ -145,7 +143,7 @@ class Linear(Router):
         return torch.zeros(()) if hidden_BTW is None else hidden_BTW
 
 
-class Mlp(Linear):
+class MlpModule(LinearModule):
     """One hidden layer with GELU on the same features; starts as the linear router's start (its last layer is zero)."""
 
     def __init__(self, experts: int, vocab_size: int, features: tuple[str, ...] = ("tokens",), hidden: int = 32):
@@ -161,20 +159,8 @@ class Mlp(Linear):
         return F.gelu(hidden_BTH) @ self.last_HU
 
 
-def build(spec: Mapping[str, Any], experts: int, vocab_size: int, seed: int = 0) -> Router:
-    """A router from a recipe's settings; of them only those that shape it are read.
-
-    Fresh parameters come from ``seed`` alone.
-    """
+def build(router: OutputRouter, experts: int, vocab_size: int, seed: int = 0) -> RouterModule:
+    """The module of a recipe's router; fresh parameters come from ``seed`` alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        match spec["kind"]:
-            case "uniform":
-                return Router(experts)
-            case "posterior":
-                return Posterior(experts, spec["decay"], spec["tau"], spec["fit"])
-            case "linear":
-                return Linear(experts, vocab_size, tuple(spec["features"]))
-            case "mlp":
-                return Mlp(experts, vocab_size, tuple(spec["features"]), spec["hidden"])
-        raise AssertionError(spec["kind"])
+        return router.module(experts, vocab_size)

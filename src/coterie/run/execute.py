@@ -1,22 +1,20 @@
-"""Do what a recipe asks for: look at the data, plan, train, mix, evaluate, publish."""
+"""Do what a recipe asks for: look at the data, plan, then walk the plan: train, mix, evaluate, publish."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from coterie import launch
 from coterie.errors import RequestError
-from coterie.evaluation.metrics import Losses
-from coterie.evaluation.questions import read_questions
+from coterie.launch import place
 from coterie.progress import say
 from coterie.recipe import read
-from coterie.run import jobs as parallel
-from coterie.run import publish as outcome
-from coterie.run.conductor import Conductor, _data
-from coterie.run.evaluate import Measured, summarise
-from coterie.run.publish import Run
+from coterie.run.evaluate import Evaluations
+from coterie.run.jobs import profile_selections, train_in_jobs
+from coterie.run.parts import Parts
+from coterie.run.plan import Plan
+from coterie.run.publish import Results, Run, show
+from coterie.run.summary import reuse, summarise
 from coterie.store import DryStore, Store
 from coterie.store.default_root import default_root
 
@@ -25,7 +23,7 @@ STAGES = ("experts", "mixtures", "evaluation", "report")
 
 
 def execute(
-    recipe: str | Path | Mapping[str, Any],
+    recipe: str | Path | Mapping[str, object],
     *,
     store: str | Path | None = None,
     out: str | Path | None = None,
@@ -34,7 +32,7 @@ def execute(
     until: str = "report",
     only: Iterable[str] = (),
     jobs: int | None = None,
-    slurm: Mapping[str, Any] | None = None,
+    slurm: Mapping[str, object] | None = None,
 ) -> Run:
     """Everything a recipe asks for.
 
@@ -57,80 +55,87 @@ def execute(
         RequestError: the request is wrong; the message says what, where, expected, found, and the remedy.
         WorkError: it failed while working; what was finished is kept, and the same call continues.
     """
-    stage = STAGES.index(until)
     asked = read(recipe, settings)
     root = Path(store) if store is not None else default_root()
     out = Path(out) if out is not None else Path("runs") / asked.name
     if out.exists() and not out.is_dir():
         raise RequestError("the results need a folder", where=str(out), found="a file", do="choose another --out")
-    place = launch.place(jobs, slurm)
-    c = Conductor(asked, DryStore(root) if dry_run else Store(root))
-    only = _known(c, only)
+    where, stage = place(jobs, slurm), STAGES.index(until)
+    parts = Parts(asked, DryStore(root) if dry_run else Store(root))
+    chosen = _known(parts, only)
     say(f"{asked.name}: recipe {asked.hash[:12]}, store {root}")
-    c.store.keep(out)
-    measured = Measured(c, out)
-    places = outcome.Places(out, c)
-    if place is not None and not dry_run:
-        parallel.profile_recipe(c, place)
-    if not only or place is not None:
-        _look_first(c, measured)
-    if place is not None and not dry_run:
-        parallel.train(c, place, out, only or c.names)
-    if only:
-        return _train_only(c, places, only)
-    _ = c.experts
-    if not dry_run:
-        say("  experts: {requested} requested, {distinct} distinct, {trained} trained, {reused} reused".format(**c.reuse()))
-        places.experts(c.names)
-    if stage >= 1:
-        _ = c.mixtures
-        if not dry_run:
-            places.mixtures()
-    if stage >= 2:
-        _ = c.single
-        if not dry_run:
-            places.single()
-        measured.all()
-    if isinstance(c.store, DryStore):
-        outcome.show_plan(asked, c.store.plan)
-        return Run(asked, out, plan=c.store.plan)
-    summary = summarise(c, measured, stage)
-    places.write(summary, report_too=stage >= 3)
-    c.store.keep(out, finished=True)
-    outcome.show(summary, out)
-    return Run(asked, out, summary, experts=places.opened("experts"), mixtures=places.opened("mixtures"))
+    parts.store.keep(out)
+    if where is not None and not dry_run:
+        profile_selections(parts, where)
+    if not chosen or where is not None:
+        look(parts, out)
+    plan = plan_of(parts, stage, chosen)
+    if dry_run:
+        print(plan.text(asked))
+        return Run(asked, out, plan)
+    if where is not None:
+        train_in_jobs(parts, where, out, chosen or parts.names)
+    return _train_only(parts, plan, out, chosen) if chosen else _everything(parts, plan, out, stage)
 
 
-def _known(c: Conductor, names: Iterable[str]) -> list[str]:
-    names = list(dict.fromkeys(names))
-    for name in names:
-        if name not in c.names:
-            raise RequestError("no such expert", where="--expert", expected=", ".join(c.names), found=name)
-    return names
-
-
-def _train_only(c: Conductor, places: outcome.Places, names: list[str]) -> Run:
-    """Some of the experts, linked into the results; the rest, and what is said of a whole run, is left as it was."""
-    for name in names:
-        _ = c.base if name == "base" else c.expert(name)
-    if isinstance(c.store, DryStore):
-        outcome.show_plan(c.recipe, c.store.plan)
-        return Run(c.recipe, places.out, plan=c.store.plan)
-    places.experts(names)
-    c.store.keep(places.out)
-    return Run(c.recipe, places.out, experts=places.opened("experts"))
-
-
-def _look_first(c: Conductor, measured: Measured) -> None:
+def look(parts: Parts, out: Path) -> None:
     """Read all data before anything is trained, so that what is wrong with the request is found at once."""
-    for name in c.used_corpora:
-        c.documents(name)
-    for expert in c.recipe.experts:
-        corpus, window, where = _data(expert)
+    for name in parts.used_corpora:
+        parts.documents(name)
+    for expert in parts.recipe.experts:
         if not expert.finished:
-            c.blocks(corpus, "train", window, where)
-    for spec in c.recipe.evaluation:
-        if isinstance(spec, Losses):
-            measured.tested(spec)
-        else:
-            read_questions(spec)
+            parts.data(expert.name, "train")
+    Evaluations(parts, out).look()
+
+
+def plan_of(parts: Parts, stage: int, only: Sequence[str] = ()) -> Plan:
+    """What the store holds and lacks of what is asked for; nothing is made.
+
+    Args:
+        stage: how far to go, as an index into `STAGES`.
+        only: experts that alone are asked for (``base``: the base).
+    """
+    twin = parts.store if isinstance(parts.store, DryStore) else parts.store.dry_twin()
+    dry = Parts(parts.recipe, twin)
+    wanted = [dry.base if name == "base" else dry.expert(name) for name in only]
+    if not only:
+        wanted += dry.experts.values()
+        if stage >= STAGES.index("mixtures"):
+            wanted += dry.mixtures.values()
+        if stage >= STAGES.index("evaluation"):
+            wanted += [dry.single] if dry.single is not None else []
+            Evaluations(dry, Path()).all()
+    return Plan(twin.steps)
+
+
+def _everything(parts: Parts, plan: Plan, out: Path, stage: int) -> Run:
+    evaluations, results = Evaluations(parts, out), Results(out, parts)
+    say("  experts: {requested} requested, {distinct} distinct, {trained} trained, {reused} reused".format(**reuse(parts)))
+    results.experts(parts.names)
+    mixed, evaluated = stage >= STAGES.index("mixtures"), stage >= STAGES.index("evaluation")
+    if mixed:
+        results.mixtures()
+    if evaluated:
+        results.single()
+        evaluations.all()
+    summary = summarise(parts, evaluations, mixed=mixed, evaluated=evaluated)
+    results.write(summary, plan, report=stage >= STAGES.index("report"))
+    parts.store.keep(out, finished=True)
+    show(summary, out)
+    return Run(parts.recipe, out, plan, summary, results.opened("experts"), results.opened("mixtures"))
+
+
+def _train_only(parts: Parts, plan: Plan, out: Path, names: Sequence[str]) -> Run:
+    """Some of the experts, linked into the results; the rest, and the figures of a whole run, are left as they were."""
+    results = Results(out, parts)
+    results.experts(names)
+    parts.store.keep(out)
+    return Run(parts.recipe, out, plan, experts=results.opened("experts"))
+
+
+def _known(parts: Parts, names: Iterable[str]) -> list[str]:
+    chosen = list(dict.fromkeys(names))
+    for name in chosen:
+        if name not in parts.names:
+            raise RequestError("no such expert", where="--expert", expected=", ".join(parts.names), found=name)
+    return chosen

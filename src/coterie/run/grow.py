@@ -15,13 +15,12 @@ from typing import Any
 from coterie.errors import RequestError
 from coterie.growth.growth_actions import features, make_library
 from coterie.growth.skills import ALARM, Decision, Library, read_features
-from coterie.mixtures.adapters.adapters_place import AdaptersSpec
+from coterie.mixtures.adapters.adapters_place import AdaptersPlace
 from coterie.models.checkpoint import contents
 from coterie.progress import say
 from coterie.recipe import read
-from coterie.run import adapters_place as assembly
-from coterie.run.conductor import Conductor
 from coterie.run.execute import execute as run
+from coterie.run.parts import Parts
 from coterie.run.publish import Run
 from coterie.store import Store, link_tree
 from coterie.store.default_root import default_root
@@ -71,7 +70,7 @@ class Grown:
         tokenizer = self.raw["base"].get("tokenizer")
         if isinstance(tokenizer, dict) and tokenizer.get("corpora") is None:
             # Trained on all that the recipe trains on: with other corpora, it and all that rests on it would be another.
-            tokenizer["corpora"] = Conductor(read(copy.deepcopy(self.raw)), Store(self.store)).trained_corpora
+            tokenizer["corpora"] = Parts(read(copy.deepcopy(self.raw)), Store(self.store)).trained_corpora
 
     # what there is --------------------------------------------------------------------------------------------------------
 
@@ -79,11 +78,11 @@ class Grown:
         """The mixture in a recipe."""
         return next(m for m in raw["mixtures"] if m["name"] == self.mixture)
 
-    def conductor(self, raw: Mapping[str, Any]) -> tuple[Conductor, AdaptersSpec]:
+    def parts(self, raw: Mapping[str, Any]) -> tuple[Parts, AdaptersPlace]:
         recipe = read(copy.deepcopy(dict(raw)), self.settings)
         mixture = next(m for m in recipe.mixtures if m.name == self.mixture)
-        assert isinstance(mixture, AdaptersSpec)
-        return Conductor(recipe, Store(self.store)), mixture
+        assert isinstance(mixture, AdaptersPlace)
+        return Parts(recipe, Store(self.store)), mixture
 
     def losses(self, summary: Mapping[str, Any]) -> Losses:
         """Of the mixture and its experts, from every evaluation of losses."""
@@ -157,10 +156,10 @@ class Grown:
         from coterie.models import lora_files as files
         from coterie.models.open import open_model
 
-        c, mixture = self.conductor(self.raw)
-        base = assembly.base(c, mixture)
+        parts, mixture = self.parts(self.raw)
+        base = mixture.base(parts)
         places = files.linears(open_model(base))
-        seated = {name: files.read(c.experts[name].path, places) for name in assembly.experts(c, mixture)}
+        seated = {name: files.read(parts.experts[name].path, places) for name in mixture.experts(parts)}
         if len(seated) < 2:
             raise RequestError("one expert alone cannot be merged", where=self.mixture)
         (one, two), alike = max(similarities(seated).items(), key=lambda item: item[1])
@@ -203,21 +202,21 @@ class Grown:
             raw["corpora"][name] = {"path": path}
 
     def _decide(self, raw: Mapping[str, Any], name: str, alarm: float) -> Decision:
-        c, mixture = self.conductor(raw)
-        base = assembly.base(c, mixture)
+        parts, mixture = self.parts(raw)
+        base = mixture.base(parts)
 
         def seen(corpus: str, split: str, window: Any = None, where: Any = None) -> Any:
             return features(
-                c.store, base, c.blocks(corpus, split, window, where, SEEN), label=f"{split} features of {corpus}"
+                parts.store, base, parts.blocks(corpus, split, window, where, SEEN), label=f"{split} features of {corpus}"
             )
 
         new = seen(name, "train")
         skills, experts = {}, {}
-        for expert in (c.by_name[e] for e in assembly.experts(c, mixture)):
+        for expert in (parts.by_name[e] for e in mixture.experts(parts)):
             if expert.corpus:
                 skills[expert.name] = tuple(seen(expert.corpus, s, expert.window, expert.where) for s in ("train", "valid"))
                 experts[expert.name] = expert.name
-        library = make_library(c.store, skills, experts=experts)
+        library = make_library(parts.store, skills, experts=experts)
         link_tree(library, self.out / "library")
         return Library.read(library.path).decide(read_features(new), alarm)
 

@@ -11,39 +11,37 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from coterie.errors import WorkError
 from coterie.launch import Job, Place, run_jobs
 from coterie.progress import say
 from coterie.recipe import Recipe
+from coterie.run.parts import Parts
+from coterie.run.plan import Plan
 from coterie.select.corpus import Corpus
 from coterie.select.profile_shards import profiled, shards
 from coterie.store import Store
 
-if TYPE_CHECKING:
-    from coterie.run.conductor import Conductor
 
-
-def train(c: Conductor, place: Place, out: Path, names: Sequence[str]) -> None:
+def train_in_jobs(parts: Parts, place: Place, out: Path, names: Sequence[str]) -> None:
     """Train the experts of these names, and what they branch from, as jobs; `base` names the base.
 
     Raises:
         WorkError: a job failed, or what the jobs made is of no use here.
     """
-    missing = missing_trainings(c, names)
+    missing = missing_trainings(parts, names)
     if not missing:
         return
-    _ = c.start
-    with c.store.workplace() as folder:
-        recipe = _written(c.recipe, folder)
-        rest = ("--store", str(c.store.root), "--out", str(out.absolute()))
-        jobs = [Job(name, ("train", recipe, "--expert", name, *rest), frozenset(before)) for name, before in missing.items()]
-        _run(jobs, place, folder, "trainings", changed=lambda: missing_trainings(c, names))
+    start = parts.start  # all of them read it: made once, before they wait for each other
+    assert not start.planned
+    with parts.store.workplace() as folder:
+        recipe = _written(parts.recipe, folder)
+        rest = ("--store", str(parts.store.root), "--out", str(out.absolute()))
+        jobs = [Job(name, ("train", recipe, "--expert", name, *rest), before) for name, before in missing.items()]
+        _run(jobs, place, folder, "trainings", changed=lambda: missing_trainings(parts, names))
     until = time.monotonic() + place.arrives
-    while (left := missing_trainings(c, names)) and time.monotonic() < until:
+    while (left := missing_trainings(parts, names)) and time.monotonic() < until:
         time.sleep(2)
     if left:
         raise WorkError(
@@ -54,49 +52,35 @@ def train(c: Conductor, place: Place, out: Path, names: Sequence[str]) -> None:
             do="call it on a machine like those of the jobs: what is computed on a GPU is not taken for what a CPU computes",
         )
     for name in missing:
-        c.store.count_as_made(c.base if name == "base" else c.expert(name))
+        parts.store.count_as_made(parts.base if name == "base" else parts.expert(name))
 
 
-def missing_trainings(c: Conductor, names: Sequence[str]) -> dict[str, tuple[str, ...]]:
+def missing_trainings(parts: Parts, names: Sequence[str]) -> dict[str, frozenset[str]]:
     """Trainings that the store lacks, each under the first name it goes by -> those that must come before it."""
-    twin = c.store.dry_twin()
-    dry = type(c)(c.recipe, twin)
-    first: dict[str, str] = {}
-    found: dict[str, tuple[str, ...]] = {}
-
-    @cache
-    def before(name: str) -> tuple[str, ...]:
-        """What must be done before something can branch from ``name``."""
-        if name == "base":
-            if c.recipe.base.pretrain is None or not dry.base.planned:
-                return ()
-            found["base"] = ()
-            return ("base",)
-        if name not in c.by_name:  # fresh weights
-            return ()
-        expert, artifact = c.by_name[name], dry.expert(name)
-        earlier = before(expert.from_)
-        if expert.finished or not artifact.planned:
-            return earlier
-        name = first.setdefault(artifact.digest, name)
-        found.setdefault(name, earlier)
-        return (name,)
-
-    for name in names:
-        before(name)
-    c.store.expect(twin)
-    return found
+    twin = parts.store.dry_twin()
+    dry = Parts(parts.recipe, twin)
+    made = {name: dry.base if name == "base" else dry.expert(name) for name in [*parts.names, *names]}
+    parts.store.expect(twin)
+    plan = Plan(twin.steps)
+    name_of: dict[str, str] = {}
+    for name, artifact in made.items():
+        finished = name in parts.by_name and parts.by_name[name].finished
+        if artifact.planned and not finished:
+            name_of.setdefault(artifact.digest, name)  # of what is missing, the digest is its step's key
+    wanted = {made[name].digest for name in names}
+    wanted |= {key for digest in wanted & plan.steps.keys() for key in plan.before(digest, name_of)}
+    return {name: frozenset(name_of[k] for k in plan.before(key, name_of)) for key, name in name_of.items() if key in wanted}
 
 
-def profile_recipe(c: Conductor, place: Place) -> None:
+def profile_selections(parts: Parts, place: Place) -> None:
     """Profile what the recipe's selections choose from, in shares of the files."""
-    chosen = {name: c.corpus(name) for name in c.used_corpora if c.corpus(name).select is not None}
+    chosen = {name: parts.corpus(name) for name in parts.used_corpora if parts.corpus(name).select is not None}
     if chosen:
-        with c.store.workplace() as folder:
-            whole = {**c.recipe.corpora, **chosen}  # with the columns that the recipe's other parts ask for
-            recipe = _written(c.recipe.model_copy(update={"corpora": whole}), folder)
+        with parts.store.workplace() as folder:
+            whole = {**parts.recipe.corpora, **chosen}  # with the columns that the recipe's other parts ask for
+            recipe = _written(parts.recipe.model_copy(update={"corpora": whole}), folder)
             for name, corpus in chosen.items():
-                _profile(c.store, corpus, place, folder, name, (recipe, "--corpus", name))
+                _profile(parts.store, corpus, place, folder, name, (recipe, "--corpus", name))
 
 
 def profile(store: Store, corpus: Corpus, place: Place, label: str, words: Sequence[str]) -> None:

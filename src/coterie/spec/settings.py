@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from coterie.spec.digest import canonical_json
 
@@ -18,6 +19,20 @@ class Spec(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False, populate_by_name=True
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _only_its_keys(cls, value: Any) -> Any:
+        """An unknown key is an error that knows the keys that there are."""
+        if isinstance(value, dict):
+            keys = [field.alias or name for name, field in cls.model_fields.items()]
+            for key in value:
+                if key not in keys and key not in cls.model_fields:
+                    problem = PydanticCustomError("unknown_key", "unknown key", {"keys": keys})
+                    raise ValidationError.from_exception_data(
+                        cls.__name__, [InitErrorDetails(type=problem, loc=(key,), input=value[key])]
+                    )
+        return value
 
     def canonical(self, **options: Any) -> str:
         """Canonical JSON: all fields, sorted keys, no spaces. Equal requests give equal bytes."""

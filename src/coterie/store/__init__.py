@@ -4,6 +4,7 @@ from coterie.store.address import Action
 from coterie.store.artifact import Artifact, Planned, sha256
 from coterie.store.inventory import Row, Verified, ls, verify
 from coterie.store.link import link_tree
+from coterie.store.step import Step
 from coterie.store.store import DryStore, Store
 from coterie.store.sweep import Pruned, prune
 
@@ -14,6 +15,7 @@ __all__ = [
     "Planned",
     "Pruned",
     "Row",
+    "Step",
     "Store",
     "Verified",
     "link_tree",

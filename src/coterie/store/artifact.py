@@ -13,6 +13,18 @@ from typing import Any
 from coterie.spec.digest import digest
 
 
+class Content(str):
+    """A digest of some of an artifact's files, which remembers the artifact: an action that reads it needs that one."""
+
+    of: str
+    """The artifact's own digest."""
+
+    def __new__(cls, value: str, of: str = "") -> Content:
+        made = super().__new__(cls, value)
+        made.of = of
+        return made
+
+
 @dataclass(frozen=True)
 class Artifact:
     """A verified object of the store, or (without a key) a directory outside it that was hashed, such as a checkpoint."""
@@ -27,6 +39,8 @@ class Artifact:
     """How this machine made it (seconds, threads); not part of the digest."""
     reused: bool = False
     """Whether this call found it instead of making it."""
+    whole: str | None = None
+    """Digest of the artifact that it is a part of, if it is one."""
 
     planned = False
 
@@ -35,12 +49,14 @@ class Artifact:
 
     def content(self, *names: str) -> str:
         """Digest of some of the files, so that what depends on these alone is not made again when others change."""
-        return self.files[names[0]] if len(names) == 1 else digest([self.files[n] for n in names])
+        found = self.files[names[0]] if len(names) == 1 else digest([self.files[n] for n in names])
+        return Content(found, self.whole or self.digest)
 
     def part(self, folder: str, kind: str) -> Artifact:
         """A folder inside it, as an artifact of its own, named by its content. No file is written twice."""
         files = {name.removeprefix(f"{folder}/"): h for name, h in self.files.items() if name.startswith(f"{folder}/")}
-        return Artifact(kind, digest(files), self.path / folder, files, self.made, self.reused)
+        whole = self.whole or self.digest
+        return Artifact(kind, digest(files), self.path / folder, files, self.made, self.reused, whole)
 
     def said(self) -> dict[str, Any]:
         """As JSON values, for other processes."""
@@ -65,10 +81,10 @@ class Planned(Artifact):
     planned = True
 
     def content(self, *names: str) -> str:
-        return digest([self.digest, *names])
+        return Content(digest([self.digest, *names]), self.whole or self.digest)
 
     def part(self, folder: str, kind: str) -> Artifact:
-        return Planned(kind, digest([self.digest, folder]), self.path / folder)
+        return Planned(kind, digest([self.digest, folder]), self.path / folder, whole=self.whole or self.digest)
 
 
 def sha256(path: Path) -> str:

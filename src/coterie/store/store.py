@@ -24,7 +24,7 @@ from typing import Any
 from coterie.progress import say
 from coterie.spec.digest import digest
 from coterie.store.address import Action
-from coterie.store.artifact import Artifact, Planned
+from coterie.store.artifact import Artifact, Content, Planned
 from coterie.store.atomic_publish import publish, set_aside
 from coterie.store.check import DamageError, Signature, manifest_of, objects, read_object, seal, signature, unseal
 from coterie.store.digests import FileDigests
@@ -32,6 +32,7 @@ from coterie.store.durable import discard, make_directory, replace_synced
 from coterie.store.lease import Presence, lease
 from coterie.store.owner import owner
 from coterie.store.roots import read_root, write_root
+from coterie.store.step import Step
 from coterie.store.trouble import explained
 
 Build = Callable[[Path], Mapping[str, Any] | None]
@@ -228,19 +229,23 @@ class Store:
 
 
 class DryStore(Store):
-    """Finds, never makes: asked for something missing it notes it and gives a stand-in."""
+    """Finds, never makes: whatever it is asked for becomes a step of a plan, and what is missing has a stand-in."""
 
     dry = True
 
     def __init__(self, root: str | Path) -> None:
         super().__init__(root)
-        self.plan: list[tuple[str, str, str, int | None]] = []
-        """(kind, label, `cached` or `make`, tokens), in order."""
+        self.steps: dict[str, Step] = {}
+        """By action key, in the order in which they are needed."""
+        self._key_of: dict[str, str] = {}
 
     def make(self, action: Action, build: Build, *, label: str, tokens: int | None = None) -> Artifact:
         key = action.key
         if key not in self.used:
             found = self.find(action, label)
-            self.plan.append((action.kind, label, "cached" if found else "make", tokens))
+            origins = (value.of if isinstance(value, Content) else value for value in action.inputs.values())
+            needs = tuple(dict.fromkeys(self._key_of[origin] for origin in origins if origin in self._key_of))
+            self.steps[key] = Step(key, action.kind, label, found is not None, tokens, needs)
             self.used[key] = found or Planned(action.kind, key, self.root / "planned" / key)
+            self._key_of[self.used[key].digest] = key
         return self.used[key]

@@ -91,16 +91,14 @@ def test_every_mixture_is_measured_and_opens_by_itself(ran: Any) -> None:
 def test_what_is_measured_is_what_the_opened_mixture_says(ran: Any) -> None:
     """Stored scores are those of the directory that a person opens."""
     from coterie.corpora.blocks import Blocks
-    from coterie.run.conductor import Conductor
+    from coterie.run.parts import Parts
 
     _, asked, root = ran
-    c = Conductor(read(copy.deepcopy(asked)), Store(root / "store"))
+    c = Parts(read(copy.deepcopy(asked)), Store(root / "store"))
     blocks = c.blocks("fruit", "test")
     source = Blocks.open(blocks)
     for mixture in c.recipe.mixtures:
-        from coterie.run import places as assembly
-
-        stored = load_file(assembly.of(mixture).scores(c, mixture, blocks).file("scores.safetensors"))["logp"]
+        stored = load_file(mixture.scores(c, blocks).file("scores.safetensors"))["logp"]
         opened = coterie.load(root / "out" / "mixtures" / mixture.name)
         said = opened.nll(torch.tensor(source.ids[:4]).long(), position_ids=torch.tensor(source.position[:4]).long())
         torch.testing.assert_close(said, -stored[:4] * (torch.tensor(source.position[:4, 1:]) > 0), atol=1e-5, rtol=1e-4)
@@ -109,15 +107,15 @@ def test_what_is_measured_is_what_the_opened_mixture_says(ran: Any) -> None:
 def test_nothing_is_made_twice_and_an_expert_more_leaves_the_sums_of_the_others(ran: Any, capsys: Any) -> None:
     _, asked, root = ran
     again = coterie.run(copy.deepcopy(asked), store=root / "store", out=root / "out", dry_run=True)
-    assert all(state == "cached" for _, _, state, _ in again.plan)
+    assert not again.plan.missing
     more = copy.deepcopy(asked)
     more["experts"].append({"name": "third", "corpus": "tools", "kind": "lora", "lora": {"r": 2, "alpha": 8}, "seed": 9})
     ridge = next(m for m in more["mixtures"] if m["name"] == "ridge")
     ridge["slots"] = ["fruit", "tools", "third"]
     plan = coterie.run(more, store=root / "store", out=root / "out", dry_run=True).plan
-    sums = [(label, state) for kind, label, state, _ in plan if "gates read" in label]
+    sums = [(s.label, "cached" if s.cached else "make") for s in plan if "gates read" in s.label]
     assert [state for label, state in sums if "third" not in label] == ["cached", "cached"]
-    made = [label for _, label, state, _ in plan if state == "make"]
+    made = [step.label for step in plan.missing]
     assert "expert third" in made
     assert not any("expert fruit" in label or "expert tools" in label for label in made)
 
@@ -131,9 +129,9 @@ def test_the_ridge_of_all_is_the_ridge_of_parts(ran: Any) -> None:
     opened = coterie.load(root / "out" / "mixtures" / "ridge")
     rows = opened.gates()["model"]
     features, target = [], []
-    from coterie.run.conductor import Conductor
+    from coterie.run.parts import Parts
 
-    c = Conductor(read(copy.deepcopy(ran[1])), Store(root / "store"))
+    c = Parts(read(copy.deepcopy(ran[1])), Store(root / "store"))
     for u, name in enumerate(("fruit", "tools")):
         source = Blocks.open(c.blocks(name, "valid", None, {}, 100_000))
         for part, given in batches(opened, source, "cpu"):
@@ -175,7 +173,7 @@ def test_an_adapter_made_elsewhere_takes_a_seat(ran: Any, tmp_path: Path) -> Non
     entry = next(e for e in run.summary["experts"].values() if e["name"] == "theirs")
     assert not entry["trained"]
     again = coterie.run(copy.deepcopy(more), store=root / "store", out=tmp_path / "out", dry_run=True)
-    assert all(state == "cached" for _, _, state, _ in again.plan)
+    assert not again.plan.missing
     elsewhere = copy.deepcopy(more)
     elsewhere["base"] = {**elsewhere["base"], "hidden_size": 32}
     with pytest.raises(RequestError, match="does not fit the base"):
@@ -281,15 +279,14 @@ class _Both:
 def test_use_is_told_for_each_gate(ran: Any) -> None:
     """Against weights asked of the opened mixture."""
     from coterie.corpora.blocks import Blocks
-    from coterie.run import places as assembly
-    from coterie.run.conductor import Conductor
+    from coterie.run.parts import Parts
 
     _, asked, root = ran
-    c = Conductor(read(copy.deepcopy(asked)), Store(root / "store"))
+    c = Parts(read(copy.deepcopy(asked)), Store(root / "store"))
     blocks = c.blocks("fruit", "test")
     source = Blocks.open(blocks)
     mixture = next(m for m in c.recipe.mixtures if m.name == "arrow")
-    facts = assembly.of(mixture).scores(c, mixture, blocks).facts
+    facts = mixture.scores(c, blocks).facts
     opened = coterie.load(root / "out" / "mixtures" / "arrow")
     with torch.no_grad(), opened.traced() as trace:
         opened(torch.tensor(source.ids).long(), position_ids=torch.tensor(source.position).long())

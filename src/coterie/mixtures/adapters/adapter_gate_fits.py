@@ -25,12 +25,12 @@ from transformers import AutoTokenizer, GenerationConfig
 from coterie.corpora.blocks import Blocks
 from coterie.mixtures.adapters import adapters_files as disk
 from coterie.mixtures.adapters.adapter_gates import WHOLE
+from coterie.mixtures.adapters.adapter_routers import AdapterGate, ClosedFormGate, FromAdaptersGate
 from coterie.mixtures.adapters.adapters_config import AdaptersConfig
 from coterie.mixtures.adapters.adapters_mixture import AdaptersMixture
 from coterie.models import packed_inputs as packing
 from coterie.models.checkpoint import TOKENIZER_FILES
 from coterie.progress import bar, say
-from coterie.routing.arrow import prototype
 from coterie.routing.gates import Ridge
 from coterie.routing.scan import decayed_sum
 from coterie.store import Artifact
@@ -85,11 +85,11 @@ def write_mixture(
     write_tokenizer(config, tokenizer, folder)
     if router is not None:
         shutil.copyfile(router.file("router.safetensors"), folder / "router.safetensors")
-    elif said["router"]["kind"] == "arrow":
+    elif isinstance(gate := AdapterGate.model_validate(said["router"]), FromAdaptersGate):
         plain = AdaptersConfig(
             **{**config.to_dict(), "router": {**said["router"], "kind": "uniform", "top_k": None, "top_p": None}}
         )
-        disk.write_gates(arrow(opened(folder, seats, base, config=plain)), folder)
+        disk.write_gates(rows_of(gate, opened(folder, seats, base, config=plain)), folder)
     counts = opened(folder, seats, base).counts()
     say_counts(label, counts)
     (folder / "facts.json").write_text(json.dumps({"parameters": counts}, indent=1, sort_keys=True) + "\n")
@@ -108,15 +108,15 @@ def say_counts(label: str, counts: Mapping[str, Any]) -> None:
     )
 
 
-def arrow(model: AdaptersMixture) -> dict[str, Tensor]:
-    """Rows [U, H] of each gate: the experts' prototypes for the linears that read what the gate reads."""
+def rows_of(gate: FromAdaptersGate, model: AdaptersMixture) -> dict[str, Tensor]:
+    """Rows [U, H] of each gate, from the adapters of the linears that read what the gate reads."""
     adapters = list(model.adapters().values())
     rows = {}
-    for gate, i in model.layout.hosted.items():
+    for name, i in model.layout.hosted.items():
         inlet = model.layout.inlets[i]
-        mine = [[(a[name].A_RI, a[name].B_OR) for name in inlet.linears if name in a] for a in adapters]
+        mine = [[(a[linear].A_RI, a[linear].B_OR) for linear in inlet.linears if linear in a] for a in adapters]
         none_H = torch.zeros(inlet.like_I.shape[1])
-        rows[gate] = torch.stack([prototype(factors) if factors else none_H for factors in mine])
+        rows[name] = torch.stack([gate.row(factors) if factors else none_H for factors in mine])
     return rows
 
 
@@ -188,16 +188,16 @@ def batches(model: AdaptersMixture, source: Blocks, where: str) -> Iterator[tupl
         yield rows, packing.inputs(model.base, ids, position)
 
 
-def write_ridge(sums: Sequence[Artifact], penalty: float, folder: Path) -> None:
+def write_closed_form(sums: Sequence[Artifact], gate: ClosedFormGate, folder: Path) -> None:
     """Merge the experts' sums, each in equal parts however long its text, and solve for every gate."""
     parts = [load_file(s.file("sums.safetensors")) for s in sums]
     rows = {}
-    for gate in dict.fromkeys(key.removesuffix("/gram") for key in parts[0] if key.endswith("/gram")):
-        gram_HH = parts[0][f"{gate}/gram"]
+    for name in dict.fromkeys(key.removesuffix("/gram") for key in parts[0] if key.endswith("/gram")):
+        gram_HH = parts[0][f"{name}/gram"]
         ridge = Ridge(len(gram_HH) - 1, len(parts))
         for u, part in enumerate(parts):
-            tokens = part[f"{gate}/moment"][-1]
-            ridge.gram_HH += part[f"{gate}/gram"] / tokens
-            ridge.moment_HU[:, u] = part[f"{gate}/moment"] / tokens
-        rows[gate] = ridge.solve(penalty, intercept=False)[0]
+            tokens = part[f"{name}/moment"][-1]
+            ridge.gram_HH += part[f"{name}/gram"] / tokens
+            ridge.moment_HU[:, u] = part[f"{name}/moment"] / tokens
+        rows[name] = gate.solve(ridge)
     disk.write_gates(rows, folder)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from coterie.errors import RequestError
+from coterie.mixtures.adapters.adapter_routers import AdapterGate
 from coterie.models.stack import Weights
 from coterie.routing.gates import Gated
 from coterie.routing.scan import decayed_sum
@@ -70,10 +71,11 @@ class Gates(nn.Module):
 
     def __init__(self, router: dict[str, Any], counts: list[int], dense: bool) -> None:
         super().__init__()
-        self.kind, self.scope, self.prefix = router["kind"], router["scope"], router["reads"] == "prefix"
+        self.kind, self.scope = AdapterGate.named(router["kind"]), router["scope"]
+        self.prefix = router["reads"] == "prefix"
         self.temperature = router["temperature"]
         self.policy: tuple[int | None, float | None] = (router["top_k"], router["top_p"])
-        if self.kind == "uniform" and self.policy != (None, None):
+        if not self.learned and self.policy != (None, None):
             raise RequestError("equal weights have no largest", where="router", expected="no top_k and no top_p")
         self.top_k, self.top_p = (None, None) if dense else self.policy
         if self.top_k is not None and self.top_k > len(counts):
@@ -106,7 +108,7 @@ class Gates(nn.Module):
 
     @property
     def learned(self) -> bool:
-        return self.kind != "uniform"
+        return self.kind.has_rows
 
     def begin(self, decoder: Any, args: Any, given: dict[str, Any]) -> None:
         """A forward pass of the base starts: forget the last one. A hook, so that whoever runs the base is heard."""
@@ -149,7 +151,7 @@ class Gates(nn.Module):
         logits = logits if logits.dtype == torch.float64 else logits.float()
         if self.prefix:
             logits = self._mean(name, logits)
-        if self.kind == "arrow":
+        if self.kind.absolute:
             logits = logits.abs()
         if self.temperature != 1:
             logits = logits / self.temperature

@@ -1,71 +1,134 @@
-"""Gates over adapters: their settings, and what each is."""
+"""Gates over LoRA experts. Each class is all there is to say of one: its name, its settings, on what it is fitted, and how.
+
+A gate is linear in what it reads and has no bias. Kinds differ in where its rows come from: nowhere (equal weights), the
+adapters themselves, running sums that are solved in closed form, or training.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import Discriminator, Tag, model_validator
+from pydantic import model_validator
 
-from coterie.routing.policy_settings import Policy
+from coterie.experts.train_settings import Train
+from coterie.routing.policy_settings import PolicySettings
+from coterie.spec.kind import Kind
 from coterie.spec.settings import Count, Number, Positive, Spec
 
+if TYPE_CHECKING:
+    from torch import Tensor
 
-class Gates(Policy):
-    top_p: Positive | None = None
-    """Keep the fewest experts whose weights sum to at least this; with `top_k`, at most so many."""
+    from coterie.routing.gates import Ridge
+
+
+class AdapterGate(PolicySettings, Kind):
+    """A router at adapters."""
+
+    noun: ClassVar[str] = "router at adapters"
+    default_tag: ClassVar[str | None] = "uniform"
+    has_rows: ClassVar[bool] = True
+    """Whether it has parameters; without, all weights are equal."""
+    absolute: ClassVar[bool] = False
+    """Whether a projection counts whatever its sign."""
+    reads_expert_data: ClassVar[bool] = False
+    """Whether it is fitted on the valid split of each expert's data."""
+    joint: ClassVar[bool] = False
+    """Whether it can be trained together with the experts."""
+
+    kind: str
+    """The router."""
     scope: Literal["layer", "linear", "model"] = "layer"
     """One gate a layer (reads what the layer's first adapted linear reads), one a linear, or one for the whole model on the
     embeddings of the tokens."""
     reads: Literal["token", "prefix"] = "token"
     """What a gate sees: the token alone, or the mean of its document so far. Never what comes after."""
 
-    @model_validator(mode="after")
-    def _one_selection(self) -> Gates:
-        if self.top_p is not None and self.top_p > 1:
-            raise ValueError("top_p is a share of the weight: at most 1")
-        return self
+    @property
+    def training(self) -> Train | None:
+        """How it is trained on the language-model loss with all else frozen, if it is."""
+        return None
 
 
-class UniformGates(Gates):
+class Uniform(AdapterGate):
     """Equal weights over slots."""
+
+    has_rows: ClassVar[bool] = False
+    joint: ClassVar[bool] = True
 
     kind: Literal["uniform"] = "uniform"
     """The router."""
 
     @model_validator(mode="after")
-    def _says_nothing_else(self) -> UniformGates:
-        if said := changed(self, *(name for name in type(self).model_fields if name != "kind")):
-            raise ValueError(f"{said[0]} has no effect on equal weights")
+    def _has_no_settings(self) -> Uniform:
+        if others := changed(self, *(name for name in type(self).model_fields if name != "kind")):
+            raise ValueError(f"{others[0]} has no effect on equal weights")
         return self
 
 
-class Arrow(Gates):
+class FromAdaptersGate(AdapterGate):
+    """A gate whose rows are computed from the adapters. Nothing is fitted and no data is read."""
+
+    @abstractmethod
+    def row(self, factors: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        """An expert's row [H] from the factors (A [R, H], B [O, R]) of its linears that read what the gate reads."""
+
+
+class Arrow(FromAdaptersGate):
     """From the adapters themselves: the first right singular vector of each update. Nothing is fitted."""
 
-    kind: Literal["arrow"]
+    paper: ClassVar[str | None] = "Ostapenko et al. 2024, arXiv 2405.11157"
+    absolute: ClassVar[bool] = True
+
+    kind: Literal["arrow"] = "arrow"
     """The router."""
     scope: Literal["layer", "linear"] = "linear"
     """One gate a linear, or one a layer at the layer's first adapted linears."""
 
+    def row(self, factors: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        from coterie.routing.arrow import prototype
 
-class RidgeGates(Gates):
+        return prototype(factors)
+
+
+class ClosedFormGate(AdapterGate):
+    """A gate whose rows are solved from running sums over what it reads when each text is answered by its own expert."""
+
+    reads_expert_data: ClassVar[bool] = True
+
+    tokens: Count | None = 100_000
+    """Most tokens to fit on of the valid split of each expert's data; null takes all of it."""
+
+    @abstractmethod
+    def solve(self, sums: Ridge) -> Tensor:
+        """Rows [U, H] from the sums of all experts."""
+
+
+class RidgeRegression(ClosedFormGate):
     """Ridge regression of expert on what a gate reads when each text is answered by its own expert. Closed form from running
     sums: an expert more leaves those of the others as they are."""
 
-    kind: Literal["ridge"]
+    paper: ClassVar[str | None] = "DUME, arXiv 2603.29765"
+
+    kind: Literal["ridge"] = "ridge"
     """The router."""
     temperature: Positive = 0.1
     """Divides the logits, which are near 0 and 1: below 1 sharper, above 1 flatter."""
-    tokens: Count | None = 100_000
-    """Most tokens to fit on of the valid split of each expert's data; null takes all of it."""
     penalty: Positive = 1e-3
     """Of the weights, in units of the features' mean square."""
 
+    def solve(self, sums: Ridge) -> Tensor:
+        return sums.solve(self.penalty, intercept=False)[0]
 
-class Learned(Gates):
+
+class Learned(AdapterGate):
     """Trained on the language-model loss with everything else frozen, or together with the experts (`joint`)."""
 
-    kind: Literal["learned"]
+    reads_expert_data: ClassVar[bool] = True
+    joint: ClassVar[bool] = True
+
+    kind: Literal["learned"] = "learned"
     """The router."""
     tokens: Count = 300_000
     """Budget in tokens, from the valid split of each expert's data in equal parts; not with `joint`, which has its own."""
@@ -82,21 +145,18 @@ class Learned(Gates):
     entropy: Number = 0.0
     """Coefficient of the mean entropy of each gate's softmax (positive: sharper routing)."""
 
-
-def _kind(value: Any) -> str:
-    return value.get("kind", "uniform") if isinstance(value, dict) else value.kind
-
-
-AdaptersRouter = Annotated[
-    Annotated[UniformGates, Tag("uniform")]
-    | Annotated[Arrow, Tag("arrow")]
-    | Annotated[RidgeGates, Tag("ridge")]
-    | Annotated[Learned, Tag("learned")],
-    Discriminator(_kind),
-]
+    @property
+    def training(self) -> Train | None:
+        return Train(
+            tokens=self.tokens,
+            learning_rate=self.learning_rate,
+            batch_size=self.batch_size,
+            accumulation=self.accumulation,
+            weight_decay=0.0,
+        )
 
 
 def changed(spec: Spec, *names: str) -> list[str]:
-    """Which of these settings are not as they are by default (a resolved recipe says all of them)."""
+    """Which of these settings are not as they are by default (a resolved recipe writes out all of them)."""
     fields = type(spec).model_fields
     return [n for n in names if n in fields and getattr(spec, n) != fields[n].get_default(call_default_factory=True)]

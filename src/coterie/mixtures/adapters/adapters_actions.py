@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from coterie.errors import RequestError
-from coterie.experts.train_settings import Train
 from coterie.launch import on_ranks
-from coterie.mixtures.adapters.adapter_routers import Learned, RidgeGates
-from coterie.mixtures.adapters.adapters_place import AdaptersSpec, Joint
+from coterie.mixtures.adapters.adapter_routers import AdapterGate, ClosedFormGate
+from coterie.mixtures.adapters.joint_settings import Joint
+from coterie.mixtures.seats import Seat
 from coterie.models import device
 from coterie.models.checkpoint import contents
 from coterie.spec.digest import canonical_json, digest
@@ -25,24 +24,9 @@ _LATER = {"top_k", "top_p", "temperature"}
 """Settings of a closed form that its fit does not depend on."""
 
 
-@dataclass
-class Seat:
-    """One distinct expert of a mixture."""
-
-    name: str
-    artifact: Artifact
-    slots: list[str] = field(default_factory=list)
-    targets: Any = None
-    """What says which linears it updates, as JSON."""
-
-    def __post_init__(self) -> None:
-        self.slots = self.slots or [self.name]
-
-
-def settings(mixture: AdaptersSpec) -> dict[str, Any]:
-    """What the gates of a mixture are, as its configuration says it."""
-    said = mixture.router.model_dump(mode="json")
-    return {key: said[key] for key in ("kind", "scope", "reads", "top_k", "top_p", "temperature")}
+def settings(gate: AdapterGate) -> dict[str, Any]:
+    """What the gates of a mixture are, as its configuration has it."""
+    return gate.model_dump(mode="json", include={"kind", "scope", "reads", "top_k", "top_p", "temperature"})
 
 
 def _inputs(base: Artifact, seats: Sequence[Seat]) -> dict[str, str]:
@@ -50,10 +34,10 @@ def _inputs(base: Artifact, seats: Sequence[Seat]) -> dict[str, str]:
     return {"base": contents(base)} | experts
 
 
-def fit_ridge(
-    store: Store, *, mixture: AdaptersSpec, seats: Sequence[Seat], base: Artifact, blocks: Sequence[Artifact], label: str
+def fit_closed_form(
+    store: Store, *, gate: ClosedFormGate, seats: Sequence[Seat], base: Artifact, blocks: Sequence[Artifact], label: str
 ) -> Artifact:
-    """Ridge regression of expert on what each gate reads.
+    """Rows of every gate from running sums over what it reads.
 
     The running sums of each expert are artifacts of their own: with one expert more, those of the others are found.
 
@@ -63,9 +47,7 @@ def fit_ridge(
     Returns:
         a ``routers`` artifact: ``router.safetensors`` with rows [U, H] of each gate, by name.
     """
-    router = mixture.router
-    assert isinstance(router, RidgeGates)
-    reads = {"scope": router.scope, "reads": router.reads}
+    reads = {"scope": gate.scope, "reads": gate.reads}
     targets = sorted({canonical_json(seat.targets) for seat in seats})  # they decide what a layer's gate reads
     where = device.pick()
     sums = []
@@ -86,12 +68,12 @@ def fit_ridge(
         def count(folder: Path, u: int = u, block: Artifact = block) -> None:
             from coterie.mixtures.adapters import adapter_gate_fits as fitting
 
-            fitting.write_sums(router.scope, router.reads, seats, u, base, block, where, folder)
+            fitting.write_sums(gate.scope, gate.reads, seats, u, base, block, where, folder)
 
         sums.append(store.make(action, count, label=f"{label}: what its gates read of {seat.name}"))
     action = Action(
         "routers",
-        spec={"ridge": router.model_dump(mode="json", exclude=_LATER | {"tokens"})},
+        spec={gate.kind: gate.model_dump(mode="json", exclude=_LATER | {"tokens"})},
         inputs={f"sums.{u}": s.content("sums.safetensors") for u, s in enumerate(sums)},
         libraries=("torch",),
         numerics="cpu-fp64",
@@ -100,7 +82,7 @@ def fit_ridge(
     def build(folder: Path) -> None:
         from coterie.mixtures.adapters import adapter_gate_fits as fitting
 
-        fitting.write_ridge(sums, router.penalty, folder)
+        fitting.write_closed_form(sums, gate, folder)
 
     return store.make(action, build, label=label)
 
@@ -108,7 +90,7 @@ def fit_ridge(
 def fit_learned(
     store: Store,
     *,
-    mixture: AdaptersSpec,
+    gate: AdapterGate,
     seats: Sequence[Seat],
     base: Artifact,
     blocks: Sequence[Artifact],
@@ -126,21 +108,14 @@ def fit_learned(
     Raises:
         WorkError: the run diverged, or a gate had no gradient; nothing is published.
     """
-    router = mixture.router
-    assert isinstance(router, Learned)
-    train = Train(
-        tokens=router.tokens,
-        learning_rate=router.learning_rate,
-        batch_size=router.batch_size,
-        accumulation=router.accumulation,
-        weight_decay=0.0,
-    )
+    train = gate.training
+    assert train is not None
     where = device.pick()
     precision = device.precision(train.precision, where)
     counts = [len(seat.slots) for seat in seats]
     action = Action(
         "routers",
-        spec={"learned": router.model_dump(mode="json"), "counts": counts, "seed": seed},
+        spec={gate.kind: gate.model_dump(mode="json"), "counts": counts, "seed": seed},
         inputs=_inputs(base, seats) | {f"blocks.{i}": b.content("blocks.safetensors") for i, b in enumerate(blocks)},
         libraries=("torch", "transformers"),
         numerics=device.numerics(where, precision),
@@ -149,17 +124,19 @@ def fit_learned(
     def build(folder: Path) -> Mapping[str, Any]:
         from coterie.mixtures.adapters import joint_training as training
 
-        said, home = router.model_dump(mode="json"), store.scratch(action)
+        said, home = gate.model_dump(mode="json"), store.scratch(action)
         run = training.Run(base, blocks, None, train, said, seed, label, where, precision, home)
-        return training.fit_gates(run, settings(mixture), seats, folder)
+        return training.fit_gates(run, settings(gate), seats, folder)
 
-    return store.make(action, build, label=label, tokens=router.tokens)
+    return store.make(action, build, label=label, tokens=train.tokens)
 
 
 def train_joint(
     store: Store,
     *,
-    mixture: AdaptersSpec,
+    joint: Joint,
+    router: AdapterGate,
+    names: Sequence[str],
     base: Artifact,
     blocks: Sequence[Artifact],
     valid: Mapping[str, Artifact],
@@ -176,8 +153,6 @@ def train_joint(
     Returns:
         a ``mixtures`` artifact that holds its experts, as PEFT adapter directories below ``experts/``.
     """
-    joint, router = mixture.joint, mixture.router
-    assert isinstance(joint, Joint)
     train = joint.train.model_copy(update={"tokens": joint.tokens})
     where = device.pick()
     precision = device.precision(train.precision, where)
@@ -185,7 +160,7 @@ def train_joint(
     spec = {
         "joint": joint.model_dump(mode="json", exclude={"train", "corpora"}) | {"shares": shares, "train": train.identity()},
         "router": router.model_dump(mode="json"),
-        "names": list(mixture.names),
+        "names": list(names),
         "valid": list(valid),
         "seed": seed,
     }
@@ -199,8 +174,8 @@ def train_joint(
         payload = {
             "joint": joint.model_dump(mode="json"),
             "router": router.model_dump(mode="json"),
-            "settings": settings(mixture),
-            "names": list(mixture.names),
+            "settings": settings(router),
+            "names": list(names),
             "shares": shares,
             "base": base.said(),
             "blocks": [b.said() for b in blocks],
@@ -220,7 +195,7 @@ def train_joint(
         from coterie.experts import ranks
 
         processes = ranks.wanted(train, where)
-        if router.kind == "learned" and router.balance and train.batch_size % processes:
+        if getattr(router, "balance", 0) and train.batch_size % processes:
             raise RequestError(
                 "the balance loss is of a whole forward pass, which the processes cannot share evenly",
                 where="joint.train.processes",
@@ -236,7 +211,8 @@ def train_joint(
 def assemble(
     store: Store,
     *,
-    mixture: AdaptersSpec,
+    gate: AdapterGate,
+    slots: Sequence[str],
     seats: Sequence[Seat],
     base: Artifact,
     router: Artifact | None,
@@ -253,12 +229,12 @@ def assemble(
     """
     seat_of = {slot: u for u, seat in enumerate(seats) for slot in seat.slots}
     said: dict[str, Any] = {
-        "slots": [{"name": name, "expert": seat_of[name]} for name in mixture.slots],
+        "slots": [{"name": name, "expert": seat_of[name]} for name in slots],
         "experts": [
             {"name": s.name, "dir": f"experts/{s.name}", "digest": s.artifact.digest, "maturity": "mature"} for s in seats
         ],
         "base": {"dir": "base", "digest": contents(base)},
-        "router": settings(mixture),
+        "router": settings(gate),
     }
     inputs = _inputs(base, seats) | {"tokenizer": tokenizer.digest} | ({"router": router.digest} if router else {})
 

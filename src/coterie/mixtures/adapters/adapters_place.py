@@ -1,75 +1,55 @@
-"""Mixtures of LoRA experts on one frozen base: gates that are learned or need no training, and joint training."""
+"""At adapters: gates over LoRA experts of one frozen base are fitted or trained; or all of it is trained together."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import SerializeAsAny, model_validator
 
 from coterie.errors import RequestError
-from coterie.experts.train_settings import Train
-from coterie.mixtures.adapters.adapter_routers import AdaptersRouter, UniformGates, changed
-from coterie.mixtures.place import Seats
-from coterie.models.lora_settings import Lora
-from coterie.spec.settings import Count, Share, Shares, Spec
+from coterie.mixtures.adapters import adapters_actions
+from coterie.mixtures.adapters.adapter_routers import AdapterGate, ClosedFormGate, Uniform, changed
+from coterie.mixtures.adapters.joint_settings import Joint
+from coterie.mixtures.place import Making, Neighbours, Place, known
 
 if TYPE_CHECKING:
     from coterie.experts.expert_settings import Expert
-
-
-class Joint(Spec):
-    """Experts and router trained together, from fresh adapters."""
-
-    experts: Count
-    """How many."""
-    lora: Lora = Lora()
-    """Shape of each."""
-    corpora: Shares
-    """Corpora (their training splits) and their shares of the tokens; a list means equal shares."""
-    tokens: Count
-    """Token budget."""
-    dense: Share = 0.2
-    """Share of the steps, from the first, in which all experts answer, so that each learns something before `top_k` or
-    `top_p` selects (experts in training collaborate, mature ones are delegated to)."""
-    train: Train = Train()
-    """Training settings; the budget is `tokens` above."""
-
-    @model_validator(mode="after")
-    def _one_budget(self) -> Joint:
-        if self.train.tokens is not None or self.train.epochs is not None:
-            raise ValueError("the budget is joint.tokens: remove tokens and epochs from joint.train")
-        self.train.refuse("joint.train", "early_stopping", "snapshots")
-        if not self.corpora:
-            raise ValueError("joint training needs at least one corpus")
-        return self
+    from coterie.store import Artifact
 
 
 _OWN_BUDGET = ("tokens", "learning_rate", "batch_size", "accumulation")
 
 
-class AdaptersSpec(Seats):
+class AdaptersPlace(Place):
     """Slots over LoRA experts on one frozen base, mixed inside the model."""
 
-    at: Literal["adapters"]
+    at: Literal["adapters"] = "adapters"
     """Where experts meet: `adapters` mixes updates of one frozen base."""
-    router: AdaptersRouter = Field(default_factory=UniformGates)
+    router: SerializeAsAny[AdapterGate] = Uniform()
     """Who decides; a kind's name alone takes its defaults."""
     joint: Joint | None = None
     """Train experts and router together instead of seating experts of the recipe."""
 
     @model_validator(mode="after")
-    def _settings_apply(self) -> AdaptersSpec:
+    def _settings_apply(self) -> AdaptersPlace:
         if bool(self.slots) == (self.joint is not None):
             raise ValueError("give either slots or joint")
         if self.joint is None:
             return self
-        if self.router.kind not in ("learned", "uniform"):
-            raise ValueError(f"a router of kind {self.router.kind} is not trained, so joint cannot train it: use learned")
-        if said := changed(self.router, *_OWN_BUDGET):
-            raise ValueError(f"router.{said[0]} is ignored with joint: set joint.tokens and joint.train")
+        if not self.router.joint:
+            able = " or ".join(gate.tag() or "" for gate in AdapterGate.members() if gate.joint)
+            raise ValueError(f"a router of kind {self.router.kind} cannot be trained with joint: use {able}")
+        if own := changed(self.router, *_OWN_BUDGET):
+            raise ValueError(f"router.{own[0]} is ignored with joint: set joint.tokens and joint.train")
         if self.router.top_k is not None and self.router.top_k > self.joint.experts:
             raise ValueError(f"top_k {self.router.top_k} is above the number of experts, {self.joint.experts}")
         return self
+
+    @property
+    def own_corpora(self) -> tuple[str, ...]:
+        return tuple(self.joint.corpora) if self.joint else ()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -78,47 +58,107 @@ class AdaptersSpec(Seats):
             return tuple(f"expert-{i + 1}" for i in range(self.joint.experts))
         return self.slots
 
+    # checks ---------------------------------------------------------------------------------------------------------------
 
-def check(mixture: AdaptersSpec, experts: list[Expert], corpora: Any, where: str) -> AdaptersSpec:
-    """What a mixture of adapters asks of the experts of a recipe.
+    def checked(self, among: Neighbours, where: str) -> Self:
+        """All experts are adapters of one base, and a fitted router finds data of each."""
+        for corpus in self.own_corpora:
+            known(corpus, among.corpora, f"{where}.joint.corpora", "corpus")
+        if self.slots and self.router.top_k is not None and self.router.top_k > len(set(self.slots)):
+            raise RequestError(
+                "top_k is above the number of experts",
+                where=f"{where}.router.top_k",
+                expected=f"at most {len(set(self.slots))}",
+                found=str(self.router.top_k),
+            )
+        for name in dict.fromkeys(self.slots):
+            expert = among.experts[name]
+            if expert.kind != "lora":
+                raise RequestError(
+                    f"expert {name!r} is no LoRA adapter",
+                    where=f"{where}.slots",
+                    expected="kind lora",
+                    found=f"kind {expert.kind}",
+                    do="train it as kind lora, or let it meet the others at outputs",
+                )
+            rests, first = (_root(among.experts, among.experts[n]) for n in (name, self.slots[0]))
+            if rests != first:
+                raise RequestError(
+                    f"experts {self.slots[0]!r} and {name!r} rest on different models, and a mixture has one base",
+                    where=f"{where}.slots",
+                    expected=f"from: {first}",
+                    found=f"from: {rests}",
+                )
+            if self.router.reads_expert_data and not expert.corpus:
+                raise RequestError(
+                    f"a router of kind {self.router.kind} is fitted on each expert's data, and {name!r} names none",
+                    where=f"{where}.router.kind",
+                    do=f"give {name!r} a corpus, or use arrow or uniform",
+                )
+        return self
 
-    Raises:
-        RequestError: an expert is no adapter; two rest on different models; a router needs data of an expert without.
-    """
-    by_name = {e.name: e for e in experts}
-    for corpus in mixture.joint.corpora if mixture.joint else ():
-        if corpus not in corpora:
-            raise RequestError(
-                f"no corpus is called {corpus!r}", where=f"{where}.joint.corpora", expected=", ".join(corpora)
+    # making ---------------------------------------------------------------------------------------------------------------
+
+    def make(self, run: Making) -> Artifact:
+        if self.joint is not None:
+            return adapters_actions.train_joint(
+                run.store,
+                joint=self.joint,
+                router=self.router,
+                names=self.names,
+                base=run.base,
+                blocks=[run.blocks(name, "train") for name in self.joint.corpora],
+                valid={name: run.blocks(name, "valid") for name in self.joint.corpora},
+                tokenizer=run.tokenizer,
+                seed=run.seed,
+                label=f"mixture {self.name}",
             )
-    for name in dict.fromkeys(mixture.slots):
-        expert = by_name[name]
-        if expert.kind != "lora":
-            raise RequestError(
-                f"expert {name!r} is no LoRA adapter",
-                where=f"{where}.slots",
-                expected="kind lora",
-                found=f"kind {expert.kind}",
-                do="train it as kind lora, or let it meet the others at outputs",
+        return adapters_actions.assemble(
+            run.store,
+            gate=self.router,
+            slots=self.slots,
+            seats=run.seats(self.slots),
+            base=self.base(run),
+            router=self.fitted_router(run),
+            tokenizer=run.tokenizer,
+            label=f"mixture {self.name}",
+        )
+
+    def scores(self, run: Making, blocks: Artifact) -> Artifact:
+        seated, label = run.seats(self.slots), f"scores of {self.name}"
+        return adapters_actions.scores(run.store, run.made(self), seated, self.base(run), blocks, label=label)
+
+    def put(self, run: Making, folder: Path) -> Path:
+        return adapters_actions.materialise(run.made(self), run.seats(self.slots), self.base(run), folder)
+
+    def experts(self, run: Making) -> list[str]:
+        return list(self.names) if self.joint else super().experts(run)
+
+    def seats(self, run: Making) -> list[tuple[str, str]]:
+        return adapters_actions.inside(run.made(self)) if self.joint else super().seats(run)
+
+    def base(self, run: Making) -> Artifact:
+        """What all its experts rest on."""
+        return run.base if self.joint else run.origin(self.slots[0])
+
+    def fitted_router(self, run: Making) -> Artifact | None:
+        """The fitted gates; None where nothing is fitted."""
+        seated, base, label = run.seats(self.slots), self.base(run), f"router of {self.name}"
+        if isinstance(self.router, ClosedFormGate):
+            blocks = [run.data(seat.name, "valid", self.router.tokens) for seat in seated]
+            return adapters_actions.fit_closed_form(
+                run.store, gate=self.router, seats=seated, base=base, blocks=blocks, label=label
             )
-        if (rests := root(by_name, expert)) != (first := root(by_name, by_name[mixture.slots[0]])):
-            raise RequestError(
-                f"experts {mixture.slots[0]!r} and {name!r} rest on different models, and a mixture has one base",
-                where=f"{where}.slots",
-                expected=f"from: {first}",
-                found=f"from: {rests}",
-            )
-        if mixture.router.kind in ("ridge", "learned") and not expert.corpus:
-            raise RequestError(
-                f"a router of kind {mixture.router.kind} is fitted on each expert's data, and {name!r} names none",
-                where=f"{where}.router.kind",
-                do=f"give {name!r} a corpus, or use arrow or uniform",
-            )
-    return mixture
+        if self.router.training is None:
+            return None
+        distinct = {b.digest: b for b in (run.data(seat.name, "valid") for seat in seated)}
+        return adapters_actions.fit_learned(
+            run.store, gate=self.router, seats=seated, base=base, blocks=list(distinct.values()), seed=run.seed, label=label
+        )
 
 
-def root(by_name: dict[str, Expert], expert: Expert) -> str:
+def _root(experts: Mapping[str, Expert], expert: Expert) -> str:
     """What an adapter rests on: where the first adapter of its line branches from."""
-    while expert.from_ in by_name and by_name[expert.from_].kind == "lora":
-        expert = by_name[expert.from_]
+    while expert.from_ in experts and experts[expert.from_].kind == "lora":
+        expert = experts[expert.from_]
     return expert.from_

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from coterie.errors import RequestError
 from coterie.mixtures.adapters.adapter_gates import WHOLE, Gates
+from coterie.mixtures.adapters.adapter_routers import AdapterGate
 from coterie.models import lora_files as files
 from coterie.models.lora_files import Adapter
 from coterie.models.stack import Inlet, Stacked, Weights
@@ -88,7 +89,7 @@ class Layout:
     @property
     def sizes(self) -> dict[str, int]:
         """What each gate reads: its name and how many inputs; nothing for `uniform`."""
-        if self.settings["kind"] == "uniform":
+        if not AdapterGate.named(self.settings["kind"]).has_rows:
             return {}
         if self.settings["scope"] == WHOLE:
             return {WHOLE: self.base.get_input_embeddings().weight.shape[1]}

@@ -6,54 +6,18 @@ Each states what decides its result (the action); only if the store lacks that d
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from coterie.experts.train_settings import Train
-from coterie.mixtures.layers.layers_place import LayersSpec
+from coterie.mixtures.layers.layer_gates import ClosedFormGate, LayerGate
+from coterie.mixtures.layers.merged_model import Cost, MergedModel
+from coterie.mixtures.seats import Seat
 from coterie.models import device
 from coterie.models.checkpoint import contents
 from coterie.progress import say
 from coterie.store import Action, Artifact, Store, link_tree
-
-
-@dataclass
-class Seat:
-    """One distinct expert of a mixture."""
-
-    name: str
-    artifact: Artifact
-    slots: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.slots = self.slots or [self.name]
-
-
-@dataclass(frozen=True)
-class Model:
-    """A merged model: a configuration, and artifacts that hold its experts (all but the gates) and its gates."""
-
-    said: Mapping[str, Any]
-    """Slots and gate, as `config.json` says them."""
-    experts: Artifact
-    gates: Artifact | None
-    """None: all zero."""
-    base: Artifact
-    tokenizer: Artifact
-
-    @property
-    def inputs(self) -> dict[str, str]:
-        """Digests of what decides its function."""
-        found = {"experts": contents(self.experts), "base": self.base.content("config.json")}
-        return found | ({"gates": self.gates.content("gates.safetensors")} if self.gates else {})
-
-
-def seat_order(mixture: LayersSpec, seats: Sequence[Seat]) -> list[int]:
-    """For each slot, the distinct expert that sits there."""
-    place = {name: u for u, seat in enumerate(seats) for name in seat.slots}
-    return [place[name] for name in mixture.slots]
 
 
 def merge(store: Store, *, base: Artifact, seats: Sequence[Seat], shared: str | None, label: str) -> Artifact:
@@ -88,9 +52,9 @@ def merge(store: Store, *, base: Artifact, seats: Sequence[Seat], shared: str | 
 
 def fit(
     store: Store,
-    model: Model,
+    model: MergedModel,
     *,
-    mixture: LayersSpec,
+    gate: LayerGate,
     seats: Sequence[Seat],
     blocks: Sequence[Artifact],
     seed: int,
@@ -99,45 +63,46 @@ def fit(
     """Gates that need no training, or that training starts from; None where they are all zero.
 
     Args:
-        blocks: held-out data of each seat, for `ridge`.
+        blocks: held-out data of each seat, for a gate that reads it.
 
     Returns:
         a ``gates`` artifact: ``gates.safetensors`` with rows [S, H] of each layer's gate.
     """
-    router = mixture.router
-    if router.kind == "uniform":
-        return None
-    where, order = device.pick(), seat_order(mixture, seats)
-    prompts = [router.prompts[seat.name] for seat in seats] if router.kind == "prompt" else []
-    if router.kind in ("prompt", "ridge"):
-        said = router.model_dump(mode="json", exclude={"prompts"})
-        spec: dict[str, Any] = {"router": said, "seats": order, "prompts": prompts}
+    where, order = device.pick(), model.settings["seats"]
+    prompts: list[Sequence[str]] = []
+    if isinstance(gate, ClosedFormGate):
+        if gate.example_prompts is not None:
+            prompts = [gate.example_prompts[seat.name] for seat in seats]
+        settings = gate.model_dump(mode="json", exclude={"prompts"})
+        spec: dict[str, Any] = {"router": settings, "seats": order, "prompts": prompts}
         inputs = model.inputs
         inputs |= {"tokenizer": model.tokenizer.digest} if prompts else {}
         inputs |= {f"blocks.{u}": b.content("blocks.safetensors") for u, b in enumerate(blocks)}
-    else:
-        spec = {"std": getattr(router, "std", 0.02), "bias": router.bias, "slots": len(order), "seed": seed}
+    elif gate.initial_std is not None:
+        spec = {"std": gate.initial_std, "bias": gate.has_bias, "slots": len(order), "seed": seed}
         inputs = {"base": model.base.content("config.json")}
+    else:
+        return None
     action = Action("gates", spec, inputs, ("torch", "transformers"), device.numerics(where, "fp32"))
 
     def build(folder: Path) -> None:
         from coterie.mixtures.layers import layers_making as making
 
         several = [f"{seat.name!r} ({len(seat.slots)} slots)" for seat in seats if len(seat.slots) > 1]
-        if several and router.kind in ("prompt", "ridge"):
+        if several and isinstance(gate, ClosedFormGate):
             say(f"  {label}: slots of one expert cannot be told apart and get equal rows: {', '.join(several)}")
-        making.write_gates(model, router, prompts, blocks, seed, where, folder)
+        making.write_gates(model, gate, prompts, blocks, seed, where, folder)
 
     return store.make(action, build, label=label)
 
 
 def tune(
     store: Store,
-    model: Model,
+    model: MergedModel,
     *,
     what: str,
     by_label: bool,
-    router: Any,
+    losses: dict[str, float],
     blocks: Sequence[Artifact],
     weights: Sequence[float] | None,
     train: Train,
@@ -149,7 +114,7 @@ def tune(
     Args:
         what: moves: ``gate``, ``gate+experts`` or ``all``; the rest stays as it is, bit by bit.
         by_label: gates learn to tell ``blocks`` apart, whose order is that of the distinct experts.
-        router: its auxiliary losses, if it has any.
+        losses: coefficients ``balance_by``, ``z_by``, ``entropy_by``.
 
     Returns:
         a ``gates`` artifact (``what: gate``), or a ``merged`` one that holds the gates too.
@@ -159,10 +124,9 @@ def tune(
     """
     where = device.pick()
     precision = device.precision(train.precision, where)
-    losses = {f"{name}_by": getattr(router, name, 0.0) for name in ("balance", "z", "entropy")}
     shares = [w / sum(weights) for w in weights] if weights is not None and len(blocks) > 1 else None
     spec = {"what": what, "by_label": by_label, "losses": losses, "train": train.identity(), "weights": shares}
-    spec |= {"seed": seed, "seats": model.said["seats"], "gate": model.said["gate"]}
+    spec |= {"seed": seed, "seats": model.settings["seats"], "gate": model.settings["gate"]}
     inputs = model.inputs | {f"blocks.{i}": b.content("blocks.safetensors") for i, b in enumerate(blocks)}
     kind = "gates" if what == "gate" else "merged"
     action = Action(kind, spec, inputs, ("torch", "transformers"), device.numerics(where, precision))
@@ -178,16 +142,7 @@ def tune(
     return store.make(action, build, label=label, tokens=train.tokens)
 
 
-@dataclass(frozen=True)
-class Cost:
-    """What a rule for the shared part costs one expert: its scores by itself and as the only one in the mixture."""
-
-    own: Artifact
-    alone: Artifact
-    blocks: Artifact
-
-
-def assemble(store: Store, model: Model, *, costs: Sequence[Cost | None] = (), label: str) -> Artifact:
+def assemble(store: Store, model: MergedModel, *, costs: Sequence[Cost | None] = (), label: str) -> Artifact:
     """The mixture's own files: all but its experts.
 
     Args:
@@ -198,7 +153,7 @@ def assemble(store: Store, model: Model, *, costs: Sequence[Cost | None] = (), l
         if cost is not None:
             inputs[f"own.{u}"] = cost.own.content("scores.safetensors")
             inputs[f"alone.{u}"] = cost.alone.content("scores.safetensors")
-    action = Action("mixtures", {"at": "layers", "said": dict(model.said)}, inputs, ("transformers",))
+    action = Action("mixtures", {"at": "layers", "said": dict(model.settings)}, inputs, ("transformers",))
 
     def build(folder: Path) -> None:
         from coterie.mixtures.layers import layers_making as making
@@ -209,7 +164,7 @@ def assemble(store: Store, model: Model, *, costs: Sequence[Cost | None] = (), l
     return store.make(action, build, label=label)
 
 
-def score(store: Store, model: Model, blocks: Artifact, *, label: str, only: int | None = None) -> Artifact:
+def score(store: Store, model: MergedModel, blocks: Artifact, *, label: str, only: int | None = None) -> Artifact:
     """A mixture's log-probabilities on blocks, and who was used.
 
     Args:
@@ -223,7 +178,7 @@ def score(store: Store, model: Model, blocks: Artifact, *, label: str, only: int
     where = device.pick()
     action = Action(
         "scores",
-        spec={"of": "layers", "said": {k: model.said[k] for k in ("seats", "gate")}, "only": only},
+        spec={"of": "layers", "said": {k: model.settings[k] for k in ("seats", "gate")}, "only": only},
         inputs=model.inputs | {"blocks": blocks.content("blocks.safetensors")},
         libraries=("torch", "transformers"),
         numerics=device.numerics(where, "fp32"),
@@ -237,6 +192,6 @@ def score(store: Store, model: Model, blocks: Artifact, *, label: str, only: int
     return store.make(action, build, label=label)
 
 
-def materialise(mixture: Artifact, model: Model, target: Path) -> Path:
+def materialise(mixture: Artifact, model: MergedModel, target: Path) -> Path:
     """A mixture directory at ``target`` that opens by itself, linked from the store."""
     return link_tree(mixture, target, {"experts": model.experts})

@@ -6,7 +6,7 @@ Shapes: N blocks, B rows, T positions (T-1 of them predict), S slots, U distinct
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,52 +22,53 @@ from coterie.mixtures.layers import layer_gate_fits as fitting
 from coterie.mixtures.layers import layers_files as disk
 from coterie.mixtures.layers.expert_weights import Directory
 from coterie.mixtures.layers.gated_block import feed_forward
-from coterie.mixtures.layers.layers_actions import Model
+from coterie.mixtures.layers.layer_gates import ClosedFormGate, LayerGate
 from coterie.mixtures.layers.layers_mixture import LayersMixture
 from coterie.mixtures.layers.merge import describe, gate_names
+from coterie.mixtures.layers.merged_model import MergedModel
 from coterie.mixtures.layers.tensor_shards import Stored, stored
 from coterie.mixtures.score_files import write_routed
 from coterie.models.logprob import target_logp
 from coterie.progress import bar
-from coterie.routing.gates import Centroids, Ridge, by_expert
+from coterie.routing.gates import by_expert
 from coterie.store import Artifact
 
 TOKENS_AT_ONCE = 4096
 """Positions in one forward pass."""
 
 
-def configuration(model: Model) -> dict[str, Any]:
+def configuration(model: MergedModel) -> dict[str, Any]:
     """The text of the mixture's `config.json`."""
-    said = model.said
+    said = model.settings
     return describe(Directory(model.base.path), said["names"], said["seats"], said["digests"], said["gate"])
 
 
-def experts_of(model: Model) -> dict[str, Stored]:
+def experts_of(model: MergedModel) -> dict[str, Stored]:
     return stored(sorted(model.experts.path.glob("model*.safetensors")))
 
 
-def gates_of(model: Model) -> dict[str, Tensor]:
+def gates_of(model: MergedModel) -> dict[str, Tensor]:
     """The gates' tensors; zeros where none are given."""
     if model.gates is not None:
         return load_file(model.gates.file("gates.safetensors"))
     return {name: torch.zeros(shape) for name, shape in _shapes(model).items()}
 
 
-def _shapes(model: Model) -> dict[str, tuple[int, ...]]:
+def _shapes(model: MergedModel) -> dict[str, tuple[int, ...]]:
     """Name and shape of each tensor of the gates."""
-    base, S, bias = Directory(model.base.path), len(model.said["seats"]), model.said["gate"]["bias"]
+    base, S, bias = Directory(model.base.path), len(model.settings["seats"]), model.settings["gate"]["bias"]
     H = base.config.hidden_size
     return {n: (S, H) if n.endswith("weight") else (S,) for n in gate_names(feed_forward(base.skeleton), bias)}
 
 
-def opened(model: Model, where: str) -> LayersMixture:
+def opened(model: MergedModel, where: str) -> LayersMixture:
     """The model in memory, in fp32."""
     return disk.open_parts(configuration(model), model.experts.path, gates_of(model), where)
 
 
 def write_gates(
-    model: Model,
-    router: Any,
+    model: MergedModel,
+    gate: LayerGate,
     prompts: Sequence[Sequence[str]],
     blocks: Sequence[Artifact],
     seed: int,
@@ -75,32 +76,28 @@ def write_gates(
     folder: Path,
 ) -> None:
     """Make gates without training; see `coterie.mixtures.layers.layers_actions.fit`."""
-    if router.kind not in ("prompt", "ridge"):
-        drawn = fitting.draw(_shapes(model), getattr(router, "std", 0.02), seed)
+    if not isinstance(gate, ClosedFormGate):
+        assert gate.initial_std is not None
+        drawn = fitting.draw(_shapes(model), gate.initial_std, seed)
         disk.write_gates({n: torch.zeros_like(t) if n.endswith("bias") else t for n, t in drawn.items()}, folder)
         return
-    it, U = opened(model, where), len(model.said["digests"])
+    it, U = opened(model, where), len(model.settings["digests"])
     H = it.config.text_config.hidden_size
-    how = {"features": router.features, "temperature": router.temperature}
-    if router.kind == "prompt":
-        said = dict(enumerate(prompts))
-
-        def read() -> Iterator[fitting.Text]:
-            return fitting.prompts(said, model.tokenizer.path, it.config.max_position_embeddings)
-
-        fitting.fit(it, read, lambda: Centroids(H, U), lambda sums: sums.solve(router.bias), **how)
+    if prompts:
+        texts, context = dict(enumerate(prompts)), it.config.max_position_embeddings
+        data = partial(fitting.prompts, texts, model.tokenizer.path, context)
     else:
-        share = None if router.tokens is None else max(router.tokens // U, 1)
+        share = None if gate.most_tokens is None else max(gate.most_tokens // U, 1)
         data = partial(fitting.texts, blocks, range(U), share)
-        fitting.fit(it, data, lambda: Ridge(H, U), lambda sums: sums.solve(router.penalty, router.bias), **how)
+    fitting.fit(it, data, partial(gate.sums, H, U), gate.solve, features=gate.features, temperature=gate.temperature)
     disk.write_gates(fitting.gates(it), folder)
 
 
 @torch.no_grad()
-def write_scores(model: Model, blocks: Artifact, only: int | None, label: str, where: str, folder: Path) -> None:
+def write_scores(model: MergedModel, blocks: Artifact, only: int | None, label: str, where: str, folder: Path) -> None:
     """Run a mixture over blocks; see `coterie.mixtures.layers.layers_actions.score`."""
-    it, source, U = opened(model, where), Blocks.open(blocks), len(model.said["digests"])
-    seats_S = torch.tensor(model.said["seats"], device=where)
+    it, source, U = opened(model, where), Blocks.open(blocks), len(model.settings["digests"])
+    seats_S = torch.tensor(model.settings["seats"], device=where)
     N, T = source.ids.shape
     logp_NT1, weight_NT1U = np.zeros((N, T - 1), np.float32), np.zeros((N, T - 1, U), np.float32)
     use_LU, chosen_U, counted = torch.zeros(len(it.blocks), U), torch.zeros(U), 0
@@ -149,7 +146,7 @@ def exactness(own: Artifact, alone: Artifact, blocks: Artifact) -> dict[str, flo
     }
 
 
-def write_mixture(model: Model, figures: Mapping[str, Any], folder: Path) -> None:
+def write_mixture(model: MergedModel, figures: Mapping[str, Any], folder: Path) -> None:
     """Write all of a mixture but its experts."""
     disk.write_rest(configuration(model), model.tokenizer.path, experts_of(model), gates_of(model), folder)
     (folder / "facts.json").write_text(json.dumps(dict(figures), sort_keys=True) + "\n")

@@ -24,10 +24,10 @@ from coterie.experts.training_job import Job
 from coterie.experts.training_rows import Batch, Rows, require_fit
 from coterie.mixtures.layers import layer_gate_fits as fitting
 from coterie.mixtures.layers import layers_files as disk
-from coterie.mixtures.layers.layers_actions import Model
 from coterie.mixtures.layers.layers_making import opened
 from coterie.mixtures.layers.layers_mixture import LayersMixture
 from coterie.mixtures.layers.merge import like
+from coterie.mixtures.layers.merged_model import MergedModel
 from coterie.mixtures.layers.tensor_shards import SHARD, write
 from coterie.models import device, parameters
 from coterie.models.packed_inputs import needs_mask
@@ -41,7 +41,7 @@ class Request:
 
     store: Store
     action: Action
-    model: Model
+    model: MergedModel
     what: str
     """`gate`, `gate+experts` or `all`."""
     by_label: bool

@@ -5,26 +5,28 @@ It states what decides its result (the action); only if the store lacks that doe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from coterie.experts.train_settings import Train
 from coterie.launch import on_ranks
-from coterie.mixtures.outputs.outputs_actions import eligible_of
-from coterie.mixtures.outputs.outputs_place import OutputsSpec
-from coterie.mixtures.seats import Member
+from coterie.mixtures.seats import Seat
 from coterie.models import device
 from coterie.models.checkpoint import contents
+from coterie.routing.output_routers import OutputRouter
 from coterie.store import Action, Artifact, Store
 
 
 def coadapt(
     store: Store,
     *,
-    mixture: OutputsSpec,
-    members: Sequence[Member],
-    router: Artifact | None,
+    adapt: Train,
+    router: OutputRouter,
+    eligible: Mapping[str, Any],
+    seats: Sequence[Seat],
+    fitted: Artifact | None,
     blocks: Sequence[Artifact],
     valid: Sequence[Artifact],
     seed: int,
@@ -36,9 +38,10 @@ def coadapt(
     is the mixture's. Documents are read as of the end of their expert's knowledge: the first date at which it may answer.
 
     Args:
-        mixture: with its ``adapt``.
-        members: the experts to start from.
-        router: the router to start from; None: fresh.
+        adapt: training settings.
+        eligible: the rule of eligibility, and the dates that it goes by.
+        seats: the experts to start from.
+        fitted: the router to start from; None: fresh.
         blocks: training blocks of each member's own slice; an expert with several slots has one slice.
         valid: held-out blocks of the same, for the losses in the facts and early stopping.
 
@@ -49,27 +52,26 @@ def coadapt(
         RequestError: the request cannot be met.
         WorkError: the run diverged, a parameter did not do what it was declared to, or ranks disagree.
     """
-    assert mixture.adapt is not None
-    settings, where = mixture.adapt, device.pick()
+    settings, where = adapt, device.pick()
     precision = device.precision(settings.precision, where)
     asked: dict[str, Any] = {
         "train": {key: value for key, value in settings.identity().items() if key != "start"},
-        "router": mixture.router.model_dump(mode="json"),
-        "counts": [len(member.slots) for member in members],
-        "eligible": eligible_of(mixture, members),
+        "router": router.model_dump(mode="json"),
+        "counts": [len(seat.slots) for seat in seats],
+        "eligible": dict(eligible),
         "seed": seed,
     }
-    inputs = {f"experts.{u}": contents(member.artifact) for u, member in enumerate(members)}
+    inputs = {f"experts.{u}": contents(seat.artifact) for u, seat in enumerate(seats)}
     inputs |= {f"blocks.{u}": b.content("blocks.safetensors") for u, b in enumerate(blocks)}
     inputs |= {f"valid.{u}": b.content("blocks.safetensors") for u, b in enumerate(valid)}
-    inputs |= {"router": router.content("router.safetensors")} if router else {}
+    inputs |= {"router": fitted.content("router.safetensors")} if fitted else {}
     action = Action("adaptations", asked, inputs, ("torch", "transformers"), device.numerics(where, precision))
 
     def build(folder: Path) -> dict[str, Any]:
         payload = {
-            "experts": [member.artifact.said() for member in members],
-            "names": [member.name for member in members],
-            "router": router.said() if router else None,
+            "experts": [seat.artifact.said() for seat in seats],
+            "names": [seat.name for seat in seats],
+            "router": fitted.said() if fitted else None,
             "blocks": [b.said() for b in blocks],
             "valid": [b.said() for b in valid],
             "train": settings.model_dump(mode="json"),
@@ -94,6 +96,6 @@ def coadapt(
     return store.make(action, build, label=label, tokens=settings.tokens)
 
 
-def adapted(adaptation: Artifact, members: Sequence[Member]) -> list[Member]:
-    """The members with their adapted experts."""
-    return [replace(member, artifact=adaptation.part(f"experts/{u}", "experts")) for u, member in enumerate(members)]
+def adapted(adaptation: Artifact, seats: Sequence[Seat]) -> list[Seat]:
+    """The seats with their adapted experts."""
+    return [replace(seat, artifact=adaptation.part(f"experts/{u}", "experts")) for u, seat in enumerate(seats)]

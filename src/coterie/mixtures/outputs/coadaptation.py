@@ -36,8 +36,10 @@ from coterie.models import parameters
 from coterie.models.initialise import copy_tokenizer
 from coterie.models.logprob import target_logp
 from coterie.models.open import open_model
-from coterie.routing.fit import Scored, Settings, objective
-from coterie.routing.routers import Router, build
+from coterie.routing.fit import Scored, objective
+from coterie.routing.fit_settings import FitSettings
+from coterie.routing.output_routers import OutputRouter
+from coterie.routing.routers import RouterModule, build
 from coterie.store import Artifact
 
 
@@ -49,7 +51,12 @@ class Together(nn.Module):
     """
 
     def __init__(
-        self, experts: Sequence[nn.Module], router: Router, eligible_UU: Tensor, log_count_U: Tensor, settings: Settings
+        self,
+        experts: Sequence[nn.Module],
+        router: RouterModule,
+        eligible_UU: Tensor,
+        log_count_U: Tensor,
+        settings: FitSettings,
     ) -> None:
         super().__init__()
         self.experts, self.router, self.settings = nn.ModuleList(experts), router, settings
@@ -113,18 +120,18 @@ def _run(payload: dict[str, Any], train: Train) -> None:
     asked, label = payload["asked"], payload["label"]
     origins = [Artifact.of(said) for said in payload["experts"]]
     experts = [_opened(origin, payload["where"], name) for origin, name in zip(origins, payload["names"], strict=True)]
-    router = build(asked["router"], len(experts), experts[0].config.vocab_size, asked["seed"])
+    recipe = OutputRouter.model_validate(asked["router"])
+    router = build(recipe, len(experts), experts[0].config.vocab_size, asked["seed"])
     if payload["router"]:
         router.load_state_dict(load_file(Artifact.of(payload["router"]).file("router.safetensors")))
     router.to(payload["where"])
-    names = {"entropy", "balance", "z", "temperature"} & asked["router"].keys()
     log_count_U = torch.tensor(asked["counts"], dtype=torch.float32).log()
     model = Together(
         experts,
         router,
         own_eligible(asked["eligible"], payload["names"]),
         log_count_U,
-        Settings(**{name: asked["router"][name] for name in names}),
+        recipe.fitting or FitSettings(temperature=recipe.temperature),
     )
     before = parameters.fingerprints(model)
     sources, valid = ([Blocks.open(Artifact.of(b)) for b in payload[key]] for key in ("blocks", "valid"))
@@ -201,7 +208,7 @@ def _held_out(model: Together, valid: Sequence[Blocks]) -> float:
     """Nats a token of the mixture on each slice's held-out documents, all slices together; no auxiliary terms."""
     training, settings = model.training, model.settings
     model.eval()
-    model.settings = Settings(temperature=settings.temperature)
+    model.settings = FitSettings(temperature=settings.temperature)
     total, count = 0.0, 0
     where = next(model.parameters()).device
     for u, blocks in enumerate(valid):

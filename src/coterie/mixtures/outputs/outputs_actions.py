@@ -6,13 +6,13 @@ Each states what decides its result (the action); only if the store lacks that d
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from coterie.mixtures.outputs.outputs_place import OutputsSpec
-from coterie.mixtures.seats import Member, rule, slot_order
+from coterie.mixtures.seats import Seat, slot_order
 from coterie.progress import say
+from coterie.routing.output_routers import OutputRouter
 from coterie.store import Action, Artifact, Store, link_tree
 
 LATER = {"top_k", "top_p"}
@@ -22,8 +22,9 @@ LATER = {"top_k", "top_p"}
 def fit_router(
     store: Store,
     *,
-    mixture: OutputsSpec,
-    members: Sequence[Member],
+    router: OutputRouter,
+    eligible: Eligible,
+    seats: Sequence[Seat],
     blocks: Sequence[Artifact],
     scores: Sequence[Sequence[Artifact]],
     tokenizer: Artifact,
@@ -33,9 +34,10 @@ def fit_router(
     """Fit a mixture's router.
 
     Args:
-        members: its distinct experts.
+        eligible: the rule, and the dates that it goes by.
+        seats: its distinct experts.
         blocks: held-out data (the valid split).
-        scores: of each member on each of ``blocks``: ``scores[blocks][member]``.
+        scores: of each seat on each of ``blocks``: ``scores[blocks][seat]``.
 
     Returns:
         a ``routers`` artifact: ``router.safetensors``, and ``router.json`` with the settings and the losses by epoch.
@@ -44,53 +46,49 @@ def fit_router(
         RequestError: eligibility needs a date that a member does not have.
         WorkError: the loss is not finite, or there is nothing to fit on.
     """
-    settings = mixture.router.model_dump(mode="json", exclude=LATER)
-    counts = [len(member.slots) for member in members]
-    shared = [f"{m.name!r} ({len(m.slots)} slots)" for m in members if len(m.slots) > 1]
+    counts = [len(seat.slots) for seat in seats]
+    shared = [f"{s.name!r} ({len(s.slots)} slots)" for s in seats if len(s.slots) > 1]
     if shared and not store.dry:
         say(f"  {label}: slots of one expert cannot be told apart and share its weight: {', '.join(shared)}")
-    eligible = eligible_of(mixture, members)
     inputs = {"tokenizer": tokenizer.digest}
     for b, (block, row) in enumerate(zip(blocks, scores, strict=True)):
         inputs[f"blocks.{b}"] = block.digest
         inputs |= {f"scores.{b}.{u}": score.content("scores.safetensors") for u, score in enumerate(row)}
-    action = Action(
-        "routers",
-        spec={"router": settings, "counts": counts, "seed": seed, "eligible": eligible},
-        inputs=inputs if settings.get("fit", True) else {},
-        libraries=("torch",),
-        numerics="cpu-fp32",
-    )
+    spec: dict[str, Any] = {"router": router.model_dump(mode="json", exclude=LATER), "counts": counts, "seed": seed}
+    spec["eligible"] = dict(eligible)
+    if router.fitting is not None and router.fitting.balance:
+        spec["balance"] = "switch"  # until then it was the squared variation of the mean weights
+    action = Action("routers", spec=spec, inputs=inputs, libraries=("torch",), numerics="cpu-fp32")
 
     def build(folder: Path) -> None:
         from coterie.mixtures.outputs.router_fits import write
 
-        write(settings, members, eligible, blocks, scores, seed, label, folder)
+        write(router, spec["router"], seats, eligible, blocks, scores, seed, label, folder)
 
     return store.make(action, build, label=label)
 
 
-def eligible_of(mixture: OutputsSpec, members: Sequence[Member]) -> dict[str, Any]:
-    """The rule and the dates it goes by; nothing where every date may use every expert."""
-    if mixture.eligible in (None, "all"):
-        return {"rule": {"rule": "all"}, "dates": [{} for _ in members]}
-    return {"rule": rule(mixture, members), "dates": [m.dates for m in members]}
+Eligible = Mapping[str, Any]
+"""``rule`` as JSON and ``dates``, those it goes by, of each seat; see `coterie.mixtures.seats`."""
 
 
 def assemble(
     store: Store,
     *,
-    mixture: OutputsSpec,
-    members: Sequence[Member],
-    router: Artifact | None,
+    router: OutputRouter,
+    rule: Mapping[str, Any],
+    slots: Sequence[str],
+    seats: Sequence[Seat],
+    fitted: Artifact | None,
     tokenizer: Artifact,
     label: str,
 ) -> Artifact:
     """A mixture of finished experts.
 
     Args:
-        members: its distinct experts, in order.
-        router: the fitted router; None for `uniform`.
+        rule: of eligibility, as JSON.
+        seats: its distinct experts, in order.
+        fitted: the fitted router; None where nothing is fitted.
         tokenizer: the one that every expert uses.
 
     Raises:
@@ -104,23 +102,22 @@ def assemble(
             "digest": m.artifact.digest,
             **m.dates,
         }
-        for m in members
+        for m in seats
     ]
-    seats = [{"name": name, "expert": u} for name, u in zip(mixture.slots, slot_order(mixture, members), strict=True)]
     said: dict[str, Any] = {
-        "slots": seats,
+        "slots": [{"name": name, "expert": u} for name, u in zip(slots, slot_order(slots, seats), strict=True)],
         "experts": experts,
-        "router": mixture.router.model_dump(mode="json"),
-        "eligible": rule(mixture, members),
+        "router": router.model_dump(mode="json"),
+        "eligible": dict(rule),
     }
-    inputs = {f"experts.{i}": m.artifact.digest for i, m in enumerate(members)} | {"tokenizer": tokenizer.digest}
-    inputs |= {f"bases.{i}": m.base.digest for i, m in enumerate(members) if m.base}
-    inputs |= {"router": router.digest} if router else {}
+    inputs = {f"experts.{i}": m.artifact.digest for i, m in enumerate(seats)} | {"tokenizer": tokenizer.digest}
+    inputs |= {f"bases.{i}": m.base.digest for i, m in enumerate(seats) if m.base}
+    inputs |= {"router": fitted.digest} if fitted else {}
 
     def build(folder: Path) -> None:
         from coterie.mixtures.outputs.outputs_files import write
 
-        write(said, members, router, tokenizer, folder)
+        write(said, seats, fitted, tokenizer, folder)
 
     return store.make(Action("mixtures", said, inputs, libraries=("transformers",)), build, label=label)
 
@@ -157,9 +154,9 @@ def routed(store: Store, mixture: Artifact, blocks: Artifact, scores: Sequence[A
     return store.make(action, build, label=label)
 
 
-def materialise(mixture: Artifact, members: Sequence[Member], target: Path) -> Path:
+def materialise(mixture: Artifact, seats: Sequence[Seat], target: Path) -> Path:
     """A mixture directory at ``target`` that opens by itself: its files and every expert's, linked from the store."""
     entries = json.loads(mixture.file("config.json").read_text())["experts"]
-    parts = {entry["dir"]: member.artifact for entry, member in zip(entries, members, strict=True)}
-    parts |= {e["base"]: m.base for e, m in zip(entries, members, strict=True) if m.base is not None}
+    parts = {entry["dir"]: seat.artifact for entry, seat in zip(entries, seats, strict=True)}
+    parts |= {e["base"]: m.base for e, m in zip(entries, seats, strict=True) if m.base is not None}
     return link_tree(mixture, target, parts)

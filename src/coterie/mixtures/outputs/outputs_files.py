@@ -25,10 +25,11 @@ from transformers import AutoTokenizer, GenerationConfig
 from coterie.errors import RequestError
 from coterie.mixtures.outputs.outputs_config import OutputsConfig
 from coterie.mixtures.same_tokenizer import require_same_tokenizer, require_same_vocabulary
-from coterie.mixtures.seats import Member, eligibility
+from coterie.mixtures.seats import Seat, eligibility
 from coterie.models.checkpoint import TOKENIZER_FILES
 from coterie.models.open import open_model
-from coterie.routing.routers import Router, build
+from coterie.routing.output_routers import OutputRouter
+from coterie.routing.routers import RouterModule, build
 from coterie.store import Artifact
 
 if TYPE_CHECKING:
@@ -56,25 +57,19 @@ HARMLESS = {
 """Options about downloading or loading that cannot change a mixture in a local directory."""
 
 
-def write(
-    said: dict[str, Any], members: Sequence[Member], router: Artifact | None, tokenizer: Artifact, folder: Path
-) -> None:
+def write(said: dict[str, Any], seats: Sequence[Seat], router: Artifact | None, tokenizer: Artifact, folder: Path) -> None:
     """Write all of a mixture but its experts; see `coterie.mixtures.assemble`."""
-    eligibility(said["eligible"], [m.name for m in members], said["experts"])
-    require_same_tokenizer([(m.name, m.artifact.path) for m in members])
-    require_same_vocabulary({m.name: m.vocab_size for m in members})
+    eligibility(said["eligible"], [m.name for m in seats], said["experts"])
+    require_same_tokenizer([(m.name, m.artifact.path) for m in seats])
+    require_same_vocabulary({m.name: m.vocab_size for m in seats})
     for name in TOKENIZER_FILES & tokenizer.files.keys():
         shutil.copyfile(tokenizer.file(name), folder / name)
     reader = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     special: dict[str, Any] = {f"{kind}_token_id": getattr(reader, f"{kind}_token_id") for kind in ("bos", "eos")}
     special["pad_token_id"] = reader.pad_token_id if reader.pad_token_id is not None else reader.eos_token_id
-    context = min(_context(m) for m in members)
+    context = min(_context(m) for m in seats)
     config = OutputsConfig(
-        **said,
-        vocab_size=members[0].vocab_size,
-        max_position_embeddings=context,
-        **special,
-        architectures=["OutputsMixture"],
+        **said, vocab_size=seats[0].vocab_size, max_position_embeddings=context, **special, architectures=["OutputsMixture"]
     )
     config.save_pretrained(folder)
     GenerationConfig(**special).save_pretrained(folder)
@@ -82,12 +77,12 @@ def write(
         shutil.copyfile(router.file("router.safetensors"), folder / "router.safetensors")
 
 
-def _context(member: Member) -> int:
+def _context(member: Seat) -> int:
     config = json.loads((member.base or member.artifact).file("config.json").read_text())
     return next((config[k] for k in ("max_position_embeddings", "n_positions") if config.get(k)), 2**31 - 1)
 
 
-def read_router(folder: Path, config: OutputsConfig) -> Router:
+def read_router(folder: Path, config: OutputsConfig) -> RouterModule:
     """The router of a mixture directory, strictly.
 
     Raises:
@@ -96,7 +91,7 @@ def read_router(folder: Path, config: OutputsConfig) -> Router:
     file = folder / "router.safetensors"
     tensors = load_file(file) if file.is_file() else {}
     rows = tensors["tokens.table_V2W"].shape[0] if "tokens.table_V2W" in tensors else config.vocab_size
-    router = build(config.router, len(config.experts), rows)
+    router = build(OutputRouter.model_validate(config.router), len(config.experts), rows)
     try:
         router.load_state_dict(tensors, strict=True)
     except RuntimeError as error:

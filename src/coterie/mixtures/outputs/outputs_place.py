@@ -1,16 +1,24 @@
-"""Mixtures at the outputs: routers on the experts' probabilities, and the dates that may use each expert."""
+"""At the outputs: experts are scored, a router is fitted on the scores, and their probabilities are mixed."""
 
 from __future__ import annotations
 
 from datetime import date
-from typing import Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Self
 
-from pydantic import model_validator
+from pydantic import SerializeAsAny, model_validator
 
+from coterie.errors import RequestError
 from coterie.experts.train_settings import Train
-from coterie.mixtures.place import Seats
-from coterie.routing.output_routers import Router, Uniform
+from coterie.mixtures.outputs import coadapt_action, outputs_actions
+from coterie.mixtures.place import Making, Neighbours, Place, known
+from coterie.mixtures.seats import rule
+from coterie.routing.output_routers import OutputRouter, Uniform
 from coterie.spec.settings import Positive
+
+if TYPE_CHECKING:
+    from coterie.mixtures.seats import Seat
+    from coterie.store import Artifact
 
 
 class Adapt(Train):
@@ -27,12 +35,12 @@ class Adapt(Train):
         return self
 
 
-class OutputsSpec(Seats):
+class OutputsPlace(Place):
     """Slots over experts whose probabilities a router mixes."""
 
-    at: Literal["outputs"]
+    at: Literal["outputs"] = "outputs"
     """Where experts meet: `outputs` mixes their probabilities."""
-    router: Router = Uniform()
+    router: SerializeAsAny[OutputRouter] = Uniform()
     """Who decides; a kind's name alone takes its defaults."""
     eligible: Literal["all", "strict", "inclusive"] | None = None
     """Which experts a date may use. `strict`: their knowledge ends by the query date (no leak). `inclusive`: their
@@ -45,7 +53,7 @@ class OutputsSpec(Seats):
     """Date to assume when none is given."""
 
     @model_validator(mode="after")
-    def _settings_apply(self) -> OutputsSpec:
+    def _settings_apply(self) -> OutputsPlace:
         if not self.slots:
             raise ValueError("a mixture needs at least one slot")
         if self.eligible == "all" and (self.fallback or self.default_time):
@@ -55,3 +63,165 @@ class OutputsSpec(Seats):
     @property
     def needs_date(self) -> bool:
         return self.eligible not in (None, "all") and self.default_time is None
+
+    # checks ---------------------------------------------------------------------------------------------------------------
+
+    def checked(self, among: Neighbours, where: str) -> Self:
+        """The rule of eligibility must have the dates that it goes by, and a co-adaptation a start that fits."""
+        mixture = self
+        if self.router.top_k is not None and self.router.top_k > len(set(self.slots)):
+            raise RequestError(
+                "top_k is above the number of experts",
+                where=f"{where}.router.top_k",
+                expected=f"at most {len(set(self.slots))}",
+                found=str(self.router.top_k),
+            )
+        if self.eligible is None:
+            dated = any(among.experts[slot].window is not None for slot in self.slots)
+            mixture = self.model_copy(update={"eligible": "strict" if dated else "all"})
+            if not dated and (self.fallback or self.default_time):
+                raise RequestError(
+                    "fallback and default_time are ignored where no expert has a window",
+                    where=f"{where}.eligible",
+                    do="set eligible: strict, or take them out",
+                )
+        if self.fallback is not None:
+            known(self.fallback, self.slots, f"{where}.fallback", "slot")
+        for slot in dict.fromkeys(self.slots):
+            if mixture.eligible == "inclusive" and among.experts[slot].window is None:
+                raise RequestError(
+                    f"eligible: inclusive goes by windows, and expert {slot!r} has none",
+                    where=f"{where}.slots",
+                    do="give it a window, or set eligible: all",
+                )
+            if mixture.eligible == "strict" and slot in among.unknown:
+                raise RequestError(
+                    f"eligible: strict needs to know when the knowledge of expert {slot!r} ends",
+                    where=f"{where}.eligible",
+                    found=among.unknown[slot],
+                    do="give that corpus a time column, set base.knowledge_until, or set eligible: all",
+                )
+        if self.adapt is not None:
+            mixture._check_start({n: m for n, m in among.mixtures.items() if isinstance(m, OutputsPlace)}, where)
+        return mixture
+
+    def _check_start(self, outputs: dict[str, OutputsPlace], where: str) -> None:
+        """Co-adaptation starts from a mixture of the same experts, whose router can go on learning."""
+        assert self.adapt is not None
+        known(self.adapt.start, outputs, f"{where}.adapt.start", "mixture at outputs")
+        start, seen = outputs[self.adapt.start], [self.name]
+        while start.adapt is not None and start.name not in seen and start.adapt.start in outputs:
+            seen.append(start.name)
+            start = outputs[start.adapt.start]
+        if start.name in seen:
+            found = " from ".join(seen)
+            raise RequestError("mixtures start from each other in a circle", where=f"{where}.adapt.start", found=found)
+        start = outputs[self.adapt.start]
+        if start.slots != self.slots:
+            raise RequestError(
+                "co-adaptation goes on with the experts of the mixture that it starts from",
+                where=f"{where}.slots",
+                expected=", ".join(start.slots),
+                found=", ".join(self.slots),
+            )
+        if start.eligible not in (None, self.eligible):
+            raise RequestError(
+                "co-adaptation goes on under the rule of the mixture that it starts from",
+                where=f"{where}.eligible",
+                expected=start.eligible,
+                found=self.eligible,
+            )
+        shape = {"kind", "features", "hidden"}
+        ours, theirs = (m.router.model_dump(include=shape) for m in (self, start))
+        if theirs != ours and not isinstance(start.router, Uniform):
+            raise RequestError(
+                "the router to start from is of another shape",
+                where=f"{where}.router",
+                expected=str(theirs),
+                found=str(ours),
+                do="use the router of the mixture to start from, or start from a uniform one",
+            )
+
+    # making ---------------------------------------------------------------------------------------------------------------
+
+    def make(self, run: Making) -> Artifact:
+        seated = self.seated(run)
+        return outputs_actions.assemble(
+            run.store,
+            router=self.router,
+            rule=rule(self.eligible, self.fallback, self.default_time, seated),
+            slots=self.slots,
+            seats=seated,
+            fitted=self.fitted_router(run),
+            tokenizer=run.tokenizer,
+            label=f"mixture {self.name}",
+        )
+
+    def scores(self, run: Making, blocks: Artifact) -> Artifact:
+        """From the experts' cached scores: no expert runs."""
+        of_experts = [run.score(seat, blocks) for seat in self.seated(run)]
+        return outputs_actions.routed(run.store, run.made(self), blocks, of_experts, label=f"scores of {self.name}")
+
+    def put(self, run: Making, folder: Path) -> Path:
+        return outputs_actions.materialise(run.made(self), self.seated(run), folder)
+
+    def seats(self, run: Making) -> list[tuple[str, str]]:
+        digests = {slot: seat.artifact.digest for seat in self.seated(run) for slot in seat.slots}
+        return [(slot, digests[slot]) for slot in self.slots]
+
+    def seated(self, run: Making) -> list[Seat]:
+        """The distinct experts; of a co-adapted mixture, the adapted copies."""
+        if self.adapt is not None:
+            return coadapt_action.adapted(self.adaptation(run), self._start(run).seated(run))
+        return run.seats(self.slots, knowledge=self.eligible == "strict")
+
+    def fitted_router(self, run: Making) -> Artifact | None:
+        """The fitted router; None where nothing is fitted."""
+        if self.router.fitting is None:
+            return None
+        if self.adapt is not None:
+            return self.adaptation(run).part("router", "routers")
+        seated = self.seated(run)
+        blocks = run.slices(self.slots, "valid", self.router.fitting.tokens)
+        return outputs_actions.fit_router(
+            run.store,
+            router=self.router,
+            eligible=self._eligible(seated),
+            seats=seated,
+            blocks=blocks,
+            scores=[[run.score(seat, b) for seat in seated] for b in blocks],
+            tokenizer=run.tokenizer,
+            seed=run.seed,
+            label=f"router of {self.name}",
+        )
+
+    def adaptation(self, run: Making) -> Artifact:
+        """Copies of the start's router and experts, trained on together."""
+        start = self._start(run)
+        assert self.adapt is not None
+        seated = start.seated(run)
+        return coadapt_action.coadapt(
+            run.store,
+            adapt=self.adapt,
+            router=self.router,
+            eligible=self._eligible(seated),
+            seats=seated,
+            fitted=start.fitted_router(run) if self.router.fitting is not None else None,
+            blocks=[run.data(seat.name, "train") for seat in seated],
+            valid=[run.data(seat.name, "valid") for seat in seated],
+            seed=run.seed,
+            label=f"co-adaptation {self.name}",
+        )
+
+    def _eligible(self, seats: list[Seat]) -> dict[str, object]:
+        """The rule and the dates it goes by; nothing where every date may use every expert."""
+        if self.eligible in (None, "all"):
+            return {"rule": {"rule": "all"}, "dates": [{} for _ in seats]}
+        by = rule(self.eligible, self.fallback, self.default_time, seats)
+        return {"rule": by, "dates": [seat.dates for seat in seats]}
+
+    def _start(self, run: Making) -> OutputsPlace:
+        assert self.adapt is not None
+        start = run.mixture(self.adapt.start)
+        assert isinstance(start, OutputsPlace)
+        return start

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import fields
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,50 +12,50 @@ from safetensors.torch import save_file
 
 from coterie.errors import WorkError
 from coterie.mixtures.outputs.cached_scores import held_documents, open_scored
-from coterie.mixtures.seats import Member, eligibility
+from coterie.mixtures.seats import Seat, eligibility
 from coterie.progress import say
-from coterie.routing.fit import Scored, Settings, fit
+from coterie.routing.fit import Scored, fit
+from coterie.routing.output_routers import OutputRouter
 from coterie.routing.routers import build
 from coterie.store import Artifact
 
 
 def write(
-    settings: dict[str, Any],
-    members: Sequence[Member],
-    eligible: dict[str, Any],
+    router: OutputRouter,
+    settings: Mapping[str, Any],
+    seats: Sequence[Seat],
+    eligible: Mapping[str, Any],
     blocks: Sequence[Artifact],
     scores: Sequence[Sequence[Artifact]],
     seed: int,
     label: str,
     folder: Path,
 ) -> None:
-    """Fit, and write the router; see `coterie.mixtures.fit_router`.
+    """Fit, and write the router; see `coterie.mixtures.outputs.outputs_actions.fit_router`.
 
     Args:
-        settings: of the recipe's router.
+        settings: of the router, as its record has them.
         eligible: the rule, and the dates that it goes by.
     """
-    counts = [len(member.slots) for member in members]
-    router = build(settings, len(members), members[0].vocab_size, seed)
-    record: dict[str, Any] = {"router": settings, "counts": counts, "experts": len(members)}
-    if settings.get("fit", True) and any(True for _ in router.parameters()):
-        allowed = eligibility(eligible["rule"], [m.name for m in members], eligible["dates"])
-        share = None if settings["tokens"] is None else settings["tokens"] // len(blocks)
-        data, held = _together([open_scored(b, s, allowed, share) for b, s in zip(blocks, scores, strict=True)], seed)
-        counted = int(data.target_NT[:, 1:].sum())
-        if counted == 0:
-            raise WorkError(f"{label}: the valid split holds no token to fit on", do="raise split.valid of its corpora")
-        chosen = {f.name: settings[f.name] for f in fields(Settings)}
-        log_count_U = torch.tensor(counts, dtype=torch.float32).log()
-        try:
-            trace = fit(router, data, held, log_count_U, Settings(**chosen), seed=seed)
-        except FloatingPointError as error:
-            raise WorkError(f"{label}: {error}", do="lower the router's learning_rate") from None
-        record |= {"tokens": counted, "trace": trace}
-        best = min(range(len(trace)), key=lambda e: trace[e]["held"])
-        gain = f"{trace[0]['held']:.4f} -> {trace[best]['held']:.4f}"
-        say(f"  {label}: {gain} nats a token on held-out documents, epoch {best} of {len(trace) - 1}")
-    save_file(router.state_dict(), folder / "router.safetensors")
+    how = router.fitting
+    assert how is not None
+    counts = [len(seat.slots) for seat in seats]
+    module = build(router, len(seats), seats[0].vocab_size, seed)
+    allowed = eligibility(eligible["rule"], [seat.name for seat in seats], eligible["dates"])
+    share = None if how.tokens is None else how.tokens // len(blocks)
+    data, held_out = _together([open_scored(b, s, allowed, share) for b, s in zip(blocks, scores, strict=True)], seed)
+    counted = int(data.target_NT[:, 1:].sum())
+    if counted == 0:
+        raise WorkError(f"{label}: the valid split holds no token to fit on", do="raise split.valid of its corpora")
+    try:
+        trace = fit(module, data, held_out, torch.tensor(counts, dtype=torch.float32).log(), how, seed=seed)
+    except FloatingPointError as error:
+        raise WorkError(f"{label}: {error}", do="lower the router's learning_rate") from None
+    best = min(range(len(trace)), key=lambda e: trace[e]["held"])
+    gain = f"{trace[0]['held']:.4f} -> {trace[best]['held']:.4f}"
+    say(f"  {label}: {gain} nats a token on held-out documents, epoch {best} of {len(trace) - 1}")
+    save_file(module.state_dict(), folder / "router.safetensors")
+    record = {"router": dict(settings), "counts": counts, "experts": len(seats), "tokens": counted, "trace": trace}
     (folder / "router.json").write_text(json.dumps(record, indent=1, sort_keys=True))
 
 

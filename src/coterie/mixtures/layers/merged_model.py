@@ -1,0 +1,38 @@
+"""A merged model before it is written: a configuration, and the artifacts that hold its parts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from coterie.models.checkpoint import contents
+from coterie.store import Artifact
+
+
+@dataclass(frozen=True)
+class MergedModel:
+    """A merged model: a configuration, and artifacts that hold its experts (all but the gates) and its gates."""
+
+    settings: Mapping[str, Any]
+    """Slots and gate, as `config.json` says them."""
+    experts: Artifact
+    gates: Artifact | None
+    """None: all zero."""
+    base: Artifact
+    tokenizer: Artifact
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """Digests of what decides its function."""
+        found = {"experts": contents(self.experts), "base": self.base.content("config.json")}
+        return found | ({"gates": self.gates.content("gates.safetensors")} if self.gates else {})
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a rule for the shared part costs one expert: its scores by itself and as the only one in the mixture."""
+
+    own: Artifact
+    alone: Artifact
+    blocks: Artifact

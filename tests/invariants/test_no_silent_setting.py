@@ -47,10 +47,10 @@ def test_an_unknown_key_anywhere_is_an_error_that_names_it(tmp_path: Path) -> No
 
 
 def test_every_setting_is_documented() -> None:
-    for model, fields in sections():
-        assert model.__doc__, model
-        for name, _, _, meaning in fields:
-            assert meaning, f"{model.__name__}.{name}"
+    for section in sections():
+        assert section.sentence, section.title
+        for name, _, _, meaning in section.fields:
+            assert meaning, f"{section.title}: {name}"
 
 
 IGNORED = {

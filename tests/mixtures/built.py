@@ -14,7 +14,7 @@ from torch.nn import init
 from coterie.corpora.windows import Window
 from coterie.mixtures.outputs.outputs_actions import assemble, fit_router
 from coterie.mixtures.outputs.outputs_place import OutputsPlace
-from coterie.mixtures.seats import Seat
+from coterie.mixtures.seats import Seat, rule
 from coterie.store import Artifact, Store
 
 DOCUMENTS = [[0, *[(7 * d + 3 * i) % 90 + 1 for i in range(4 + d % 9)]] for d in range(24)]
@@ -27,7 +27,7 @@ def members(store: Store, tokenizer: Path, names: Sequence[str] = ("a", "b"), re
     for i, name in enumerate(names):
         model = gpt2(i + 10) if i % 2 else llama(i + 10)
         window = Window(start=date(2014 + i, 1, 1), end=date(2015 + i, 1, 1))
-        made.append(Seat(name, expert_artifact(store, name, model, tokenizer), None, window, window.end, [name] * repeats))
+        made.append(Seat(name, expert_artifact(store, name, model, tokenizer), (name,) * repeats, None, window, window.end))
     return made
 
 
@@ -43,7 +43,7 @@ def lora_member(store: Store, tokenizer: Path, name: str = "low") -> Seat:
         for file in tokenizer.iterdir():
             (folder / file.name).write_bytes(file.read_bytes())
 
-    return Seat(name, artifact(store, "experts", name, build), base)
+    return Seat(name, artifact(store, "experts", name, build), base=base)
 
 
 def blocks(store: Store, times: bool = False) -> Artifact:
@@ -60,19 +60,23 @@ def whole(
 ) -> Artifact:
     """Score, fit (unless uniform), assemble."""
     reader, router = tokenizer_artifact(store, tokenizer), None
-    if spec.router.kind != "uniform":
+    if spec.router.fitting is not None:
         valid = valid or blocks(store)
         router = fit_router(
             store,
-            mixture=spec,
-            members=seated,
+            router=spec.router,
+            eligible=spec.eligibility(seated),
+            seats=seated,
             blocks=[valid],
             scores=[scores(store, seated, valid)],
             tokenizer=reader,
             seed=0,
             label="router",
         )
-    return assemble(store, mixture=spec, members=seated, router=router, tokenizer=reader, label="mixture")
+    by = rule(spec.eligible, spec.fallback, spec.default_time, seated)
+    return assemble(
+        store, router=spec.router, rule=by, slots=spec.slots, seats=seated, fitted=router, tokenizer=reader, label="mixture"
+    )
 
 
 def scores(store: Store, seated: Sequence[Seat], valid: Artifact) -> list[Artifact]:

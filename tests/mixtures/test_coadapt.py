@@ -45,7 +45,7 @@ def members(store: Store, repeats: int = 1) -> list[Seat]:
         size = {"hidden_size": 16, "layers": 1, "heads": 2, "intermediate_size": 24, "context": 64}
         model = initialise(store, FreshBase(**size), tokenizer(store), seed=i, sequence_length=LENGTH)
         window = Window(start=date(year, 1, 1), end=date(year + 2, 1, 1))
-        made.append(Seat(f"y{year}", model, None, window, window.end, [f"y{year}"] * repeats))
+        made.append(Seat(f"y{year}", model, (f"y{year}",) * repeats, None, window, window.end))
     return made
 
 
@@ -59,9 +59,11 @@ def run(store: Store, spec: OutputsPlace | None = None, repeats: int = 1) -> Art
     spec = spec or mixture()
     return coadapt(
         store,
-        mixture=spec,
-        members=members(store, repeats),
-        router=None,
+        adapt=spec.adapt,
+        router=spec.router,
+        eligible=spec.eligibility(members(store, repeats)),
+        seats=members(store, repeats),
+        fitted=None,
         blocks=[blocks(store, 8, seed=i) for i in range(3)],
         valid=[blocks(store, 3, seed=10 + i) for i in range(3)],
         seed=7,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from tests.tiny import blocks_artifact, tokenizer_artifact
 from coterie import progress
 from coterie.errors import WorkError
 from coterie.mixtures.outputs.cached_scores import held_documents, open_scored, routed_nll
-from coterie.mixtures.outputs.outputs_actions import eligible_of, fit_router, routed
+from coterie.mixtures.outputs.outputs_actions import fit_router, routed
 from coterie.mixtures.seats import eligibility
 from coterie.store import Artifact, DryStore, Store
 
@@ -26,8 +27,9 @@ LINEAR = {"kind": "linear", "epochs": 3, "learning_rate": 0.1}
 def fitted(store: Store, tokenizer: Path, spec: Any, seated: Any, valid: list[Artifact], seed: int = 0) -> Artifact:
     return fit_router(
         store,
-        mixture=spec,
-        members=seated,
+        router=spec.router,
+        eligible=spec.eligibility(seated),
+        seats=seated,
         blocks=valid,
         scores=[scores(store, seated, b) for b in valid],
         tokenizer=tokenizer_artifact(store, tokenizer),
@@ -93,7 +95,7 @@ def test_documents_that_nobody_may_answer_are_left_out(store: Store, tiny_tokeni
     assert 0 < len(answered) < len(DOCUMENTS)
     record = json.loads(fitted(store, tiny_tokenizer, spec, seated, [valid]).file("router.json").read_text())
     assert record["tokens"] == sum(len(DOCUMENTS[d]) - 1 for d in answered)
-    rule = eligible_of(spec, seated)
+    rule = spec.eligibility(seated)
     allowed = eligibility(rule["rule"], ["a", "b"], rule["dates"])
     data, document_NT, _ = open_scored(valid, scores(store, seated, valid), allowed)
     for d in answered:
@@ -109,13 +111,12 @@ def test_nothing_to_fit_on(store: Store, tiny_tokenizer: Path) -> None:
         fitted(store, tiny_tokenizer, recipe(seated, LINEAR, eligible="strict"), seated, [early])
 
 
-def test_a_posterior_that_is_not_fitted_rests_on_no_data(store: Store, tiny_tokenizer: Path) -> None:
+def test_a_posterior_that_is_not_fitted_is_no_artifact(store: Store, tiny_tokenizer: Path) -> None:
     seated = members(store, tiny_tokenizer)
     spec = recipe(seated, {"kind": "posterior", "fit": False})
-    one = fitted(store, tiny_tokenizer, spec, seated, [blocks(store)])
-    two = fitted(store, tiny_tokenizer, spec, seated, [blocks_artifact(store, "x", DOCUMENTS[:4])])
-    assert one.digest == two.digest
-    assert load_file(one.file("router.safetensors")) == {}
+    assert spec.router.fitting is None
+    made = whole(store, tiny_tokenizer, spec, seated)
+    assert "router.safetensors" not in made.files
 
 
 def test_a_dry_run_reads_nothing(store: Store, tiny_tokenizer: Path) -> None:
@@ -124,11 +125,12 @@ def test_a_dry_run_reads_nothing(store: Store, tiny_tokenizer: Path) -> None:
     valid = blocks(store)
     dry = DryStore(store.root)
     spec = recipe(seated, LINEAR, eligible="strict")
-    seated[0].knowledge = None  # not known before its corpus is read
+    seated[0] = replace(seated[0], knowledge=None)  # not known before its corpus is read
     router = fit_router(
         dry,
-        mixture=spec,
-        members=seated,
+        router=spec.router,
+        eligible=spec.eligibility(seated),
+        seats=seated,
         blocks=[valid],
         scores=[scores(dry, seated, valid)],
         tokenizer=tokenizer_artifact(store, tiny_tokenizer),

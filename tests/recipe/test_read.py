@@ -245,10 +245,10 @@ def test_knowledge_goes_by_all_that_stands_behind(design: Path) -> None:
 def test_every_field_says_what_it_means() -> None:
     from coterie.recipe.reference import sections
 
-    for model, fields in sections():
-        assert model.__doc__, model
-        for name, _, _, meaning in fields:
-            assert meaning, f"{model.__name__}.{name} has no docstring"
+    for section in sections():
+        assert section.sentence, section.title
+        for name, _, _, meaning in section.fields:
+            assert meaning, f"{section.title}: {name} has no docstring"
 
 
 def test_recipes_are_frozen() -> None:

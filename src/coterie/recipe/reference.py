@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import types
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from coterie.recipe.recipe import Recipe
@@ -27,6 +29,8 @@ def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 def _type(annotation: Any) -> str:
+    if isinstance(annotation, type) and issubclass(annotation, Kind):
+        return annotation.noun
     origin, args = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return _type(args[0])
@@ -43,44 +47,58 @@ def _type(annotation: Any) -> str:
     )
 
 
-def _default(field: Any) -> str:
+def _default(field: FieldInfo) -> str:
     if field.default_factory is not None:
         return "empty"
     if field.default is PydanticUndefined:
         return "required"
     if field.default is None:
         return "none"
+    if isinstance(field.default, Kind):
+        return f"`{field.default.tag()}`"
     if isinstance(field.default, BaseModel):
         return "see below"
     return f"`{field.default}`" if field.default != () else "empty"
 
 
-def sections() -> list[tuple[type[BaseModel], list[tuple[str, str, str, str]]]]:
-    """Every model with its fields as (name, type, default, meaning), in reading order."""
+@dataclass(frozen=True)
+class Section:
+    """One model of a recipe."""
+
+    title: str
+    sentence: str
+    fields: list[tuple[str, str, str, str]]
+    """(name, type, default, meaning)."""
+
+    def markdown(self) -> str:
+        lines = [f"## {self.title}", "", self.sentence, "", "| key | type | default | meaning |", "|---|---|---|---|"]
+        for name, *rest in self.fields:
+            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in (f"`{name}`", *rest)) + " |")
+        return "\n".join(lines) + "\n"
+
+
+def sections() -> list[Section]:
+    """Every model, in reading order."""
     order: list[type[BaseModel]] = [Recipe]
     for model in order:
         for field in model.model_fields.values():
             order.extend(m for m in models_in(field.annotation) if m not in order)
-    return [
-        (
-            model,
-            [
-                (f.alias or n, _type(f.annotation), _default(f), " ".join((f.description or "").split()))
-                for n, f in model.model_fields.items()
-            ],
-        )
-        for model in order
+    return [_section(model) for model in order]
+
+
+def _section(model: type[BaseModel]) -> Section:
+    title, sentence = model.__name__, " ".join((model.__doc__ or "").split())
+    if issubclass(model, Kind):
+        title = f"{model.noun}: {model.tag()}"
+        sentence += f" ({model.paper})" if model.paper else ""
+    fields = [
+        (f.alias or name, _type(f.annotation), _default(f), " ".join((f.description or "").split()))
+        for name, f in model.model_fields.items()
     ]
+    return Section(title, sentence, fields)
 
 
 def markdown() -> str:
     """The reference page of the docs."""
-    lines = ["# Recipe reference", "", "Made from the models in `coterie.recipe`; `coterie recipe` prints the same.", ""]
-    for model, fields in sections():
-        lines += [f"## {model.__name__}", "", " ".join((model.__doc__ or "").split()), ""]
-        lines += ["| key | type | default | meaning |", "|---|---|---|---|"]
-        for name, kind, default, meaning in fields:
-            cells = [f"`{name}`", kind, default, meaning]
-            lines.append("| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |")
-        lines.append("")
-    return "\n".join(lines).rstrip() + "\n"
+    head = "# Recipe reference\n\nMade from the models that a recipe is read into; `coterie recipe` prints the same.\n"
+    return "\n".join([head, *(section.markdown() for section in sections())])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
@@ -186,7 +187,7 @@ class OutputsPlace(Place):
         return outputs_actions.fit_router(
             run.store,
             router=self.router,
-            eligible=self._eligible(seated),
+            eligible=self.eligibility(seated),
             seats=seated,
             blocks=blocks,
             scores=[[run.score(seat, b) for seat in seated] for b in blocks],
@@ -204,7 +205,7 @@ class OutputsPlace(Place):
             run.store,
             adapt=self.adapt,
             router=self.router,
-            eligible=self._eligible(seated),
+            eligible=self.eligibility(seated),
             seats=seated,
             fitted=start.fitted_router(run) if self.router.fitting is not None else None,
             blocks=[run.data(seat.name, "train") for seat in seated],
@@ -213,7 +214,7 @@ class OutputsPlace(Place):
             label=f"co-adaptation {self.name}",
         )
 
-    def _eligible(self, seats: list[Seat]) -> dict[str, object]:
+    def eligibility(self, seats: Sequence[Seat]) -> dict[str, object]:
         """The rule and the dates it goes by; nothing where every date may use every expert."""
         if self.eligible in (None, "all"):
             return {"rule": {"rule": "all"}, "dates": [{} for _ in seats]}

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pydantic import TypeAdapter
 
-from coterie.recipe import read
+from coterie.recipe import Recipe, read
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -69,6 +70,9 @@ def test_every_recipe_on_a_page_reads(page: Path, tmp_path: Path) -> None:
     for block in re.findall(r"```yaml\n(.*?)```", page.read_text(), re.S):
         part = yaml.safe_load(block)
         assert isinstance(part, dict)
+        for key in ("corpora", "experts", "mixtures", "evaluation"):
+            if key in part and not (key == "experts" and "per" in part[key]):
+                TypeAdapter(Recipe.model_fields[key].rebuild_annotation()).validate_python(part[key])
         if {"name", "corpora", "experts"} <= part.keys():
             (tmp_path / "recipe.yaml").write_text(block)
             read(tmp_path / "recipe.yaml")
@@ -78,6 +82,23 @@ def test_every_recipe_on_a_page_reads(page: Path, tmp_path: Path) -> None:
 def test_links_between_pages_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text()):
         assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_every_page_can_be_reached_from_the_readme() -> None:
+    reached, todo = set(), [ROOT / "README.md"]
+    while todo:
+        page = todo.pop()
+        reached.add(page)
+        linked = {(page.parent / link).resolve() for link in re.findall(r"\]\(([^)#:]+\.md)", page.read_text())}
+        todo += linked - reached
+    assert reached >= set(PAGES)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_python_on_pages_compiles_and_imports_what_there_is(page: Path) -> None:
+    for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.S):
+        compile(block, page.name, "exec")
+        exec("\n".join(re.findall(r"^(?:import|from) .+$", block, re.M)), {})
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)

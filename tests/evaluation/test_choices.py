@@ -59,7 +59,7 @@ def tiny(kind: str, seed: int = 0, context: int = 64) -> torch.nn.Module:
     return GPT2LMHeadModel(config).double().eval()
 
 
-def question(prompt: str, *options: str, label: int = 0, kinds: tuple | None = None, time: int | None = None) -> Question:
+def question(prompt: str, *options: str, label: int = 0, kinds: tuple | None = None, time: date | None = None) -> Question:
     return Question(prompt, options, label, kinds, time, None)
 
 
@@ -133,7 +133,7 @@ def test_a_mixture_answers_only_where_an_expert_may(tmp_path: Path, store: Store
     seated = built.members(store, tiny_tokenizer)
     made = built.whole(store, tiny_tokenizer, built.recipe(seated, eligible="strict"), seated)
     mixture = load(materialise(made, seated, tmp_path / "mixture"))
-    days = [date(year, 6, 1).toordinal() for year in (2014, 2015, 2016)]
+    days = [date(year, 6, 1) for year in (2014, 2015, 2016)]
     asked = [question("the cat ", "sat on the mat", "x + 1", time=d) for d in days]
     found = score_options(mixture, mixture.tokenizer, asked, batch_size=3)
     first, second = (score_options(e, mixture.tokenizer, asked[:1])[0] for e in mixture.experts)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from datetime import date
+from datetime import date, datetime
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from coterie.dates import ordinal
 from coterie.errors import RequestError
+from coterie.mixtures.query import ordinals
 from coterie.routing.eligibility import Eligibility
 
 
@@ -94,12 +98,29 @@ def test_unknown_knowledge_makes_strict_impossible() -> None:
     assert fine.mask([4, 5]).tolist() == [[False, True], [True, False]]
 
 
-@pytest.mark.parametrize("time", ["yesterday", "2016-13-01", "2016-02-30", "16-01-01", "", "2016/01/01"])
-def test_what_is_no_date(time: str) -> None:
+@pytest.mark.parametrize(
+    "time",
+    ["yesterday", "2016-13-01", "2016-02-30", "16-01-01", "", "2016/01/01", 0, -5, 10_000, 20160501, True, 2016.0, [2016]],
+)
+def test_what_is_no_date(time: Any) -> None:
     with pytest.raises(RequestError, match="not a date"):
         ordinal(time)
 
 
 def test_dates() -> None:
     assert ordinal("2016") == ordinal("2016-01") == ordinal("2016-01-01") == ordinal(date(2016, 1, 1))
-    assert ordinal("2016-05-01T12:00:00Z") == ordinal("2016-05-01")
+    assert ordinal("2016-05-01T12:00:00Z") == ordinal("2016-05-01") == ordinal(datetime(2016, 5, 1, 12))
+
+
+@pytest.mark.parametrize("year", [2016, np.int64(2016), np.int16(2016), "2016"])
+def test_a_number_is_a_year_as_its_text_is(year: Any) -> None:
+    first = date(2016, 1, 1).toordinal()
+    assert ordinal(year) == first
+    assert ordinals(year, 2) == ordinals([year, year], 2) == ordinals(torch.tensor([first, first]), 2) == [first, first]
+
+
+def test_a_year_that_is_none_is_refused_with_the_remedy() -> None:
+    with pytest.raises(RequestError, match="not a date") as caught:
+        ordinal(736_330)
+    assert "1 to 9999" in (caught.value.expected or "")
+    assert "tensor" in (caught.value.do or "")

@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,15 @@ def test_addresses_are_the_recorded_ones(path: Path, tmp_path: Path, monkeypatch
     coterie.run(path, store=tmp_path / "store", out=tmp_path / "out", dry_run=True, settings=settings)
     found = {kind: sorted(of_kind) for kind, of_kind in keys.items()}
     assert found == golden("plans.json", f"{path.parent.name}/{path.name}", found)
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: f"{p.parent.name}/{p.name}")
+def test_a_plan_names_no_two_things_alike(path: Path, tmp_path: Path) -> None:
+    write_inputs(tmp_path)
+    settings = settings_of(path, tmp_path)
+    plan = coterie.run(path, store=tmp_path / "store", out=tmp_path / "out", dry_run=True, settings=settings).plan
+    labels = Counter(step.label for step in plan)
+    assert [label for label, count in labels.items() if count > 1] == []
 
 
 # artifacts ----------------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -176,7 +177,7 @@ def score_options(
     return [s if a else None for s, a in zip(scores, answered, strict=True)]
 
 
-def _target_logp(model: Any, ids_BT: Any, times: list[int | None]) -> Any:
+def _target_logp(model: Any, ids_BT: Any, times: list[date | None]) -> Any:
     if not hasattr(model, "nll"):
         from coterie.models.logprob import target_logp
 
@@ -184,13 +185,13 @@ def _target_logp(model: Any, ids_BT: Any, times: list[int | None]) -> Any:
     return -model.nll(ids_BT, time=times)
 
 
-def _may_answer(model: Any, time: int | None) -> bool:
+def _may_answer(model: Any, time: date | None) -> bool:
     """Whether a mixture has an expert for this date."""
     eligibility = getattr(model, "eligibility", None)
     if eligibility is None:
         return True
     try:
-        eligibility.mask([time])
+        eligibility.mask([time and time.toordinal()])
     except RequestError:
         return False
     return True

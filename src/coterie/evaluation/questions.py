@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from coterie.dates import ordinal
+from coterie.dates import day
 from coterie.errors import RequestError
 from coterie.evaluation.metrics import Choices
 from coterie.spec.digest import digest
@@ -28,8 +28,8 @@ class Question:
     """Index of the right option."""
     kinds: tuple[str, ...] | None
     """Kind of each option: one of KINDS."""
-    time: int | None
-    """Date as of which it is asked, as an ordinal."""
+    time: date | None
+    """Date as of which it is asked."""
     group: str | None
 
 
@@ -47,7 +47,7 @@ class Questions:
     @cached_property
     def asked(self) -> str:
         """Digest of what a model gets to see."""
-        return digest([[q.prompt, q.options, q.time] for q in self.items])
+        return digest([[q.prompt, q.options, q.time and q.time.toordinal()] for q in self.items])
 
 
 def read_questions(spec: Choices) -> Questions:
@@ -109,7 +109,7 @@ def _question(line: bytes, spec: Choices, where: str) -> Question:
         options,
         label,
         _kinds(spec, row, options, label, where),
-        None if spec.time is None else _ordinal(column("time"), spec, where),
+        None if spec.time is None else _date(column("time"), spec, where),
         None if spec.by is None else str(column("by")),
     )
 
@@ -153,9 +153,9 @@ def _kinds(spec: Choices, row: dict[str, Any], options: tuple, label: int, where
     return tuple(kinds)
 
 
-def _ordinal(value: Any, spec: Choices, where: str) -> int:
+def _date(value: object, spec: Choices, where: str) -> date:
     try:
-        return ordinal(value if isinstance(value, date) else str(value))
+        return day(value if isinstance(value, str | int | date) else str(value))
     except RequestError as error:
         raise RequestError(
             f"the column {spec.time!r} is no date", where=where, expected=error.expected, found=repr(value)

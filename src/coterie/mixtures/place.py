@@ -73,8 +73,16 @@ class Making(Protocol):
         """
         ...
 
-    def score(self, seat: Seat, blocks: Artifact) -> Artifact:
-        """An expert's log-probabilities on blocks."""
+    def score(self, seat: Seat, blocks: Artifact, name: str | None = None) -> Artifact:
+        """An expert's log-probabilities on blocks.
+
+        Args:
+            name: for its label, where the seat's would be another expert's.
+        """
+        ...
+
+    def scores_label(self, model: str, blocks: Artifact) -> str:
+        """What a model's scores on some blocks are called, in plans and in the log."""
         ...
 
     def mixture(self, name: str) -> Place: ...

@@ -20,7 +20,7 @@ from coterie.models.logprob import target_logp
 from coterie.routing.eligibility import Eligibility
 
 Times = Time | Sequence[Time | None] | Int[Tensor, " B"] | None
-"""A date for all rows, or one for each; as a tensor, ordinals."""
+"""A date for all rows, or one for each; a number is a year. A tensor holds days since 0001-01-01."""
 
 
 @dataclass(frozen=True)
@@ -101,9 +101,11 @@ def ordinals(time: Times, rows: int) -> list[int | None]:
         RequestError: not a date, or not as many as rows.
     """
     if isinstance(time, Tensor):
-        time = time.reshape(-1).tolist()
-    if time is None or isinstance(time, str) or not isinstance(time, Sequence):
+        days: list[int | None] = time.reshape(-1).tolist()
+    elif time is None or isinstance(time, str) or not isinstance(time, Sequence):
         return [None if time is None else ordinal(time)] * rows
-    if len(time) != rows:
-        raise RequestError("give one date, or one for each row", where="time", expected=f"{rows}", found=f"{len(time)}")
-    return [None if t is None else ordinal(t) for t in time]
+    else:
+        days = [None if t is None else ordinal(t) for t in time]
+    if len(days) != rows:
+        raise RequestError("give one date, or one for each row", where="time", expected=f"{rows}", found=f"{len(days)}")
+    return days

@@ -82,14 +82,12 @@ class Evaluations:
         return self.parts.blocks(corpus, split, tokens=tokens)
 
     def scores(self, model: str, blocks: Artifact) -> Artifact:
-        parts = self.parts
+        parts, label = self.parts, self.parts.scores_label(model, blocks)
         if model in parts.by_name:
-            return score_expert(
-                self.store, parts.experts[model], blocks, base=parts.rests_on(model), label=f"scores of {model}"
-            )
+            return score_expert(self.store, parts.experts[model], blocks, base=parts.rests_on(model), label=label)
         if model == "single":
             assert parts.single is not None
-            return score_expert(self.store, parts.single, blocks, label="scores of single")
+            return score_expert(self.store, parts.single, blocks, label=label)
         return parts.mixture(model).scores(parts, blocks)
 
     def opener(self, model: str) -> Callable[[], tuple[PreTrainedModel, PreTrainedTokenizerBase]]:
@@ -132,10 +130,11 @@ class Evaluations:
         by_digest = {artifact.digest: artifact for artifact in self.store.used.values()}
         points = [(entry["tokens"], by_digest[entry["digest"]]) for entry in made.facts["snapshots"]]
         points.append((made.facts["tokens"], made))
-        return [
-            [tokens, score_expert(self.store, snapshot, blocks, base=base, label=_at(expert, tokens)).facts["nll"]]
-            for tokens, snapshot in points
-        ]
+        curve = []
+        for tokens, snapshot in points:
+            label = self.parts.scores_label(f"{expert} at {tokens:,} tokens", blocks)
+            curve.append([tokens, score_expert(self.store, snapshot, blocks, base=base, label=label).facts["nll"]])
+        return curve
 
     # routing --------------------------------------------------------------------------------------------------------------
 
@@ -174,7 +173,3 @@ class Evaluations:
         own = {name: [u for u, e in enumerate(experts) if e in by_name and by_name[e].corpus == name] for name in facts}
         right = {name: sum(facts[name]["chosen"][u] for u in mine) for name, mine in own.items() if mine}
         return {"by_layer": {name: f["by_layer"] for name, f in facts.items()}, "gate_accuracy": right}
-
-
-def _at(expert: str, tokens: int) -> str:
-    return f"scores of {expert} at {tokens:,} tokens"

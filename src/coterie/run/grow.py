@@ -206,9 +206,8 @@ class Grown:
         base = mixture.base(parts)
 
         def seen(corpus: str, split: str, window: Any = None, where: Any = None) -> Any:
-            return features(
-                parts.store, base, parts.blocks(corpus, split, window, where, SEEN), label=f"{split} features of {corpus}"
-            )
+            blocks = parts.blocks(corpus, split, window, where, SEEN)
+            return features(parts.store, base, blocks, label=f"features of {parts.text_of[blocks.digest]}")
 
         new = seen(name, "train")
         skills, experts = {}, {}

@@ -39,6 +39,8 @@ class Parts:
         self.recipe, self.store = recipe, store
         self.by_name = {e.name: e for e in recipe.experts}
         self.names = [*(["base"] if recipe.base.pretrain else []), *self.by_name]
+        self.text_of: dict[str, str] = {}
+        """What blocks hold, by their digest: for labels."""
 
     @property
     def seed(self) -> int:
@@ -93,7 +95,10 @@ class Parts:
         tokens: int | None = None,
     ) -> Artifact:
         limits = [n for n in (split_tokens(self.recipe.corpora[corpus], split), tokens) if n is not None]
-        return pack_blocks(
+        span = f" [{window.start}, {window.end})" if window else ""
+        part = "".join(f", {column} {value}" for column, value in (where or {}).items())
+        label = f"{split} tokens of {corpus}{span}{part}" + (f", at most {tokens:,}" if tokens is not None else "")
+        made = pack_blocks(
             self.store,
             self.documents(corpus),
             self.tokenizer,
@@ -102,8 +107,10 @@ class Parts:
             window=window,
             where=where or None,
             limit_tokens=min(limits, default=None),
-            label=f"{split} tokens of {corpus}" + (f" [{window.start}, {window.end})" if window else ""),
+            label=label,
         )
+        self.text_of.setdefault(made.digest, label)
+        return made
 
     def data(self, expert: str, split: str, tokens: int | None = None) -> Artifact:
         """Blocks of an expert's own slice."""
@@ -287,9 +294,13 @@ class Parts:
     def digest_of(self, expert: str) -> str:
         return self.experts[expert].digest
 
-    def score(self, seat: Seat, blocks: Artifact) -> Artifact:
+    def score(self, seat: Seat, blocks: Artifact, name: str | None = None) -> Artifact:
         """Log-probabilities of an expert on a set of blocks."""
-        return score_expert(self.store, seat.artifact, blocks, base=seat.base, label=f"scores of {seat.name}")
+        label = self.scores_label(name or seat.name, blocks)
+        return score_expert(self.store, seat.artifact, blocks, base=seat.base, label=label)
+
+    def scores_label(self, model: str, blocks: Artifact) -> str:
+        return f"scores of {model} on {self.text_of[blocks.digest]}"
 
     def mixture(self, name: str) -> Place:
         return next(m for m in self.recipe.mixtures if m.name == name)

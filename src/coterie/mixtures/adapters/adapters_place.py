@@ -125,7 +125,7 @@ class AdaptersPlace(Place):
         )
 
     def scores(self, run: Making, blocks: Artifact) -> Artifact:
-        seated, label = run.seats(self.slots), f"scores of {self.name}"
+        seated, label = run.seats(self.slots), run.scores_label(self.name, blocks)
         return adapters_actions.scores(run.store, run.made(self), seated, self.base(run), blocks, label=label)
 
     def put(self, run: Making, folder: Path) -> Path:

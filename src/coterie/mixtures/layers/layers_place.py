@@ -134,7 +134,7 @@ class LayersPlace(Place):
         return layers_actions.assemble(run.store, model, costs=costs, label=f"mixture {self.name}")
 
     def scores(self, run: Making, blocks: Artifact) -> Artifact:
-        return layers_actions.score(run.store, self.model(run), blocks, label=f"scores of {self.name}")
+        return layers_actions.score(run.store, self.model(run), blocks, label=run.scores_label(self.name, blocks))
 
     def put(self, run: Making, folder: Path) -> Path:
         return layers_actions.materialise(run.made(self), self.model(run), folder)

@@ -160,8 +160,11 @@ class OutputsPlace(Place):
 
     def scores(self, run: Making, blocks: Artifact) -> Artifact:
         """From the experts' cached scores: no expert runs."""
-        of_experts = [run.score(seat, blocks) for seat in self.seated(run)]
-        return outputs_actions.routed(run.store, run.made(self), blocks, of_experts, label=f"scores of {self.name}")
+        adapted = f" as adapted in {self.name}" if self.adapt is not None else ""
+        of_experts = [run.score(seat, blocks, seat.name + adapted) for seat in self.seated(run)]
+        return outputs_actions.routed(
+            run.store, run.made(self), blocks, of_experts, label=run.scores_label(self.name, blocks)
+        )
 
     def put(self, run: Making, folder: Path) -> Path:
         return outputs_actions.materialise(run.made(self), self.seated(run), folder)

@@ -27,7 +27,6 @@ from coterie.mixtures.outputs.coadaptation import Together
 from coterie.models.device import pick
 from coterie.routing.fit_settings import FitSettings
 from coterie.routing.output_routers import Linear
-from coterie.routing.routers import build
 
 V = 2048
 
@@ -56,7 +55,7 @@ def main() -> None:
     where = torch.device(pick())
     E = asked.experts
     experts = [expert(i, asked.length).to(where) for i in range(E)]
-    router = build(Linear(kind="linear"), E, V).to(where)
+    router = Linear(kind="linear").build(E, V).to(where)
     model = Together(experts, router, torch.ones(E, E).tril().bool(), torch.zeros(E), FitSettings()).train()
     alone = expert(99, asked.length).to(where).train()
     ids = torch.randint(V, (asked.batch, asked.length), device=where)

@@ -26,7 +26,6 @@ from coterie.models.logprob import target_logp
 from coterie.routing.fit import Scored, fit
 from coterie.routing.fit_settings import FitSettings
 from coterie.routing.output_routers import Linear
-from coterie.routing.routers import build
 
 EXPERTS, V = 6, 2048
 
@@ -85,7 +84,7 @@ def main() -> None:
         return kind(ids_NT, position_NT, position_NT > 0, logp_UNT1, torch.ones(N, 1, EXPERTS, dtype=torch.bool))
 
     def fitted(data: Scored) -> dict[str, torch.Tensor]:
-        router = build(Linear(kind="linear"), EXPERTS, V)
+        router = Linear(kind="linear").build(EXPERTS, V)
         fit(router, data, held_NT, torch.zeros(EXPERTS), settings, seed=0)
         return router.state_dict()
 

@@ -181,7 +181,15 @@ def test_evaluation_by_group_with_references(tmp_path: Path, store: Store, token
         return Asked(f"digest of {name}", lambda: (opened.append(name), (experts[name], tokenizer))[1])
 
     models = {n: asked(n) for n in experts}
-    evaluate = {"spec": spec, "questions": questions, "experts": ["x", "y"], "against": ["z"], "seed": 0, "label": "quiz"}
+    evaluate = {
+        "by": spec.by,
+        "resamples": spec.bootstrap,
+        "questions": questions,
+        "experts": ["x", "y"],
+        "against": ["z"],
+        "seed": 0,
+        "label": "quiz",
+    }
     found = tables(evaluate_choices(store, models=models, **evaluate), list(models))
     table = found["evaluation"]
     assert list(table["x"]) == ["a", "b", "all"]
@@ -210,7 +218,7 @@ def test_evaluation_by_group_with_references(tmp_path: Path, store: Store, token
     assert found["sources"]["tokens"] > 100
 
     # another seed, another grouping: no model is asked again; one more model: it alone is asked
-    evaluate_choices(store, models=models, **{**evaluate, "seed": 1, "spec": spec.model_copy(update={"by": None})})
+    evaluate_choices(store, models=models, **{**evaluate, "seed": 1, "by": None})
     assert sorted(opened) == ["x", "y", "z"]
     experts["new"] = tiny("llama", 9)
     evaluate_choices(store, models={**models, "new": asked("new")}, **evaluate)
@@ -222,7 +230,14 @@ def test_without_kinds_groups_or_dates(tmp_path: Path, store: Store, tokenizer: 
     spec = write(tmp_path / "q.jsonl", plain).model_copy(update={"time": None, "by": None})
     models = {"x": Asked("x", lambda: (tiny("gpt2"), tokenizer))}
     made = evaluate_choices(
-        store, spec=spec, questions=read_questions(spec), models=models, experts=[], seed=0, label="quiz"
+        store,
+        by=spec.by,
+        resamples=spec.bootstrap,
+        questions=read_questions(spec),
+        models=models,
+        experts=[],
+        seed=0,
+        label="quiz",
     )
     table = tables(made, ["x"])["evaluation"]
     assert set(table) == {"x"}

@@ -52,7 +52,16 @@ def by_hand(corpora: dict[str, Artifact], sources: dict[str, TokenLosses], group
 
 def run(store: Store, spec: Losses, corpora, models, experts, **options) -> dict:
     art = evaluate_losses(
-        store, spec=spec, corpora=corpora, models=models, experts=experts, seed=0, label="losses", **options
+        store,
+        name=spec.name,
+        by=spec.by,
+        resamples=spec.bootstrap,
+        corpora=corpora,
+        models=models,
+        experts=experts,
+        seed=0,
+        label="losses",
+        **options,
     )
     return {**tables(art, list(models), list(corpora)), "artifact": art}
 
@@ -165,7 +174,9 @@ def test_a_dry_run_reads_nothing(store: Store, make_blocks) -> None:
     dry = DryStore(store.root)
     evaluate_losses(
         dry,
-        spec=SPEC,
+        name=SPEC.name,
+        by=SPEC.by,
+        resamples=SPEC.bootstrap,
         corpora=corpora,
         models={"x": {"a": TokenLosses("m", "s", unread)}},
         experts=["x"],

@@ -29,7 +29,6 @@ from coterie.models.open import open_model
 from coterie.models.packed_inputs import inputs
 from coterie.recipe.base import FreshBase
 from coterie.routing.fit_settings import FitSettings
-from coterie.routing.routers import build as build_router
 from coterie.store import Artifact, Store
 
 torch.set_num_threads(1)
@@ -74,7 +73,7 @@ def run(store: Store, spec: OutputsPlace | None = None, repeats: int = 1) -> Art
 def together(store: Store, router: Any = LINEAR, **settings: float) -> Together:
     spec = OutputsPlace.model_validate({"name": "m", "at": "outputs", "slots": ["a"], "router": router})
     experts = [open_model(m.artifact, trainable=True).requires_grad_(True) for m in members(store)]
-    made = build_router(spec.router, 3, VOCABULARY, seed=1)
+    made = spec.router.build(3, VOCABULARY, seed=1)
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))

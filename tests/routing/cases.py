@@ -6,7 +6,7 @@ import torch
 from hypothesis import strategies as st
 
 from coterie.routing.output_routers import OutputRouter
-from coterie.routing.routers import RouterModule, build
+from coterie.routing.routers import RouterModule
 
 V = 20
 RECIPES = [kind.model_validate(settings) for kind in OutputRouter.members() for settings in kind.examples]
@@ -17,7 +17,7 @@ recipes = st.sampled_from(RECIPES)
 
 def random_router(recipe: OutputRouter, experts: int, vocab_size: int = V) -> RouterModule:
     """Of any parameters, not only those it starts with."""
-    router = build(recipe, experts, vocab_size)
+    router = recipe.build(experts, vocab_size)
     with torch.no_grad():
         for parameter in router.parameters():
             parameter.add_(torch.randn_like(parameter))

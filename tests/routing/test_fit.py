@@ -12,7 +12,6 @@ from tests.routing.cases import RECIPES, V, random_inputs, random_router
 from coterie.routing.fit import Scored, fit, objective
 from coterie.routing.fit_settings import FitSettings
 from coterie.routing.output_routers import Linear, Mlp, Posterior, Uniform
-from coterie.routing.routers import build
 
 QUICK = FitSettings(epochs=8, learning_rate=0.05, batch_size=8)
 NO_PRIOR = torch.zeros(2)
@@ -37,7 +36,7 @@ def held(data: Scored) -> torch.Tensor:
 @pytest.mark.parametrize("recipe", [Linear(kind="linear"), Mlp(kind="mlp"), Posterior(decay=0.5)], ids=lambda r: r.kind)
 def test_learns_who_is_good_where(recipe: Linear) -> None:
     data = two_domains()
-    router = build(recipe, 2, V)
+    router = recipe.build(2, V)
     trace = fit(router, data, held(data), NO_PRIOR, QUICK, seed=0)
     best = min(t["held"] for t in trace)
     assert trace[0]["held"] > 1.05
@@ -52,7 +51,7 @@ def test_the_best_state_is_kept_and_patience_ends_it() -> None:
     contrary = data.logp_UNT1.clone()
     contrary[:, held(data)[:, 0]] = contrary[:, held(data)[:, 0]].flip(0)
     data = replace(data, logp_UNT1=contrary)
-    router = build(Linear(kind="linear"), 2, V)
+    router = Linear(kind="linear").build(2, V)
     start = {k: v.clone() for k, v in router.state_dict().items()}
     trace = fit(router, data, held(data), NO_PRIOR, replace(QUICK, patience=2), seed=0)
     assert len(trace) == 3
@@ -64,7 +63,7 @@ def test_held_out_tokens_teach_nothing() -> None:
     for shift in (0.0, -3.0):
         other = data.logp_UNT1.clone()
         other[0, held(data)[:, 0]] += shift
-        router = build(Linear(kind="linear"), 2, V)
+        router = Linear(kind="linear").build(2, V)
         fit(router, replace(data, logp_UNT1=other), held(data), NO_PRIOR, replace(QUICK, epochs=1), seed=0)
         states.append(router.state_dict())
     assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
@@ -73,7 +72,7 @@ def test_held_out_tokens_teach_nothing() -> None:
 def test_repeatable_and_seeded() -> None:
     data, states = two_domains(), []
     for seed in (1, 1, 2):
-        router = build(Mlp(kind="mlp"), 2, V, seed)
+        router = Mlp(kind="mlp").build(2, V, seed)
         torch.manual_seed(len(states))  # the global generator plays no part
         fit(router, data, held(data), NO_PRIOR, QUICK, seed=seed)
         states.append(router.state_dict())
@@ -114,7 +113,7 @@ def test_regularisers_pull_where_they_say() -> None:
     flat.logp_UNT1[0] += 0.05  # a little better everywhere
 
     def use(**coefficients: float) -> tuple[float, float]:
-        router = build(Linear(kind="linear"), 2, V)
+        router = Linear(kind="linear").build(2, V)
         fit(router, flat, held(flat), NO_PRIOR, replace(QUICK, epochs=20, patience=20, **coefficients), seed=0)
         weight = router(flat.ids_NT, flat.position_NT, flat.eligible_NTU)[0].softmax(-1)
         return weight.mean((0, 1))[0].item(), torch.special.entr(weight).sum(-1).mean().item()
@@ -133,7 +132,7 @@ def test_padding_and_prompts_do_not_count() -> None:
     noisy[:, outside[:, 1:]] = -50.0
     settings, states = replace(QUICK, balance=0.5, entropy=0.1), []
     for logp in (data.logp_UNT1, noisy):
-        router = build(Linear(kind="linear"), 2, V)
+        router = Linear(kind="linear").build(2, V)
         fit(router, replace(data, logp_UNT1=logp), held(data), NO_PRIOR, settings, seed=0)
         states.append(router.state_dict())
     assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
@@ -143,7 +142,7 @@ def test_equal_experts_cannot_be_told_apart() -> None:
     """Two experts with equal scores: nothing to learn but noise, and the loss is theirs."""
     data = two_domains()
     data = replace(data, logp_UNT1=data.logp_UNT1[:1].expand(2, -1, -1).contiguous())
-    router = build(Linear(kind="linear"), 2, V)
+    router = Linear(kind="linear").build(2, V)
     trace = fit(router, data, held(data), NO_PRIOR, QUICK, seed=0)
     own = -data.logp_UNT1[0][held(data)[:, 1:]].mean().item()
     assert all(t["held"] == pytest.approx(own, rel=1e-5) for t in trace)
@@ -151,7 +150,7 @@ def test_equal_experts_cannot_be_told_apart() -> None:
 
 def test_counts_are_a_prior_that_is_not_fitted() -> None:
     data = two_domains()
-    nll, _ = objective(build(Uniform(), 2, V), data, torch.tensor([3.0, 1.0]).log(), QUICK)
+    nll, _ = objective(Uniform().build(2, V), data, torch.tensor([3.0, 1.0]).log(), QUICK)
     expected = -torch.logsumexp(data.logp_UNT1 + torch.tensor([0.75, 0.25]).log()[:, None, None], 0).sum()
     assert nll.item() == pytest.approx(expected.item(), rel=1e-5)
 
@@ -159,7 +158,7 @@ def test_counts_are_a_prior_that_is_not_fitted() -> None:
 def test_nothing_to_hold_out_uses_everything() -> None:
     data = two_domains(4)
     nobody = torch.zeros_like(data.ids_NT, dtype=torch.bool)
-    trace = fit(build(Linear(kind="linear"), 2, V), data, nobody, NO_PRIOR, QUICK, seed=0)
+    trace = fit(Linear(kind="linear").build(2, V), data, nobody, NO_PRIOR, QUICK, seed=0)
     assert trace[0]["train"] == trace[0]["held"]
 
 
@@ -167,4 +166,4 @@ def test_a_loss_that_is_not_finite_is_an_error() -> None:
     data = two_domains()
     data.logp_UNT1[0, 0, 3] = math.nan
     with pytest.raises(FloatingPointError, match="not finite"):
-        fit(build(Linear(kind="linear"), 2, V), data, held(data), NO_PRIOR, QUICK, seed=0)
+        fit(Linear(kind="linear").build(2, V), data, held(data), NO_PRIOR, QUICK, seed=0)

@@ -11,7 +11,7 @@ from tests.routing.cases import RECIPES, V, random_inputs, random_router, recipe
 
 from coterie.routing.output_routers import Linear, Mlp, Posterior
 from coterie.routing.policy import Policy
-from coterie.routing.routers import RouterModule, build
+from coterie.routing.routers import RouterModule
 
 
 def weights(router: RouterModule, inputs: tuple, state: dict | None = None) -> torch.Tensor:
@@ -62,7 +62,7 @@ def test_packed_is_alone(recipe: object, U: int, first: int, second: int) -> Non
 def test_posterior_is_bayes() -> None:
     """With decay = tau = 1: prior times likelihood, normalised."""
     ids, position, _, evidence = random_inputs(1, 6, 3)
-    router = build(Posterior(fit=False), 3, V)
+    router = Posterior(fit=False).build(3, V)
     everyone = torch.ones(1, 1, 3, dtype=torch.bool)
     expected = evidence.cumsum(1).softmax(-1)
     assert torch.allclose(weights(router, (ids, position, everyone, evidence)).exp(), expected, atol=1e-6)
@@ -96,10 +96,10 @@ def test_linear_is_linear_in_token_frequencies() -> None:
 @pytest.mark.parametrize("kind", [Linear(kind="linear"), Mlp(kind="mlp")])
 def test_starts_uniform_or_as_the_posterior(kind: Linear) -> None:
     inputs = random_inputs(2, 5, 3)
-    plain = build(kind, 3, V)
+    plain = kind.build(3, V)
     assert (plain(*inputs)[0] == 0).all()
-    with_posterior = build(kind.model_copy(update={"features": ("tokens", "posterior")}), 3, V)
-    posterior = build(Posterior(decay=0.95), 3, V)
+    with_posterior = kind.model_copy(update={"features": ("tokens", "posterior")}).build(3, V)
+    posterior = Posterior(decay=0.95).build(3, V)
     assert torch.allclose(weights(with_posterior, inputs), weights(posterior, inputs), atol=1e-5)
 
 
@@ -107,10 +107,10 @@ def test_starts_uniform_or_as_the_posterior(kind: Linear) -> None:
 def test_fresh_parameters_come_from_the_seed_alone(recipe: object) -> None:
     spec = recipe
     torch.manual_seed(1)
-    one = build(spec, 3, V, seed=5).state_dict()
+    one = spec.build(3, V, seed=5).state_dict()
     drawn = torch.rand(1)
     torch.manual_seed(1)
     assert torch.equal(drawn, torch.rand(1))
-    two = build(spec, 3, V, seed=5).state_dict()
+    two = spec.build(3, V, seed=5).state_dict()
     assert one.keys() == two.keys()
     assert all(torch.equal(one[k], two[k]) for k in one)

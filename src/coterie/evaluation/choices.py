@@ -21,7 +21,6 @@ import numpy as np
 from coterie.errors import RequestError, WorkError
 from coterie.evaluation.compare import Figure, compare
 from coterie.evaluation.evaluation_files import write
-from coterie.evaluation.metrics import Choices
 from coterie.evaluation.questions import KINDS, Question, Questions
 from coterie.models import device
 from coterie.progress import bar
@@ -44,7 +43,8 @@ class Asked:
 def evaluate_choices(
     store: Store,
     *,
-    spec: Choices,
+    by: str | None,
+    resamples: int,
     questions: Questions,
     models: Mapping[str, Asked],
     experts: Sequence[str],
@@ -67,7 +67,7 @@ def evaluate_choices(
         "evaluations",
         spec={
             "evaluation": "choices",
-            "bootstrap": spec.bootstrap,
+            "bootstrap": resamples,
             "seed": seed,
             "experts": [names.index(e) for e in experts],
             "against": [names.index(a) for a in against],
@@ -84,8 +84,8 @@ def evaluate_choices(
         items = questions.items
         marked = [_mark(items, json.loads(a.file("answers.json").read_text())) for a in answers]
         groups, group_Q = ["all"], np.zeros(len(items), int)
-        if spec.by is not None:
-            values = [f"{spec.by}=all" if q.group == "all" else str(q.group) for q in items]
+        if by is not None:
+            values = [f"{by}=all" if q.group == "all" else str(q.group) for q in items]
             groups = sorted(set(values))
             group_Q = np.array([groups.index(v) for v in values])
         have_kinds = any(q.kinds for q in items)
@@ -99,13 +99,13 @@ def evaluate_choices(
             against=action.spec["against"],
             also={k: np.stack([m[k] for m in marked]) for k in KINDS[1:]} if have_kinds else {},
             lowest=False,
-            resamples=spec.bootstrap,
+            resamples=resamples,
             seed=seed,
         )
         about = {
             "evaluation": "choices",
             "seed": seed,
-            "bootstrap": spec.bootstrap,
+            "bootstrap": resamples,
             "documents": len(items),
             "tokens": max(map(_tokens, answers)),
             "data": [questions.digest],

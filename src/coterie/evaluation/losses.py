@@ -23,7 +23,6 @@ from coterie.errors import RequestError, WorkError
 from coterie.evaluation.compare import Figure, compare
 from coterie.evaluation.evaluation_files import write
 from coterie.evaluation.leaks import leaked
-from coterie.evaluation.metrics import Losses
 from coterie.store import Action, Artifact, Store
 
 Nll = tuple[np.ndarray, np.ndarray | None]
@@ -75,7 +74,9 @@ class _Documents:
 def evaluate_losses(
     store: Store,
     *,
-    spec: Losses,
+    name: str,
+    by: str | None,
+    resamples: int,
     corpora: Mapping[str, Artifact],
     models: Mapping[str, Mapping[str, TokenLosses]],
     experts: Sequence[str],
@@ -87,7 +88,7 @@ def evaluate_losses(
     """Nats a token of every model in every group, with references, differences and intervals.
 
     Args:
-        corpora: blocks of each corpus, by name; these are the groups unless ``spec.by`` names a column.
+        corpora: blocks of each corpus, by name; these are the groups unless ``by`` names a column.
         models: for each model, its losses on each of the corpora.
         experts: the models among which the references `best_expert` and `oracle` choose.
         against: models that every other one is compared with, such as `single`; `best_expert` always is.
@@ -98,7 +99,7 @@ def evaluate_losses(
         artifact `evaluations`; read it with `tables`.
 
     Raises:
-        RequestError: ``spec.by`` is no column, or nothing is left to evaluate.
+        RequestError: ``by`` is no column, or nothing is left to evaluate.
         WorkError: a loss is not finite.
     """
     names, places = list(models), list(corpora)
@@ -106,8 +107,8 @@ def evaluate_losses(
         "evaluations",
         spec={
             "evaluation": "losses",
-            "by": spec.by,
-            "bootstrap": spec.bootstrap,
+            "by": by,
+            "bootstrap": resamples,
             "seed": seed,
             "experts": [names.index(e) for e in experts],
             "against": [names.index(a) for a in against],
@@ -122,8 +123,8 @@ def evaluate_losses(
     )
 
     def build(folder: Path) -> None:
-        documents = _read(spec, corpora, leaked(leaks) if leaks is not None else frozenset())
-        rows = [_sums(documents, name, [models[name][p] for p in places]) for name in names]
+        documents = _read(name, by, corpora, leaked(leaks) if leaks is not None else frozenset())
+        rows = [_sums(documents, model, [models[model][p] for p in places]) for model in names]
         sums_MD = np.stack([r[0] for r in rows])
         answered_MD = np.stack([r[1] for r in rows])
         comparison = compare(
@@ -135,13 +136,13 @@ def evaluate_losses(
             experts=action.spec["experts"],
             against=action.spec["against"],
             lowest=True,
-            resamples=spec.bootstrap,
+            resamples=resamples,
             seed=seed,
         )
         about = {
             "evaluation": "losses",
             "seed": seed,
-            "bootstrap": spec.bootstrap,
+            "bootstrap": resamples,
             "tokens": int(documents.tokens_D.sum()),
             "documents": int((documents.tokens_D > 0).sum()),
             "removed": documents.removed,
@@ -163,7 +164,7 @@ def evaluate_losses(
     return store.make(action, build, label=label)
 
 
-def _read(spec: Losses, corpora: Mapping[str, Artifact], trained_on: frozenset[str]) -> _Documents:
+def _read(evaluation: str, by: str | None, corpora: Mapping[str, Artifact], trained_on: frozenset[str]) -> _Documents:
     tokens, group, values, counted, removed = [], [], [], [], []
     offset = 0
     for c, (name, blocks) in enumerate(corpora.items()):
@@ -181,40 +182,39 @@ def _read(spec: Losses, corpora: Mapping[str, Artifact], trained_on: frozenset[s
             cause = "no token of them is predicted" if kept_D.any() else "all of them were trained on"
             raise RequestError(
                 "nothing is left to evaluate",
-                where=f"evaluation.{spec.name}, corpus {name}",
+                where=f"evaluation.{evaluation}, corpus {name}",
                 found=f"{size} documents; {cause}",
                 do="evaluate another split, or leave this corpus out",
             )
         group.append(np.full(size, c))
-        if spec.by is not None:
-            values += _column(table, spec, name)
+        if by is not None:
+            values += _column(table, evaluation, by, name)
         offset += size
     group_D = np.concatenate(group)
     tokens_D = np.concatenate(tokens)
     groups = None
-    if spec.by is not None:
+    if by is not None:
         groups = sorted({v for v, n in zip(values, tokens_D, strict=True) if n})
         place = {v: g for g, v in enumerate(groups)}
         group_D = np.array([place.get(v, 0) for v in values])
     return _Documents(tokens_D, group_D, groups, counted, removed)
 
 
-def _column(table: pl.DataFrame, spec: Losses, corpus: str) -> list[str]:
+def _column(table: pl.DataFrame, evaluation: str, by: str, corpus: str) -> list[str]:
     """The value of each document in the column grouped by. `year` is that of the time unless there is such a column."""
-    assert spec.by is not None
-    if spec.by in table.columns:
-        column = table[spec.by].cast(pl.String)
-    elif spec.by == "year" and table["time"].null_count() < len(table):
+    if by in table.columns:
+        column = table[by].cast(pl.String)
+    elif by == "year" and table["time"].null_count() < len(table):
         column = table["time"].cast(pl.Date).dt.year().cast(pl.String)
     else:
         own = [c for c in table.columns if c not in ("row", "content", "tokens")]
         raise RequestError(
-            f"there is no column {spec.by!r} to group by" + (", and no document has a time" if spec.by == "year" else ""),
-            where=f"evaluation.{spec.name}.by, corpus {corpus}",
+            f"there is no column {by!r} to group by" + (", and no document has a time" if by == "year" else ""),
+            where=f"evaluation.{evaluation}.by, corpus {corpus}",
             expected=", ".join(own),
-            do=f"name one of these, or keep the column: corpora.{corpus}.columns: [{spec.by}]",
+            do=f"name one of these, or keep the column: corpora.{corpus}.columns: [{by}]",
         )
-    return [f"{spec.by}=all" if v == "all" else v for v in column.fill_null("none").to_list()]
+    return [f"{by}=all" if v == "all" else v for v in column.fill_null("none").to_list()]
 
 
 def _sums(

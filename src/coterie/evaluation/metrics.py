@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 from pydantic import Field
 
+from coterie.evaluation.question_settings import QuestionSettings
 from coterie.spec.kind import Kind
 from coterie.spec.settings import Count, Name, Whole
 
@@ -154,7 +155,9 @@ class Losses(Metric):
         models = run.models([name for name in self.corpora if not run.has_dates(name)], "corpus")
         artifact = evaluate_losses(
             run.store,
-            spec=self,
+            name=self.name,
+            by=self.by,
+            resamples=self.bootstrap,
             corpora=tested,
             models={
                 name: {corpus: TokenLosses.of(model, run.scores(name, b)) for corpus, b in tested.items()}
@@ -169,27 +172,11 @@ class Losses(Metric):
         return Evaluated(artifact, list(models), self.corpora)
 
 
-class Choices(Metric):
+class Choices(QuestionSettings, Metric):
     """Multiple choice by length-normalised log-probability."""
 
     kind: Literal["choices"] = Field(default="choices", exclude=True)
     """What is measured; told by the other keys if left out."""
-    choices: str
-    """JSONL file with a question, options and the index of the right one."""
-    question: str = "question"
-    """Column of the question."""
-    options: str = "options"
-    """Column of the list of options."""
-    label: str = "label"
-    """Column of the index of the right option."""
-    kinds: str | None = "option_kinds"
-    """Column of the options' kinds (`correct`, `past`, `future`, `irrelevant`), if there is one."""
-    time: str | None = None
-    """Column of the date as of which the question is asked."""
-    by: str | None = None
-    """Group by this column; one group `all` without it."""
-    template: str = "{question} "
-    """What is put before each option."""
     bootstrap: Whole = 1000
     """Resamples of the questions for the 95 % interval."""
 
@@ -204,7 +191,8 @@ class Choices(Metric):
         models = run.models([] if self.time else [self.name], "evaluation")
         artifact = evaluate_choices(
             run.store,
-            spec=self,
+            by=self.by,
+            resamples=self.bootstrap,
             questions=self.questions(),
             models={name: Asked(model.digest, run.opener(name)) for name, model in models.items()},
             experts=list(run.experts),

@@ -11,7 +11,7 @@ from typing import Any
 
 from coterie.dates import day
 from coterie.errors import RequestError
-from coterie.evaluation.metrics import Choices
+from coterie.evaluation.question_settings import QuestionSettings
 from coterie.spec.digest import digest
 
 KINDS = ("correct", "past", "future", "irrelevant")
@@ -50,7 +50,7 @@ class Questions:
         return digest([[q.prompt, q.options, q.time and q.time.toordinal()] for q in self.items])
 
 
-def read_questions(spec: Choices) -> Questions:
+def read_questions(spec: QuestionSettings) -> Questions:
     """Read the file a recipe names.
 
     Raises:
@@ -72,7 +72,7 @@ def read_questions(spec: Choices) -> Questions:
     return Questions(items)
 
 
-def _question(line: bytes, spec: Choices, where: str) -> Question:
+def _question(line: bytes, spec: QuestionSettings, where: str) -> Question:
     try:
         row = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
@@ -114,7 +114,7 @@ def _question(line: bytes, spec: Choices, where: str) -> Question:
     )
 
 
-def _prompt(spec: Choices, row: dict[str, Any], where: str) -> str:
+def _prompt(spec: QuestionSettings, row: dict[str, Any], where: str) -> str:
     try:
         return spec.template.format_map(row)
     except KeyError as error:
@@ -128,9 +128,9 @@ def _prompt(spec: Choices, row: dict[str, Any], where: str) -> str:
         raise RequestError("the template is wrong", where=f"evaluation.{spec.name}.template", found=str(error)) from None
 
 
-def _kinds(spec: Choices, row: dict[str, Any], options: tuple, label: int, where: str) -> tuple[str, ...] | None:
+def _kinds(spec: QuestionSettings, row: dict[str, Any], options: tuple, label: int, where: str) -> tuple[str, ...] | None:
     if spec.kinds is None or row.get(spec.kinds) is None:
-        if spec.kinds not in (None, Choices.model_fields["kinds"].default):
+        if spec.kinds not in (None, QuestionSettings.model_fields["kinds"].default):
             raise RequestError(
                 f"there is no column {spec.kinds!r}",
                 where=where,
@@ -153,7 +153,7 @@ def _kinds(spec: Choices, row: dict[str, Any], options: tuple, label: int, where
     return tuple(kinds)
 
 
-def _date(value: object, spec: Choices, where: str) -> date:
+def _date(value: object, spec: QuestionSettings, where: str) -> date:
     try:
         return day(value if isinstance(value, str | int | date) else str(value))
     except RequestError as error:

@@ -35,6 +35,14 @@ class OutputRouter(PolicySettings, Kind):
         """How it is fitted on the experts' cached scores of the valid split; None: it is not."""
         return None
 
+    def build(self, experts: int, vocab_size: int, seed: int = 0) -> RouterModule:
+        """The module for so many distinct experts; fresh parameters come from ``seed`` alone."""
+        import torch
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return self.module(experts, vocab_size)
+
     @abstractmethod
     def module(self, experts: int, vocab_size: int) -> RouterModule:
         """The module for so many distinct experts, with fresh parameters from torch's global generator."""

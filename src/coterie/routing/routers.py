@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from coterie.routing.output_routers import OutputRouter
 from coterie.routing.scan import decayed_sum
 
 State = dict[str, Tensor]
@@ -157,10 +156,3 @@ class MlpModule(LinearModule):
         if z_BTU is not None and self.read_UH is not None:
             hidden_BTH = hidden_BTH + z_BTU @ self.read_UH
         return F.gelu(hidden_BTH) @ self.last_HU
-
-
-def build(router: OutputRouter, experts: int, vocab_size: int, seed: int = 0) -> RouterModule:
-    """The module of a recipe's router; fresh parameters come from ``seed`` alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return router.module(experts, vocab_size)

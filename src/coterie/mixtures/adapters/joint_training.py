@@ -34,7 +34,7 @@ from coterie.experts.training_rows import Rows, require_fit
 from coterie.mixtures.adapters import adapter_gate_fits as fitting
 from coterie.mixtures.adapters import adapters_files as disk
 from coterie.mixtures.adapters.adapters_mixture import AdaptersMixture
-from coterie.mixtures.adapters.adapters_place import Joint
+from coterie.mixtures.adapters.joint_settings import Joint
 from coterie.models import lora_files as files
 from coterie.models import parameters
 from coterie.models.checkpoint import contents

@@ -39,7 +39,7 @@ from coterie.models.open import open_model
 from coterie.routing.fit import Scored, objective
 from coterie.routing.fit_settings import FitSettings
 from coterie.routing.output_routers import OutputRouter
-from coterie.routing.routers import RouterModule, build
+from coterie.routing.routers import RouterModule
 from coterie.store import Artifact
 
 
@@ -121,7 +121,7 @@ def _run(payload: dict[str, Any], train: Train) -> None:
     origins = [Artifact.of(said) for said in payload["experts"]]
     experts = [_opened(origin, payload["where"], name) for origin, name in zip(origins, payload["names"], strict=True)]
     recipe = OutputRouter.model_validate(asked["router"])
-    router = build(recipe, len(experts), experts[0].config.vocab_size, asked["seed"])
+    router = recipe.build(len(experts), experts[0].config.vocab_size, asked["seed"])
     if payload["router"]:
         router.load_state_dict(load_file(Artifact.of(payload["router"]).file("router.safetensors")))
     router.to(payload["where"])

@@ -29,7 +29,7 @@ from coterie.mixtures.seats import Seat, eligibility
 from coterie.models.checkpoint import TOKENIZER_FILES
 from coterie.models.open import open_model
 from coterie.routing.output_routers import OutputRouter
-from coterie.routing.routers import RouterModule, build
+from coterie.routing.routers import RouterModule
 from coterie.store import Artifact
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def read_router(folder: Path, config: OutputsConfig) -> RouterModule:
     file = folder / "router.safetensors"
     tensors = load_file(file) if file.is_file() else {}
     rows = tensors["tokens.table_V2W"].shape[0] if "tokens.table_V2W" in tensors else config.vocab_size
-    router = build(OutputRouter.model_validate(config.router), len(config.experts), rows)
+    router = OutputRouter.model_validate(config.router).build(len(config.experts), rows)
     try:
         router.load_state_dict(tensors, strict=True)
     except RuntimeError as error:

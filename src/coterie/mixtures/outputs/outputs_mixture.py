@@ -31,7 +31,7 @@ from coterie.mixtures.query import Query, Times, ordinals
 from coterie.mixtures.same_tokenizer import require_same_vocabulary
 from coterie.routing.fit import mix
 from coterie.routing.output_routers import OutputRouter
-from coterie.routing.routers import RouterModule, build
+from coterie.routing.routers import RouterModule
 
 NOTHING = -1e30
 """Stands for log 0 in running sums: exp gives exactly 0, and no gradient becomes NaN."""
@@ -59,7 +59,7 @@ class OutputsMixture(Face, PreTrainedModel, GenerationMixin):
             raise RequestError("a mixture is made of experts, not of a configuration", do="use from_pretrained(DIR)")
         self._check_vocabularies(experts)
         self.experts = nn.ModuleList(experts)
-        self.router = router or build(OutputRouter.model_validate(config.router), len(experts), config.vocab_size)
+        self.router = router or OutputRouter.model_validate(config.router).build(len(experts), config.vocab_size)
         self.tokenizer = tokenizer
         self.policy, self.eligibility = config.policy, config.eligibility
         self.register_buffer("log_count_U", torch.tensor(config.counts, dtype=torch.float32).log(), persistent=False)

@@ -16,7 +16,6 @@ from coterie.mixtures.seats import Seat, eligibility
 from coterie.progress import say
 from coterie.routing.fit import Scored, fit
 from coterie.routing.output_routers import OutputRouter
-from coterie.routing.routers import build
 from coterie.store import Artifact
 
 
@@ -40,7 +39,7 @@ def write(
     how = router.fitting
     assert how is not None
     counts = [len(seat.slots) for seat in seats]
-    module = build(router, len(seats), seats[0].vocab_size, seed)
+    module = router.build(len(seats), seats[0].vocab_size, seed)
     allowed = eligibility(eligible["rule"], [seat.name for seat in seats], eligible["dates"])
     share = None if how.tokens is None else how.tokens // len(blocks)
     data, held_out = _together([open_scored(b, s, allowed, share) for b, s in zip(blocks, scores, strict=True)], seed)

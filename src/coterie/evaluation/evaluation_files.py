@@ -4,17 +4,17 @@ what was renamed is evaluated already."""
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from coterie.evaluation.compare import Comparison, Figure
+from coterie.spec.json_types import Figures
 from coterie.store import Artifact
 
-Entry = Callable[[Figure], dict[str, Any]]
+Entry = Callable[[Figure], Figures]
 
 
-def write(folder: Path, about: Mapping[str, Any], comparison: Comparison, entry: Entry) -> None:
+def write(folder: Path, about: Figures, comparison: Comparison, entry: Entry) -> None:
     """Write ``evaluation.json``: what was evaluated, and its figures by position of model and group.
 
     Args:
@@ -22,7 +22,7 @@ def write(folder: Path, about: Mapping[str, Any], comparison: Comparison, entry:
         entry: a figure in the words of this kind of evaluation.
     """
     c = comparison
-    figures: dict[str, Any] = {
+    figures: Figures = {
         "models": [[entry(f) for f in row] for row in c.models],
         "differences": [
             {"model": m, "to": o, "figures": [{**entry(f), "documents": f["documents"]} for f in row]}
@@ -40,7 +40,7 @@ def write(folder: Path, about: Mapping[str, Any], comparison: Comparison, entry:
     (folder / "evaluation.json").write_text(text + "\n")
 
 
-def tables(evaluation: Artifact, models: Sequence[str], corpora: Sequence[str] = ()) -> dict[str, Any]:
+def tables(evaluation: Artifact, models: Sequence[str], corpora: Sequence[str] = ()) -> Figures:
     """The parts of `summary.json` that one evaluation fills.
 
     Args:
@@ -57,7 +57,7 @@ def tables(evaluation: Artifact, models: Sequence[str], corpora: Sequence[str] =
     figures = about.pop("figures")
     groups = [*(about.pop("groups") or corpora), "all"]
 
-    def named(row: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    def named(row: Sequence[Figures]) -> Figures:
         return {
             g: {**f, "expert": models[f["expert"]]} if "expert" in f else dict(f) for g, f in zip(groups, row, strict=True)
         }
@@ -66,7 +66,7 @@ def tables(evaluation: Artifact, models: Sequence[str], corpora: Sequence[str] =
     for reference in ("best_expert", "oracle"):
         if reference in figures:
             evaluated[reference] = named(figures[reference])
-    differences: dict[str, dict[str, Any]] = {}
+    differences: dict[str, Figures] = {}
     for d in figures["differences"]:
         reference = "best_expert" if d["to"] == figures.get("best") else models[d["to"]]
         kept = [{k: v for k, v in f.items() if k in ("nll", "accuracy", "ci95", "documents")} for f in d["figures"]]

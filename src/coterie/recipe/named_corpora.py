@@ -37,7 +37,7 @@ CORPORA: dict[str, dict[str, Any]] = {
 }
 
 
-def complete(name: str, value: dict[str, Any]) -> dict[str, Any]:
+def complete(name: str, value: dict[str, object]) -> dict[str, object]:
     """Fill in what a named corpus ships: its source unless the recipe gives one, its templates unless the recipe does."""
     shipped = CORPORA.get(name)
     if shipped is None:

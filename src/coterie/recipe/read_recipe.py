@@ -23,7 +23,7 @@ class _Loader(yaml.SafeLoader):
     """Safe YAML that remembers the line of every key and refuses a key given twice."""
 
 
-def read(source: str | Path | Mapping[str, Any], settings: Iterable[str] = (), *, selecting: bool = False) -> Recipe:
+def read(source: str | Path | Mapping[str, object], settings: Iterable[str] = (), *, selecting: bool = False) -> Recipe:
     """Read, complete and check a recipe.
 
     Args:

@@ -15,7 +15,7 @@ from coterie.recipe.recipe import Recipe
 from coterie.spec.kind import Kind
 
 
-def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+def models_in(annotation: object) -> Iterator[type[BaseModel]]:
     """Every model inside an annotation such as ``tuple[Expert, ...]`` or ``Losses | Choices``."""
     if isinstance(annotation, type) and issubclass(annotation, Kind) and annotation.tag() is None:
         yield from annotation.members()

@@ -5,13 +5,12 @@ Shapes: M tokens, U distinct experts, G groups.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from coterie.shares import gini, mutual_information
+from coterie.spec.json_types import Figures
 
 
 class Usage:
@@ -29,7 +28,7 @@ class Usage:
         self.entropy += torch.special.entr(weight_MU).sum().item()
         self.confidence += weight_MU.amax(-1).sum().item() if len(weight_MU) else 0.0
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> Figures:
         """``utilization`` (mean weight of each expert), its ``gini`` (0 even, 1 - 1/U all on one), mean ``entropy`` of the
         weights in nats, ``confidence`` (mean largest weight), ``mutual_information`` of group and expert in nats, and
         ``by_group`` (mean weights in each group)."""

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def run(
-    recipe: str | Path | Mapping[str, Any],
+    recipe: str | Path | Mapping[str, object],
     *,
     store: str | Path | None = None,
     out: str | Path | None = None,
@@ -20,7 +20,7 @@ def run(
     until: str = "report",
     only: Iterable[str] = (),
     jobs: int | None = None,
-    slurm: Mapping[str, Any] | None = None,
+    slurm: Mapping[str, object] | None = None,
 ) -> Run:
     """Everything a recipe asks for.
 

@@ -15,6 +15,7 @@ from coterie.mixtures.place import Place
 from coterie.progress import say
 from coterie.run.parts import Parts
 from coterie.run.usage import usage
+from coterie.spec.json_types import Figures
 from coterie.store import Artifact, Store
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ class Evaluations:
         self.seed = parts.seed
         self.notes: list[str] = []
         """What was left out, and why; for people."""
-        self.tables: dict[str, dict[str, Any]] = {}
+        self.tables: dict[str, Figures] = {}
         """By evaluation: ``evaluation``, ``differences``, ``sources``."""
 
     def all(self) -> None:
@@ -138,7 +139,7 @@ class Evaluations:
 
     # routing --------------------------------------------------------------------------------------------------------------
 
-    def routing(self) -> dict[str, dict[str, Any]]:
+    def routing(self) -> dict[str, Figures]:
         """Who is used where, for each mixture, over the documents of the first evaluation that scores any."""
         tested = next((t for metric in self.recipe.evaluation if (t := metric.tested(self))), None)
         if tested is None:
@@ -163,7 +164,7 @@ class Evaluations:
         if several := [f"{first[digest]} ({count} slots)" for digest, count in counts.items() if count > 1]:
             self.notes.append(f"{mixture.name}: slots of one expert cannot be told apart: {', '.join(several)}")
 
-    def _gates(self, experts: Sequence[str], facts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    def _gates(self, experts: Sequence[str], facts: Mapping[str, Mapping[str, Any]]) -> Figures:
         """Of mixtures with gates inside: their use ``by_layer``, and ``gate_accuracy``: the share of a domain's held-out
         tokens at which the largest weight is on an expert that learned this domain, mean over layers."""
         facts = {name: f for name, f in facts.items() if "chosen" in f}

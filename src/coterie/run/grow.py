@@ -22,6 +22,7 @@ from coterie.recipe import read
 from coterie.run.execute import execute as run
 from coterie.run.parts import Parts
 from coterie.run.publish import Run
+from coterie.spec.json_types import Figures
 from coterie.store import Store, link_tree
 from coterie.store.default_root import default_root
 from coterie.store.durable import replace_synced
@@ -53,8 +54,8 @@ class Grown:
             raise RequestError(
                 "no finished run is here", where=str(out), expected="recipe.json and summary.json", do="coterie run"
             )
-        self.raw: dict[str, Any] = json.loads((self.out / "recipe.json").read_text())
-        self.summary: dict[str, Any] = json.loads((self.out / "summary.json").read_text())
+        self.raw: Figures = json.loads((self.out / "recipe.json").read_text())
+        self.summary: Figures = json.loads((self.out / "summary.json").read_text())
         able = [m["name"] for m in self.raw["mixtures"] if m["at"] == "adapters" and not m.get("joint")]
         if mixture is None and len(able) == 1:
             mixture = able[0]
@@ -74,17 +75,17 @@ class Grown:
 
     # what there is --------------------------------------------------------------------------------------------------------
 
-    def spec(self, raw: Mapping[str, Any]) -> dict[str, Any]:
+    def spec(self, raw: Figures) -> Figures:
         """The mixture in a recipe."""
         return next(m for m in raw["mixtures"] if m["name"] == self.mixture)
 
-    def parts(self, raw: Mapping[str, Any]) -> tuple[Parts, AdaptersPlace]:
+    def parts(self, raw: Figures) -> tuple[Parts, AdaptersPlace]:
         recipe = read(copy.deepcopy(dict(raw)), self.settings)
         mixture = next(m for m in recipe.mixtures if m.name == self.mixture)
         assert isinstance(mixture, AdaptersPlace)
         return Parts(recipe, Store(self.store)), mixture
 
-    def losses(self, summary: Mapping[str, Any]) -> Losses:
+    def losses(self, summary: Figures) -> Losses:
         """Of the mixture and its experts, from every evaluation of losses."""
         names = [self.mixture, *dict.fromkeys(s["name"] for s in summary["slots"][self.mixture])]
         found: Losses = {}
@@ -188,7 +189,7 @@ class Grown:
 
     # how ------------------------------------------------------------------------------------------------------------------
 
-    def _add_corpus(self, raw: dict[str, Any], name: str, path: str | Path) -> None:
+    def _add_corpus(self, raw: Figures, name: str, path: str | Path) -> None:
         known = raw["corpora"].get(name)
         path = str(Path(path).expanduser().absolute())
         if known is not None and known.get("path") != path:
@@ -201,7 +202,7 @@ class Grown:
         if known is None:
             raw["corpora"][name] = {"path": path}
 
-    def _decide(self, raw: Mapping[str, Any], name: str, alarm: float) -> Decision:
+    def _decide(self, raw: Figures, name: str, alarm: float) -> Decision:
         parts, mixture = self.parts(raw)
         base = mixture.base(parts)
 
@@ -227,7 +228,7 @@ class Grown:
             )
         return dict(zip(routing["experts"], routing["utilization"], strict=True))
 
-    def _unseat(self, raw: dict[str, Any], change: Mapping[str, str | None]) -> None:
+    def _unseat(self, raw: Figures, change: Mapping[str, str | None]) -> None:
         """Replace or drop slots; experts that no mixture seats any more and no other branches from leave the recipe."""
         mixture = self.spec(raw)
         mixture["slots"] = [new for s in mixture["slots"] if (new := change.get(s, s)) is not None]
@@ -238,7 +239,7 @@ class Grown:
         seated = {s for m in raw["mixtures"] for s in m["slots"]} | {e.get("from") for e in raw["experts"]}
         raw["experts"] = [e for e in raw["experts"] if e["name"] not in change or e["name"] in seated]
 
-    def _run(self, raw: dict[str, Any], change: dict[str, Any]) -> Run:
+    def _run(self, raw: Figures, change: Figures) -> Run:
         done = run(raw, store=self.store, out=self.out, settings=self.settings)
         before, after = self.losses(self.summary), self.losses(done.summary)
         self._note(change, done.summary)
@@ -246,7 +247,7 @@ class Grown:
         self.summary, self.raw = dict(done.summary), json.loads((self.out / "recipe.json").read_text())
         return done
 
-    def _note(self, change: dict[str, Any], summary: Mapping[str, Any]) -> None:
+    def _note(self, change: Figures, summary: Figures) -> None:
         """Add to the forgetting table: the loss on each skill after each change."""
         path = self.out / "growth.json"
         stages = (

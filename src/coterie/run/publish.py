@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from coterie.progress import say
 from coterie.recipe import Recipe
@@ -14,6 +14,7 @@ from coterie.report import terminal, write_report
 from coterie.run.parts import Parts
 from coterie.run.plan import Plan
 from coterie.run.summary import logged_steps
+from coterie.spec.json_types import Figures
 from coterie.store import link_tree
 from coterie.store.durable import replace_synced
 
@@ -50,7 +51,7 @@ class Run:
     out: Path
     plan: Plan
     """What was asked for, what of it was there, and what it needed."""
-    summary: dict[str, Any] = field(default_factory=dict)
+    summary: Figures = field(default_factory=dict)
     """What `summary.json` holds; empty for a plan."""
     experts: Models = field(default_factory=lambda: Models({}))
     mixtures: Models = field(default_factory=lambda: Models({}))
@@ -84,7 +85,7 @@ class Results:
         names = self.parts.by_name if kind == "experts" else [m.name for m in self.parts.recipe.mixtures]
         return Models({name: self.out / kind / name for name in names if (self.out / kind / name).is_dir()})
 
-    def write(self, summary: Mapping[str, Any], plan: Plan, *, report: bool) -> None:
+    def write(self, summary: Figures, plan: Plan, *, report: bool) -> None:
         """`recipe.json`, `plan.json`, `metrics.jsonl`, `summary.json` and the report; each appears whole."""
         parts = self.parts
         trained = {artifact.digest: artifact for artifact in parts.experts.values()}
@@ -104,7 +105,7 @@ class Results:
         replace_synced(self.out / name, text.encode(), self.out)
 
 
-def show(summary: dict[str, Any], out: Path) -> None:
+def show(summary: Figures, out: Path) -> None:
     """End with the tables, and where to find the rest."""
     if summary["evaluation"]:
         print(terminal(summary))

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 from importlib.metadata import version
-from typing import Any
 
 from coterie.experts.expert_settings import Expert
 from coterie.run.evaluate import Evaluations
 from coterie.run.parts import Parts
+from coterie.spec.json_types import Figures
 from coterie.store import Artifact
 
 
-def summarise(parts: Parts, evaluations: Evaluations, *, mixed: bool, evaluated: bool) -> dict[str, Any]:
+def summarise(parts: Parts, evaluations: Evaluations, *, mixed: bool, evaluated: bool) -> Figures:
     """The figures of what was made.
 
     Args:
@@ -20,7 +20,7 @@ def summarise(parts: Parts, evaluations: Evaluations, *, mixed: bool, evaluated:
         evaluated: so were evaluations.
     """
     recipe, tables = parts.recipe, evaluations.tables
-    experts: dict[str, Any] = {}
+    experts: Figures = {}
     for name, artifact in parts.experts.items():
         if artifact.digest in experts:
             experts[artifact.digest].setdefault("also", []).append(name)
@@ -29,7 +29,7 @@ def summarise(parts: Parts, evaluations: Evaluations, *, mixed: bool, evaluated:
         entry = experts[artifact.digest] = expert_entry(name, expert, artifact, expert.corpus)
         if evaluated and (curve := evaluations.test_curve(name)):
             entry["test_curve"] = curve
-    summary: dict[str, Any] = {
+    summary: Figures = {
         "schema": 1,
         "name": recipe.name,
         "seed": recipe.seed,
@@ -67,7 +67,7 @@ def reuse(parts: Parts) -> dict[str, int]:
     return {"requested": requested, "distinct": len(distinct), "trained": trained, "reused": len(distinct) - trained}
 
 
-def expert_entry(name: str, expert: Expert | None, artifact: Artifact, corpus: str) -> dict[str, Any]:
+def expert_entry(name: str, expert: Expert | None, artifact: Artifact, corpus: str) -> Figures:
     """One line of `summary.json`'s experts. ``expert`` is None for base and single."""
     facts = artifact.facts
     curve, valid = [], []
@@ -94,7 +94,7 @@ def expert_entry(name: str, expert: Expert | None, artifact: Artifact, corpus: s
     }
 
 
-def logged_steps(artifact: Artifact) -> list[dict[str, Any]]:
+def logged_steps(artifact: Artifact) -> list[Figures]:
     """The logged steps of a training run."""
     path = artifact.file("metrics.jsonl")
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []

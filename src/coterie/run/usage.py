@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
 from coterie.shares import gini, mutual_information
+from coterie.spec.json_types import Figures
 
 
-def usage(facts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def usage(facts: Mapping[str, Figures]) -> Figures:
     """Figures of routing over several domains, from those of each.
 
     Returns:

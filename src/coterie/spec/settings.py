@@ -8,8 +8,6 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from coterie.spec.digest import canonical_json
-
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 
@@ -33,10 +31,6 @@ class Spec(BaseModel):
                         cls.__name__, [InitErrorDetails(type=problem, loc=(key,), input=value[key])]
                     )
         return value
-
-    def canonical(self, **options: Any) -> str:
-        """Canonical JSON: all fields, sorted keys, no spaces. Equal requests give equal bytes."""
-        return canonical_json(self.model_dump(mode="json", by_alias=True, **options))
 
 
 def _not_bool(value: Any) -> Any:

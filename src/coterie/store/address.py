@@ -15,6 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from coterie.spec.digest import canonical_json, digest
+from coterie.spec.json_types import Figures
 
 FORMATS = {
     "corpora": 1,
@@ -60,7 +61,7 @@ class Action:
         assert digest(json.loads(canonical_json(self.statement))) == self.key, "a spec must survive JSON"
 
     @cached_property
-    def statement(self) -> dict[str, Any]:
+    def statement(self) -> Figures:
         """All that the key is a hash of; stored in the manifest."""
         return {
             "kind": self.kind,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from coterie.spec.digest import digest
+from coterie.spec.json_types import Figures
 
 
 class Content(str):
@@ -58,17 +59,17 @@ class Artifact:
         whole = self.whole or self.digest
         return Artifact(kind, digest(files), self.path / folder, files, self.made, self.reused, whole)
 
-    def said(self) -> dict[str, Any]:
+    def said(self) -> Figures:
         """As JSON values, for other processes."""
         return {"kind": self.kind, "digest": self.digest, "path": str(self.path), "files": dict(self.files)}
 
     @classmethod
-    def of(cls, said: Mapping[str, Any]) -> Artifact:
+    def of(cls, said: Figures) -> Artifact:
         """The reverse of `said`."""
         return cls(said["kind"], said["digest"], Path(said["path"]), said["files"])
 
     @cached_property
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> Figures:
         """The figures in ``facts.json``."""
         return json.loads(self.file("facts.json").read_text())
 

@@ -10,25 +10,24 @@ import errno
 import hashlib
 import os
 import stat
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from coterie.errors import WorkError
 from coterie.progress import say
 from coterie.spec.digest import canonical_json
+from coterie.spec.json_types import Figures
 from coterie.store.artifact import sha256
 from coterie.store.check import DamageError, read_object, walk
 from coterie.store.durable import make_directory, sync, write_synced
 
 
-def publish(folder: Path, root: Path, statement: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
+def publish(folder: Path, root: Path, statement: Figures) -> tuple[str, dict[str, str]]:
     """Move a finished temp directory to ``root/<kind>/<digest>``.
 
     Returns:
         the object's digest, and the sha256 of each file.
     """
-    files: dict[str, dict[str, Any]] = {}
+    files: dict[str, Figures] = {}
     try:
         tree = list(walk(folder))
     except ValueError as error:

@@ -13,11 +13,12 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from coterie.spec.digest import canonical_json
+from coterie.spec.json_types import Figures
 from coterie.store.artifact import sha256
 
 Signature = tuple[tuple[Any, ...], ...]
@@ -67,7 +68,7 @@ def signature(folder: Path) -> Signature:
     return tuple((name, *fingerprint(info)) for name, info in walk(folder) if stat.S_ISREG(info.st_mode))
 
 
-def read_object(folder: Path, known: Signature | None = None) -> tuple[dict[str, Any], Signature]:
+def read_object(folder: Path, known: Signature | None = None) -> tuple[Figures, Signature]:
     """The manifest of an object that verifies. Bytes are not hashed again if the signature is ``known``.
 
     Raises:
@@ -106,7 +107,7 @@ def objects(root: Path, kind: str) -> list[Path]:
     return sorted((root / kind).glob("[0-9a-f]" * 64))
 
 
-def manifest_of(folder: Path) -> dict[str, Any]:
+def manifest_of(folder: Path) -> Figures:
     """The manifest, unverified; empty if it cannot be read."""
     try:
         return json.loads((folder / "manifest.json").read_bytes())
@@ -114,12 +115,12 @@ def manifest_of(folder: Path) -> dict[str, Any]:
         return {}
 
 
-def seal(value: Mapping[str, Any]) -> bytes:
+def seal(value: Figures) -> bytes:
     """JSON with a hash of itself, for small files that are not named by their hash."""
     return canonical_json({**value, "sha256": hashlib.sha256(canonical_json(value).encode()).hexdigest()}).encode()
 
 
-def unseal(path: Path) -> dict[str, Any]:
+def unseal(path: Path) -> Figures:
     """Raises FileNotFoundError if there is none, DamageError if it is not as it was written."""
     inode = os.lstat(path).st_ino
     data = path.read_bytes()

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from coterie.errors import RequestError
+from coterie.experts.expert_settings import ExpertKind
+from coterie.experts.snapshots import snapshot
 from coterie.experts.train_settings import Train
 from coterie.models import device
 from coterie.models.checkpoint import contents
 from coterie.models.lora_settings import Lora
 from coterie.store import Action, Artifact, Store
-
-Kind = Literal["full", "ffn", "lora"]
 
 
 def train_expert(
@@ -27,7 +27,7 @@ def train_expert(
     blocks: Sequence[Artifact],
     weights: Sequence[float] | None = None,
     valid: Artifact | None = None,
-    kind: Kind = "full",
+    kind: ExpertKind = "full",
     train: Train,
     lora: Lora | None = None,
     seed: int,
@@ -80,7 +80,20 @@ def train_expert(
         from coterie.experts import training_request as request
 
         asked = request.Request(
-            store, action, start, base, tuple(blocks), shares, valid, kind, train, lora, seed, label, where, precision
+            store=store,
+            action=action,
+            start=start,
+            base=base,
+            sources=tuple(blocks),
+            weights=shares,
+            valid=valid,
+            kind=kind,
+            train=train,
+            lora=lora,
+            seed=seed,
+            label=label,
+            where=where,
+            precision=precision,
         )
         return training.make(asked, folder)
 
@@ -91,12 +104,6 @@ def train_expert(
             if found := store.find(earlier, f"{label} at {entry['tokens']:,} tokens"):
                 store.used.setdefault(earlier.key, found)
     return made
-
-
-def snapshot(action: Action, step: int) -> Action:
-    """The action whose result is an expert as it was after ``step`` steps."""
-    spec = {**action.spec, "snapshot_step": step}
-    return Action(action.kind, spec, action.inputs, action.libraries, action.numerics)
 
 
 def score_expert(

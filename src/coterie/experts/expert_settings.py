@@ -18,6 +18,9 @@ def _expert_name(value: str) -> str:
     return value
 
 
+ExpertKind = Literal["full", "ffn", "lora"]
+
+
 class Expert(Spec):
     """One expert, or with `windows` a family of them."""
 
@@ -25,7 +28,7 @@ class Expert(Spec):
     """Name in this recipe; a family's holds `{start}` or `{end}`. Never part of the expert's identity."""
     corpus: str = ""
     """Corpus it learns; of an `adapter` made elsewhere, the one that tells a fitted router what it is for."""
-    kind: Literal["full", "ffn", "lora"] = "full"
+    kind: ExpertKind = "full"
     """All weights, feed-forward weights only, or a LoRA adapter."""
     from_: str = Field(default="base", alias="from")
     """Where it branches: `base`, `fresh` (new weights), `previous` (the window before; the first window is fresh), or

@@ -24,7 +24,7 @@ from transformers.trainer_callback import PrinterCallback
 from coterie.errors import WorkError
 from coterie.experts import ranks, resume
 from coterie.experts.train_settings import EarlyStopping
-from coterie.experts.training_job import Loss
+from coterie.experts.training_rows import Loss
 from coterie.progress import Bar
 
 

@@ -18,9 +18,8 @@ import torch
 from coterie.corpora.blocks import Blocks
 from coterie.corpora.order import Order
 from coterie.errors import RequestError
-from coterie.experts import expert_actions as verbs
 from coterie.experts import loop as loops
-from coterie.experts import ranks, resume, schedule
+from coterie.experts import ranks, resume, schedule, snapshots
 from coterie.experts import training_files as outcome
 from coterie.experts.interrupt import Interrupt
 from coterie.experts.scores import mean_nll
@@ -198,7 +197,7 @@ def _snapshot(request: Request, loop: loops.Loop, tokens: int) -> None:
         figures = outcome.facts(request, loop, tokens, loss=losses[-1] if losses else None)
         outcome.write(request, loop, folder, figures, [])
 
-    made = request.store.make(verbs.snapshot(request.action, step), build, label=f"{request.label} at {tokens:,} tokens")
+    made = request.store.make(snapshots.snapshot(request.action, step), build, label=f"{request.label} at {tokens:,} tokens")
     loop.snapshots.append({"step": step, "tokens": tokens, "digest": made.digest})
 
 

@@ -7,20 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
 from coterie.experts.train_settings import Train
-from coterie.experts.training_rows import Rows
+from coterie.experts.training_rows import Loss, Rows
 from coterie.models import device
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
 
     from coterie.experts.loop import Loop
-
-Loss = Callable[[Any, dict[str, Tensor], Tensor], Tensor]
-"""Of (model, batch, number of counted targets in the whole optimizer step): a sum over the batch's counted targets divided
-by that number, so that accumulated batches add up to one large batch."""
 
 
 @dataclass

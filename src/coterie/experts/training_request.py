@@ -15,7 +15,7 @@ from transformers import Trainer, TrainingArguments
 
 from coterie.errors import RequestError
 from coterie.experts import ranks
-from coterie.experts.expert_actions import Kind
+from coterie.experts.expert_settings import ExpertKind
 from coterie.experts.train_settings import Train
 from coterie.experts.training_job import Job
 from coterie.models import device, parameters
@@ -35,7 +35,7 @@ class Request:
     sources: tuple[Artifact, ...]
     weights: list[float] | None
     valid: Artifact | None
-    kind: Kind
+    kind: ExpertKind
     train: Train
     lora: Lora | None
     seed: int

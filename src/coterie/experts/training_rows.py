@@ -8,7 +8,7 @@ B rows, T positions, N rows of the whole run.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,10 @@ from coterie.errors import RequestError
 from coterie.models.packed_inputs import block_mask
 
 Batch = dict[str, Tensor]
+
+Loss = Callable[[Any, Batch, Tensor], Tensor]
+"""Of (model, batch, number of counted targets in the whole optimizer step): a sum over the batch's counted targets divided
+by that number, so that accumulated batches add up to one large batch."""
 
 
 class Rows(Dataset[Batch]):

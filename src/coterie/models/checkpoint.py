@@ -192,6 +192,6 @@ def _check_finite(shards: list[Path]) -> None:
 
 
 def _check_complete(folder: Path) -> None:
-    from coterie.models.open import load_strictly
+    from coterie.models.strict_loading import load_strictly
 
     load_strictly(folder, device_map="meta")

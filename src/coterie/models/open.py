@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from coterie.errors import RequestError, WorkError
 from coterie.models.checkpoint import checkpoint, contents
 from coterie.models.quiet import quiet
+from coterie.models.strict_loading import load_strictly
 from coterie.store import Artifact
 
 Openable = Artifact | Path | str
@@ -46,43 +46,6 @@ def open_model(
         model = _on_base(folder, load_strictly(_folder(base), dtype=dtype), trainable)
     model.config.use_cache = False
     return model.to(torch.device(device or "cpu")).eval()  # type: ignore[arg-type]
-
-
-def load_strictly(folder: Path, **options: Any) -> PreTrainedModel:
-    """``from_pretrained`` where a missing, unexpected or misshapen tensor is an error (tied weights are not missing)."""
-    try:
-        with quiet():
-            model, report = _from_pretrained(folder, **options)
-    except RequestError:
-        raise
-    except (ValueError, KeyError, OSError, RuntimeError, TypeError, ImportError) as error:
-        raise RequestError("the model cannot be opened", where=str(folder), found=str(error).splitlines()[0]) from error
-    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if report[problem]:
-            names = sorted(str(n[0] if isinstance(n, tuple) else n) for n in report[problem])
-            raise RequestError(
-                f"the weights are not those of the architecture: {problem.removesuffix('_keys')} tensors",
-                where=str(folder),
-                found=", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else ""),
-                do="use a whole checkpoint of this architecture",
-            )
-    return model
-
-
-def _from_pretrained(folder: Path, **options: Any) -> Any:
-    options |= {
-        "local_files_only": True,
-        "trust_remote_code": False,
-        "use_safetensors": True,
-        "output_loading_info": True,
-        "ignore_mismatched_sizes": True,  # they are in the report, and the report must be empty
-    }
-    try:
-        return AutoModelForCausalLM.from_pretrained(folder, attn_implementation="sdpa", **options)
-    except ValueError as error:
-        if "scaled_dot_product_attention" not in str(error):
-            raise
-        return AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", **options)
 
 
 def _on_base(folder: Path, model: PreTrainedModel, trainable: bool) -> PreTrainedModel:

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from coterie.mixtures.export.folding import Seating
 from coterie.mixtures.layers.layers_mixture import LayersMixture
-from coterie.models.open import load_strictly
 from coterie.models.quiet import quiet
+from coterie.models.strict_loading import load_strictly
 
 ROWS, LENGTH = 4, 64
 

@@ -315,7 +315,7 @@ def test_a_start_with_other_logs_is_the_same_start(store: Store) -> None:
 
 def test_a_dry_run_opens_nothing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     dry = DryStore(store.root)
-    monkeypatch.setattr("coterie.corpora.Blocks.open", lambda artifact: pytest.fail("opened"))
+    monkeypatch.setattr("coterie.corpora.blocks.Blocks.open", lambda artifact: pytest.fail("opened"))
     expert = train_expert(dry, start=base(dry), blocks=[blocks(dry)], train=settings(), seed=1, label="x")
     assert expert.planned
     assert score_expert(dry, expert, blocks(dry)).planned

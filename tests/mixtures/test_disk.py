@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -132,7 +133,7 @@ def test_different_vocabularies_are_refused(store: Store, tiny_tokenizer: Path) 
 
 def test_strict_needs_to_know_the_dates(store: Store, tiny_tokenizer: Path) -> None:
     seated = members(store, tiny_tokenizer)
-    seated[1].knowledge = None
+    seated[1] = replace(seated[1], knowledge=None)
     with pytest.raises(RequestError, match="that of 'b' is unknown"):
         whole(store, tiny_tokenizer, recipe(seated, eligible="strict"), seated)
 

@@ -1,69 +1,86 @@
-"""Text in, text out, on top of Hugging Face's ``generate``."""
+"""Text in, text out, on top of Hugging Face's ``generate``: prompts as rows of tokens, and what is read of the answers.
+
+Shapes: B rows, T positions.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import TypedDict
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from coterie.errors import RequestError
 
 
-def complete(
-    model: Any,
-    text: str | Sequence[str],
-    time: Any,
-    max_new_tokens: int,
-    temperature: float,
-    top_k: int | None,
-    top_p: float | None,
-    stop: str | Sequence[str] | None,
-    seed: int | None,
-) -> Any:
-    """See `OutputsMixture.complete`."""
-    if model.tokenizer is None:
-        raise RequestError("this mixture has no tokenizer", do="set m.tokenizer, or call generate with ids")
-    if temperature < 0:
-        raise RequestError("a temperature is not negative", where="temperature", found=str(temperature))
-    if temperature == 0 and (top_k, top_p, seed) != (None, None, None):
-        raise RequestError("top_k, top_p and seed have no effect at temperature 0", where="temperature", do="raise it")
-    texts = [text] if isinstance(text, str) else list(text)
-    rows = [_prompt(model, t, max_new_tokens) for t in texts]
-    T = max(map(len, rows))
-    pad = model.generation_config.pad_token_id or 0
-    ids_BT = torch.tensor([[pad] * (T - len(row)) + row for row in rows], device=model.device)
-    mask_BT = torch.tensor([[0] * (T - len(row)) + [1] * len(row) for row in rows], device=model.device)
-    how: dict[str, Any] = {"do_sample": temperature > 0, "max_new_tokens": max_new_tokens, "pad_token_id": pad}
-    if temperature > 0:
-        how |= {"temperature": temperature, "top_k": top_k or 0, "top_p": 1.0 if top_p is None else top_p}
-    stops = [stop] if isinstance(stop, str) else list(stop or [])
-    if stops:
-        how |= {"stop_strings": stops, "tokenizer": model.tokenizer}
-    out_BT = model.generate(ids_BT, attention_mask=mask_BT, time=time, seed=seed, **how)
-    said = [_before(t, stops) for t in model.tokenizer.batch_decode(out_BT[:, T:], skip_special_tokens=True)]
-    return said[0] if isinstance(text, str) else said
+class Options(TypedDict, total=False):
+    """Keyword arguments of ``generate``."""
+
+    do_sample: bool
+    max_new_tokens: int
+    pad_token_id: int
+    temperature: float
+    top_k: int
+    top_p: float
+    stop_strings: list[str]
+    tokenizer: PreTrainedTokenizerBase
 
 
-def _prompt(model: Any, text: str, max_new_tokens: int) -> list[int]:
-    """Ids with the first token of a document before them, as in training; its beginning is cut if there is no room."""
-    tokenizer, context = model.tokenizer, model.config.max_position_embeddings
-    room = context - max_new_tokens
-    if room < 1:
-        raise RequestError(
-            "nothing would be left of the prompt",
-            where="max_new_tokens",
-            expected=f"below {context}, the experts' context",
-            found=str(max_new_tokens),
+@dataclass(frozen=True, kw_only=True)
+class Decoding:
+    """How text is drawn from a model."""
+
+    max_new_tokens: int
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+    stops: Sequence[str]
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0:
+            raise RequestError("a temperature is not negative", where="temperature", found=str(self.temperature))
+
+    def options(self, tokenizer: PreTrainedTokenizerBase, pad: int) -> Options:
+        """What ``generate`` is told."""
+        options: Options = {"do_sample": self.temperature > 0, "max_new_tokens": self.max_new_tokens, "pad_token_id": pad}
+        if self.temperature > 0:
+            top_p = 1.0 if self.top_p is None else self.top_p
+            options |= {"temperature": self.temperature, "top_k": self.top_k or 0, "top_p": top_p}
+        if self.stops:
+            options |= {"stop_strings": list(self.stops), "tokenizer": tokenizer}
+        return options
+
+    def prompts(
+        self, texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, context: int, pad: int
+    ) -> tuple[Int[Tensor, "B T"], Int[Tensor, "B T"]]:
+        """Rows of tokens, padded on the left, and their mask.
+
+        Each begins with the first token of a document, as in training; its beginning is cut if there is no room.
+        """
+        room = context - self.max_new_tokens
+        if room < 1:
+            raise RequestError(
+                "nothing would be left of the prompt",
+                where="max_new_tokens",
+                expected=f"below {context}, the experts' context",
+                found=str(self.max_new_tokens),
+            )
+        first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+        start = [] if first is None else [first]
+        rows = [[*start, *tokenizer(text, add_special_tokens=False)["input_ids"]][-room:] for text in texts]
+        if not all(rows):
+            raise RequestError("an empty prompt needs a tokenizer with a first token", where="text")
+        T = max(map(len, rows))
+        return (
+            torch.tensor([[pad] * (T - len(row)) + row for row in rows]),
+            torch.tensor([[0] * (T - len(row)) + [1] * len(row) for row in rows]),
         )
-    first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    start = [] if first is None else [first]
-    ids = [*start, *tokenizer(text, add_special_tokens=False)["input_ids"]][-room:]
-    if not ids:
-        raise RequestError("an empty prompt needs a tokenizer with a first token", where="text")
-    return ids
 
-
-def _before(text: str, stops: Sequence[str]) -> str:
-    ends = [at for at in (text.find(s) for s in stops) if at >= 0]
-    return text[: min(ends)] if ends else text
+    def answer(self, text: str) -> str:
+        """The text before the first stop."""
+        ends = [at for at in (text.find(stop) for stop in self.stops) if at >= 0]
+        return text[: min(ends)] if ends else text

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoTokenizer, GenerationConfig
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from coterie.errors import RequestError
 from coterie.mixtures.adapters.adapters_mixture import AdaptersMixture
 from coterie.mixtures.layers.layers_mixture import LayersMixture
+from coterie.mixtures.mixture import Mixture
+from coterie.mixtures.mixture_files import open_tokenizer, special_tokens
 from coterie.mixtures.outputs.outputs_config import OutputsConfig
 from coterie.mixtures.outputs.outputs_mixture import OutputsMixture
 from coterie.models.open import open_model
-from coterie.routing.output_routers import Uniform
+from coterie.routing.output_routers import OutputRouter, Uniform
 
-KINDS: dict[str, Any] = {kind.config_class.model_type: kind for kind in (OutputsMixture, LayersMixture, AdaptersMixture)}
+KINDS: dict[str, type[Mixture]] = {m.config_class.model_type: m for m in (OutputsMixture, LayersMixture, AdaptersMixture)}
 
 
 def load(
@@ -27,7 +29,7 @@ def load(
     base: str | Path | None = None,
     dtype: torch.dtype = torch.float32,
     device: str | torch.device | None = None,
-) -> Any:
+) -> Mixture:
     """Open a mixture or an expert directory. An expert is the mixture of itself alone: same questions, same answers.
 
     Args:
@@ -50,40 +52,30 @@ def load(
     elif kind := KINDS.get(json.loads(config.read_text()).get("model_type")):
         return kind.from_pretrained(folder, dtype=dtype, device_map=device)
     expert = open_model(folder, base=base, dtype=dtype, device=device)
-    tokenizer = None
-    if (folder / "tokenizer_config.json").is_file():
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    mixture = alone(expert, name=folder.name, tokenizer=tokenizer)
+    mixture = combine({folder.name: expert}, tokenizer=open_tokenizer(folder))
     nn.Module.to(mixture, expert.device)
     return mixture
 
 
-def alone(expert: Any, name: str = "expert", tokenizer: Any = None) -> OutputsMixture:
-    """One model as a mixture of itself."""
-    return combine({name: expert}, tokenizer=tokenizer)
-
-
 def combine(
-    experts: dict[str, Any], slots: list[str] | None = None, router: Any = None, tokenizer: Any = None
+    experts: Mapping[str, PreTrainedModel],
+    slots: Sequence[str] | None = None,
+    router: OutputRouter = Uniform(),
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> OutputsMixture:
     """Models in memory as a mixture without dates.
 
     Args:
         experts: Hugging Face causal models with one vocabulary, by name.
         slots: names, repeats allowed; one slot each by default.
-        router: a recipe's router; `uniform` by default.
+        router: a recipe's router.
     """
-    names = list(experts)
-    special: dict[str, Any] = {
-        f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id", None) for kind in ("bos", "eos", "pad")
-    }
-    if special["pad_token_id"] is None:
-        special["pad_token_id"] = special["eos_token_id"]
+    names, special = list(experts), special_tokens(tokenizer)
     configs = [e.config for e in experts.values()]
     config = OutputsConfig(
         slots=[{"name": s, "expert": names.index(s)} for s in slots or names],
         experts=[{"name": n, "dir": f"experts/{n}", "base": None, "digest": None} for n in names],
-        router=(router or Uniform()).model_dump(mode="json"),
+        router=router.model_dump(mode="json"),
         eligible={"rule": "all"},
         vocab_size=configs[0].vocab_size,
         max_position_embeddings=min(getattr(c, "max_position_embeddings", 2**31 - 1) for c in configs),

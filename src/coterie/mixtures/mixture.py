@@ -1,38 +1,135 @@
-"""The face of every mixture, and what mixtures inside one model share, whether their experts are adapters or feed-forward
-blocks: one pass of that model answers, no date rules anyone out, and generation is the model's own.
+"""What every mixture answers in one way, wherever its experts meet; each place says only how it answers one `Query`.
 
-Shapes: B rows, T positions, V vocabulary.
+Shapes: B rows, T positions, V vocabulary, S slots.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, Self, Unpack
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
-from transformers import GenerationMixin, PreTrainedModel
+from torch import Tensor, nn
+from transformers import GenerationMixin, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.generation.utils import GenerateOutput
 
-from coterie.mixtures.completion import complete
-from coterie.mixtures.query import Query, Times
+from coterie.errors import RequestError
+from coterie.mixtures import mixture_files as files
+from coterie.mixtures.completion import Decoding
+from coterie.mixtures.mixture_config import MixtureConfig
+from coterie.mixtures.query import Layout, Query, Times
 from coterie.routing.eligibility import Eligibility
 
-ANYONE = Eligibility("all", ("all",))
-"""Inside a model no expert is ruled out by a date."""
+
+class Experts(Protocol):
+    """The distinct experts, in the order of their numbers."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, number: int, /) -> object: ...
 
 
-class Face:
-    """What every mixture answers in one way, wherever its experts meet."""
+class Mixture(PreTrainedModel, GenerationMixin):
+    """Slots over experts, and a router.
 
-    config: Any
+    Attributes:
+        experts: each distinct expert's own weights: at outputs its model, at layers its feed-forward blocks, at adapters its
+            LoRA factors. ``m.experts[slot["expert"]]`` is the one in a slot, ``m.names`` are their names.
+        router: what decides: at layers a list of gates, elsewhere one module.
+        tokenizer: None where the directory holds none.
+    """
+
+    main_input_name = "input_ids"
+    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
+    config: MixtureConfig
+    tokenizer: PreTrainedTokenizerBase | None = None
+
+    if TYPE_CHECKING:
+
+        @property
+        def experts(self) -> Experts: ...
+
+        @property
+        def router(self) -> object: ...
 
     @property
     def slots(self) -> list[dict[str, Any]]:
         """``{"slot", "name", "expert": index into experts}`` of each slot."""
         return [{"slot": i, **slot} for i, slot in enumerate(self.config.slots)]
+
+    @property
+    def names(self) -> list[str]:
+        """Of the distinct experts."""
+        return self.config.names
+
+    @property
+    def eligibility(self) -> Eligibility:
+        """Which experts a date may use."""
+        return self.config.eligibility
+
+    # what each place says -------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def _log_probs(self, query: Query) -> Float[Tensor, "B T V"]:
+        raise NotImplementedError
+
+    @abstractmethod
+    def _nll(self, query: Query) -> Float[Tensor, "B T-1"]:
+        raise NotImplementedError
+
+    @abstractmethod
+    def _weights(self, query: Query) -> Float[Tensor, "B T S"]:
+        raise NotImplementedError
+
+    @abstractmethod
+    def _generate(self, inputs: Tensor | None, *args: Any, time: Times, **options: Any) -> Any:
+        raise NotImplementedError
+
+    @classmethod
+    @abstractmethod
+    def _open(cls, folder: Path, config: MixtureConfig | None, options: Mapping[str, Any]) -> Self:
+        """From a directory: all but tokenizer and generation settings.
+
+        Args:
+            config: instead of the directory's.
+            options: of `from_pretrained`.
+        """
+        raise NotImplementedError
+
+    @abstractmethod
+    def _save(self, folder: Path, options: Mapping[str, Any]) -> PretrainedConfig:
+        """Write the experts and the router; the tokenizer is there already. Returns the configuration to write."""
+        raise NotImplementedError
+
+    # questions ------------------------------------------------------------------------------------------------------------
+
+    def query(self, ids_BT: Int[Tensor, "B T"], time: Times = None, past: int = 0, **layout: Unpack[Layout]) -> Query:
+        """A question to this mixture, ``past`` tokens after the beginning."""
+        return Query.of(ids_BT, self.eligibility, time=time, past=past, **layout)
+
+    @torch.no_grad()
+    def log_probs(self, ids_BT: Int[Tensor, "B T"], time: Times = None, **layout: Unpack[Layout]) -> Float[Tensor, "B T V"]:
+        """log P(x_{t+1} | x_{<=t}) in nats.
+
+        Args:
+            time: date of the question, or one for each row; only at outputs can it rule experts out.
+            layout: ``attention_mask``, and ``position_ids``, which keep documents apart where they restart at 0.
+        """
+        return self._log_probs(self.query(ids_BT, time, **layout))
+
+    @torch.no_grad()
+    def nll(self, ids_BT: Int[Tensor, "B T"], time: Times = None, **layout: Unpack[Layout]) -> Float[Tensor, "B T-1"]:
+        """-log P of each next token in nats; 0 where it is padding or begins a document."""
+        return self._nll(self.query(ids_BT, time, **layout))
+
+    @torch.no_grad()
+    def weights(self, ids_BT: Int[Tensor, "B T"], time: Times = None, **layout: Unpack[Layout]) -> Float[Tensor, "B T S"]:
+        """Weights over slots at each position, for predicting the next token; at layers and adapters the mean over gates."""
+        return self._weights(self.query(ids_BT, time, **layout))
 
     def complete(
         self,
@@ -42,9 +139,9 @@ class Face:
         temperature: float = 0.0,
         top_k: int | None = None,
         top_p: float | None = None,
-        stop: str | Sequence[str] | None = None,
+        stop: str | Sequence[str] = (),
         seed: int | None = None,
-    ) -> Any:
+    ) -> str | list[str]:
         """What follows a text, or each of several, without the text itself.
 
         Args:
@@ -53,64 +150,113 @@ class Face:
 
         A prompt that leaves no room for ``max_new_tokens`` loses its beginning, as in training.
         """
-        return complete(self, text, time, max_new_tokens, temperature, top_k, top_p, stop, seed)
+        if self.tokenizer is None:
+            raise RequestError("this mixture has no tokenizer", do="set m.tokenizer, or call generate with ids")
+        if temperature == 0 and (top_k, top_p, seed) != (None, None, None):
+            raise RequestError("top_k, top_p and seed have no effect at temperature 0", where="temperature", do="raise it")
+        how = Decoding(
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            stops=[stop] if isinstance(stop, str) else stop or (),
+        )
+        texts, pad = [text] if isinstance(text, str) else list(text), self.generation_config.pad_token_id or 0
+        ids_BT, mask_BT = how.prompts(texts, self.tokenizer, self.config.max_position_embeddings, pad)
+        out_BT = self.generate(
+            ids_BT.to(self.device),
+            attention_mask=mask_BT.to(self.device),
+            time=time,
+            seed=seed,
+            **how.options(self.tokenizer, pad),
+        )
+        assert isinstance(out_BT, Tensor)
+        new_BT = out_BT[:, ids_BT.shape[1] :]
+        answers = [how.answer(one) for one in self.tokenizer.batch_decode(new_BT, skip_special_tokens=True)]
+        return answers[0] if isinstance(text, str) else answers
 
-
-class Inside(Face, PreTrainedModel, GenerationMixin):
-    """A mixture whose experts are parts of one model, `inner`."""
-
-    main_input_name = "input_ids"
-    supports_gradient_checkpointing = True
-    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
-
-    @property
-    @abstractmethod
-    def inner(self) -> Any:
-        """The Hugging Face model that does the work."""
-
-    @torch.no_grad()
-    def log_probs(
-        self,
-        ids_BT: Int[Tensor, "B T"],
-        time: Times = None,
-        attention_mask: Int[Tensor, "B T"] | None = None,
-        position_ids: Int[Tensor, "B T"] | None = None,
-    ) -> Float[Tensor, "B T V"]:
-        """log P(x_{t+1} | x_{<=t}) in nats; ``time`` changes nothing. Positions that restart keep documents apart."""
-        query = Query.of(ids_BT, attention_mask, position_ids, 0, time, ANYONE)
-        return self.inner(**query.inputs(self.inner)).logits.float().log_softmax(-1)
-
-    @torch.no_grad()
-    def nll(
-        self,
-        ids_BT: Int[Tensor, "B T"],
-        time: Times = None,
-        attention_mask: Int[Tensor, "B T"] | None = None,
-        position_ids: Int[Tensor, "B T"] | None = None,
-    ) -> Float[Tensor, "B T-1"]:
-        """-log P of each next token in nats; 0 where it is padding or begins a document."""
-        return -Query.of(ids_BT, attention_mask, position_ids, 0, time, ANYONE).token_logp(self.inner)[:, 1:]
-
-    def generate(self, inputs: Tensor | None = None, *args: Any, time: Times = None, seed: int | None = None, **kwargs: Any):
+    def generate(  # type: ignore[override]
+        self, inputs: Tensor | None = None, *args: object, time: Times = None, seed: int | None = None, **options: object
+    ) -> Tensor | GenerateOutput:
         """Hugging Face's, on ids.
 
         Args:
-            time: changes nothing.
+            time: date of the question, or one for each row.
             seed: makes sampling repeatable without touching the global generator.
         """
-        self.inner.generation_config = self.generation_config
-        with repeatable(seed, self.device):
-            return self.inner.generate(inputs, *args, **kwargs)
+        with _repeatable(seed, self.device):
+            return self._generate(inputs, *args, time=time, **options)
 
-    def get_input_embeddings(self) -> Any:
+    # files ----------------------------------------------------------------------------------------------------------------
+
+    def save_pretrained(self, save_directory: str | Path, **options: object) -> None:  # type: ignore[override]
+        """Write a mixture directory: each distinct expert once; opens with `from_pretrained`, `coterie.load` and the Auto
+        classes.
+
+        Raises:
+            RequestError: it is the directory that the mixture was opened from, whose files may be shared with a store.
+        """
+        folder = Path(save_directory)
+        if self.name_or_path and folder.exists() and folder.resolve() == Path(self.name_or_path).resolve():
+            raise RequestError("the mixture was opened from there", where=str(folder), do="save it to another directory")
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(folder)
+        config = self._save(folder, options)
+        config.architectures = [type(self).__name__]
+        config.save_pretrained(folder)
+        self.generation_config.save_pretrained(folder)
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *args: object,
+        config: MixtureConfig | None = None,
+        output_loading_info: bool = False,
+        **options: object,
+    ) -> Self:
+        """Open a mixture directory, strictly: nothing missing, nothing unexpected."""
+        folder = Path(pretrained_model_name_or_path)
+        model = cls._open(folder, config, options)
+        model.tokenizer = files.open_tokenizer(folder)
+        model.generation_config = files.open_generation_config(folder) or model.generation_config
+        model.name_or_path = str(folder)
+        report: dict[str, list[str]] = {"missing_keys": [], "unexpected_keys": [], "mismatched_keys": [], "error_msgs": []}
+        return (model, report) if output_loading_info else model  # type: ignore[return-value]  # as in the library
+
+
+class SharedBaseMixture(Mixture):
+    """A mixture whose experts are parts of one model, `inner`: one pass of it answers, and it generates."""
+
+    supports_gradient_checkpointing = True
+
+    @property
+    @abstractmethod
+    def inner(self) -> PreTrainedModel:
+        """The Hugging Face model that does the work."""
+        raise NotImplementedError
+
+    def _log_probs(self, query: Query) -> Float[Tensor, "B T V"]:
+        return query.log_probs(self.inner)
+
+    def _nll(self, query: Query) -> Float[Tensor, "B T-1"]:
+        return -query.token_logp(self.inner)[:, 1:]
+
+    def _generate(self, inputs: Tensor | None, *args: Any, time: Times, **options: Any) -> Any:
+        inner: Any = self.inner
+        inner.generation_config = self.generation_config
+        return inner.generate(inputs, *args, **options)
+
+    def get_input_embeddings(self) -> nn.Module:
         return self.inner.get_input_embeddings()
 
-    def get_output_embeddings(self) -> Any:
+    def get_output_embeddings(self) -> nn.Module | None:
         return self.inner.get_output_embeddings()
 
 
 @contextmanager
-def repeatable(seed: int | None, device: torch.device) -> Iterator[None]:
+def _repeatable(seed: int | None, device: torch.device) -> Iterator[None]:
     """With a seed, random numbers follow from it inside, and the global generators outside go on as if nothing had been."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else [], enabled=seed is not None):
         if seed is not None:

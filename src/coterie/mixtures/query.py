@@ -1,13 +1,13 @@
-"""What a mixture is asked, made uniform: tokens, positions, padding, and who may answer each row.
+"""One question to a mixture: tokens, positions, padding, and which experts may answer each row.
 
-Shapes: B rows, T positions, U distinct experts.
+Shapes: B rows, T positions, U distinct experts, V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -23,8 +23,19 @@ Times = Time | Sequence[Time | None] | Int[Tensor, " B"] | None
 """A date for all rows, or one for each; a number is a year. A tensor holds days since 0001-01-01."""
 
 
+class Layout(TypedDict, total=False):
+    """Where the tokens of a question lie in its rows, as Hugging Face says it."""
+
+    attention_mask: Int[Tensor, "B past_and_T"] | None
+    """1 where a token is none of padding."""
+    position_ids: Int[Tensor, "B T"] | None
+    """Positions that restart at 0 keep documents in one row apart."""
+
+
 @dataclass(frozen=True)
 class Query:
+    """A question with everything filled in that was left out."""
+
     ids_BT: Int[Tensor, "B T"]
     position_BT: Int[Tensor, "B T"]
     mask_BT: Int[Tensor, "B past_and_T"] | None
@@ -35,13 +46,23 @@ class Query:
 
     @classmethod
     def of(
-        cls, ids_BT: Tensor, mask: Tensor | None, position: Tensor | None, past: int, time: Times, eligibility: Eligibility
+        cls,
+        ids_BT: Int[Tensor, "B T"],
+        eligibility: Eligibility,
+        *,
+        time: Times = None,
+        attention_mask: Int[Tensor, "B past_and_T"] | None = None,
+        position_ids: Int[Tensor, "B T"] | None = None,
+        past: int = 0,
     ) -> Query:
-        """Fill in what was left out: positions count the tokens that are not padding, after ``past`` earlier ones."""
+        """Positions that are not given count the tokens that are not padding, after ``past`` earlier ones.
+
+        Raises:
+            RequestError: no expert may answer at a date; documents packed into a row that is padded on the left.
+        """
         B, T = ids_BT.shape
         eligible_BU = eligibility.mask(ordinals(time, B)).to(ids_BT.device)
-        if position is not None:
-            position = position.expand(B, T)
+        mask, position = attention_mask, None if position_ids is None else position_ids.expand(B, T)
         if mask is None or bool(mask.all()):
             position = torch.arange(past, past + T, device=ids_BT.device).expand(B, T) if position is None else position
             return cls(ids_BT, position, None, None, eligible_BU)
@@ -68,7 +89,7 @@ class Query:
         counted_BT = self.position_BT > 0
         return counted_BT if self.mask_BT is None else counted_BT & self.mask_BT[:, -counted_BT.shape[1] :].bool()
 
-    def inputs(self, model: nn.Module) -> dict[str, Any]:
+    def inputs(self, model: nn.Module) -> dict[str, Tensor | bool]:
         """Keyword arguments of a model's forward, without a cache."""
         if self.attend_BT is None:
             return packing.inputs(model, self.ids_BT, self.position_BT)
@@ -78,6 +99,10 @@ class Query:
             "position_ids": self.position_BT,
             "use_cache": False,
         }
+
+    def log_probs(self, model: nn.Module) -> Float[Tensor, "B T V"]:
+        """A model's log P(x_{t+1} | x_{<=t}) in nats, fp32."""
+        return model(**self.inputs(model)).logits.float().log_softmax(-1)
 
     def token_logp(self, model: nn.Module, rows_B: Bool[Tensor, " B"] | slice = slice(None)) -> Float[Tensor, "rows T"]:
         """A model's log P of every token given those before; 0 at first tokens and padding.

@@ -21,7 +21,7 @@ def open_model(
     what: Openable,
     *,
     base: Openable | None = None,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | str = torch.float32,
     device: torch.device | str | None = None,
     trainable: bool = False,
 ) -> PreTrainedModel:

@@ -99,6 +99,7 @@ class Evaluations:
             from coterie.mixtures.load import load
 
             mixture = load(folder)
+            assert mixture.tokenizer is not None, folder
             return mixture, mixture.tokenizer
 
         return opened

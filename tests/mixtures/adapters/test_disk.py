@@ -198,7 +198,7 @@ def test_a_mixture_on_another_base_is_refused(tmp_path: Path) -> None:
 def test_a_part_that_is_not_there_is_named(tmp_path: Path) -> None:
     mixture(ranks=(2, 3)).save_pretrained(tmp_path / "m")
     shutil.rmtree(tmp_path / "m" / "experts" / "e1")
-    with pytest.raises(RequestError, match="a part of the mixture is not beside it"):
+    with pytest.raises(RequestError, match="the expert 'e1' is not beside the mixture"):
         coterie.load(tmp_path / "m")
 
 

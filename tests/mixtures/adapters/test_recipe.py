@@ -78,7 +78,7 @@ def test_every_mixture_is_measured_and_opens_by_itself(ran: Any) -> None:
         assert opened.complete("ripe", max_new_tokens=3) is not None
         use = run.summary["routing"][name]
         assert sum(use["utilization"]) == pytest.approx(1, abs=1e-4)
-        assert use["experts"] == opened.experts
+        assert use["experts"] == opened.names
     assert [s["name"] for s in run.summary["slots"]["joint"]] == ["expert-1", "expert-2", "expert-3"]
     assert run.summary["routing"]["even"]["utilization"] == pytest.approx([1 / 3, 2 / 3])
     assert run.summary["routing"]["ridge"]["by_group"]["fruit"][0] > 0.7

@@ -135,7 +135,7 @@ def test_saved_and_loaded_it_is_the_same(kind: str, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     for opened in (coterie.load(tmp_path), AutoModelForCausalLM.from_pretrained(tmp_path)):
         assert isinstance(opened, LayersMixture)
-        assert (opened.log_probs(ids()) - model.log_probs(ids())).abs().max() < 1e-6  # where a tensor lies moves last bits
+        assert (opened.log_probs(ids()) - model.log_probs(ids())).abs().max() < 5e-6  # where a tensor lies moves last bits
         assert opened.slots == model.slots
 
 

@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoTokenizer, GenerationConfig
 
 from coterie.corpora.blocks import Blocks
 from coterie.mixtures.adapters import adapters_files as disk
@@ -28,15 +27,15 @@ from coterie.mixtures.adapters.adapter_gates import WHOLE
 from coterie.mixtures.adapters.adapter_routers import AdapterGate, ClosedFormGate, FromAdaptersGate
 from coterie.mixtures.adapters.adapters_config import AdaptersConfig
 from coterie.mixtures.adapters.adapters_mixture import AdaptersMixture
+from coterie.mixtures.mixture_files import Opening, context_of, write_configuration
 from coterie.models import packed_inputs as packing
-from coterie.models.checkpoint import TOKENIZER_FILES
 from coterie.progress import bar, say
 from coterie.routing.gates import Ridge
 from coterie.routing.scan import decayed_sum
 from coterie.store import Artifact
 
 if TYPE_CHECKING:
-    from coterie.mixtures.adapters.adapters_actions import Seat
+    from coterie.mixtures.seats import Seat
 
 TOKENS_AT_ONCE = 4096
 """Positions in one forward pass."""
@@ -47,28 +46,14 @@ def opened(
 ) -> AdaptersMixture:
     """A mixture whose parts lie in the store; ``folder`` holds the rest of it."""
     parts = {"base": base.path} | {f"experts/{seat.name}": seat.artifact.path for seat in seats}
-    return disk.read(AdaptersMixture, folder, config, {"device_map": where}, parts)
+    return AdaptersMixture.from_parts(folder, config, Opening(device=where), parts)
 
 
 def configured(said: Mapping[str, Any], base: Artifact) -> AdaptersConfig:
     """The configuration of a mixture on a base; see `AdaptersConfig` for what is ``said``."""
-    config = json.loads(base.file("config.json").read_text())
-    context = next((config[k] for k in ("max_position_embeddings", "n_positions") if config.get(k)), 2**31 - 1)
-    return AdaptersConfig(
-        **said, vocab_size=config["vocab_size"], max_position_embeddings=context, architectures=["AdaptersMixture"]
-    )
-
-
-def write_tokenizer(config: AdaptersConfig, tokenizer: Artifact, folder: Path) -> None:
-    """The tokenizer's files, and its special tokens where generation looks for them."""
-    for name in TOKENIZER_FILES & tokenizer.files.keys():
-        shutil.copyfile(tokenizer.file(name), folder / name)
-    reader = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    special = {f"{kind}_token_id": getattr(reader, f"{kind}_token_id") for kind in ("bos", "eos", "pad")}
-    special["pad_token_id"] = special["eos_token_id"] if special["pad_token_id"] is None else special["pad_token_id"]
-    config.update(special)
-    config.save_pretrained(folder)
-    GenerationConfig(**special).save_pretrained(folder)
+    vocab_size = json.loads(base.file("config.json").read_text())["vocab_size"]
+    context = context_of(base.path)
+    return AdaptersConfig(**said, vocab_size=vocab_size, max_position_embeddings=context, architectures=["AdaptersMixture"])
 
 
 def write_mixture(
@@ -82,7 +67,7 @@ def write_mixture(
 ) -> None:
     """All of a mixture but its base and experts; see `coterie.mixtures.adapters.adapters_actions.assemble`."""
     config = configured(said, base)
-    write_tokenizer(config, tokenizer, folder)
+    write_configuration(config, tokenizer.path, folder)
     if router is not None:
         shutil.copyfile(router.file("router.safetensors"), folder / "router.safetensors")
     elif isinstance(gate := AdapterGate.model_validate(said["router"]), FromAdaptersGate):

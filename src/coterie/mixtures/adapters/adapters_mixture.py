@@ -8,23 +8,27 @@ Shapes: B rows, T positions, U distinct experts, S slots, V vocabulary, H inputs
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Cache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from coterie.errors import RequestError
+from coterie.mixtures.adapters import adapters_files as files
 from coterie.mixtures.adapters.adapter_gates import AdaptersCache, Gates
 from coterie.mixtures.adapters.adapters_config import MATURITY, AdaptersConfig
 from coterie.mixtures.adapters.layout import Layout
-from coterie.mixtures.mixture import ANYONE, Inside
+from coterie.mixtures.mixture import SharedBaseMixture
+from coterie.mixtures.mixture_config import MixtureConfig
+from coterie.mixtures.mixture_files import Opening, mixture_at
 from coterie.mixtures.query import Query, Times
 from coterie.models import packed_inputs as packing
 from coterie.models.lora_files import Adapter
@@ -32,7 +36,7 @@ from coterie.routing.gates import Gated
 from coterie.spec.settings import check_name
 
 
-class AdaptersMixture(Inside):
+class AdaptersMixture(SharedBaseMixture):
     """A mixture of LoRA experts.
 
     Args:
@@ -53,10 +57,10 @@ class AdaptersMixture(Inside):
     def __init__(
         self,
         config: AdaptersConfig,
-        base: Any = None,
+        base: PreTrainedModel | None = None,
         adapters: Sequence[Adapter] = (),
         gates: Mapping[str, Tensor] | None = None,
-        tokenizer: Any = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
         dropout: float = 0.0,
     ) -> None:
         super().__init__(config)
@@ -89,7 +93,7 @@ class AdaptersMixture(Inside):
 
     def adapters(self) -> dict[str, Adapter]:
         """Every expert's factors as they are now, by name."""
-        return {self.experts[u]: adapter for u, adapter in self.layout.adapters().items()}
+        return dict(zip(self.names, self.experts, strict=True))
 
     def gates(self) -> dict[str, Tensor]:
         """Rows [U, H] of every gate as they are now, by name."""
@@ -112,7 +116,7 @@ class AdaptersMixture(Inside):
         Raises:
             RequestError: nothing would train, an unknown name, or a new expert, which is not run.
         """
-        chosen = self.experts if experts is None else list(experts)
+        chosen = self.names if experts is None else list(experts)
         for name in chosen:
             if self.config.experts[self._number(name)]["maturity"] == "new":
                 raise RequestError(f"expert {name!r} is new and is not run, so it would not train", do="raise its maturity")
@@ -138,7 +142,7 @@ class AdaptersMixture(Inside):
     def add_expert(self, name: str, adapter: Adapter) -> None:
         """Give a new expert a seat. It has no weight until its maturity is raised: no output changes by a bit."""
         check_name(name)
-        if name in self.experts:
+        if name in self.names:
             raise RequestError(f"an expert is called {name!r} already", where="experts")
         stacked = {linear for inlet in self.layout.inlets for linear in inlet.linears}
         if extra := [linear for linear in adapter if linear not in stacked]:
@@ -152,9 +156,9 @@ class AdaptersMixture(Inside):
         self.compose()
 
     def _number(self, name: str) -> int:
-        if name not in self.experts:
-            raise RequestError(f"no expert is called {name!r}", expected=", ".join(self.experts))
-        return self.experts.index(name)
+        if name not in self.names:
+            raise RequestError(f"no expert is called {name!r}", expected=", ".join(self.names))
+        return self.names.index(name)
 
     @contextmanager
     def only(self, name: str) -> Iterator[None]:
@@ -179,29 +183,21 @@ class AdaptersMixture(Inside):
     # questions ------------------------------------------------------------------------------------------------------------
 
     @property
-    def inner(self) -> Any:
+    def inner(self) -> PreTrainedModel:
         return self.base
 
     @property
-    def experts(self) -> list[str]:
-        """Names of the distinct experts."""
-        return [e["name"] for e in self.config.experts]
+    def experts(self) -> list[Adapter]:
+        """Each distinct expert's factors as they are now."""
+        return [adapter for _, adapter in sorted(self.layout.adapters().items())]
 
-    @torch.no_grad()
-    def weights(
-        self,
-        ids_BT: Int[Tensor, "B T"],
-        time: Times = None,
-        attention_mask: Int[Tensor, "B T"] | None = None,
-        position_ids: Int[Tensor, "B T"] | None = None,
-    ) -> Float[Tensor, "B T S"]:
-        """Weights over slots at each position, mean over gates; an expert's is split evenly over its slots."""
-        query = Query.of(ids_BT, attention_mask, position_ids, 0, time, ANYONE)
+    def _weights(self, query: Query) -> Float[Tensor, "B T S"]:
+        """An expert's weight is split evenly over its slots."""
         given = query.inputs(self.base)  # may run the base to measure it, so before the gates are listened to
         with self.traced() as trace:
             self.base(**given, logits_to_keep=1)
-            weight_BTU = self.mean_weights(trace()) / torch.tensor(self.config.counts, device=ids_BT.device)
-        return weight_BTU[..., [slot["expert"] for slot in self.config.slots]]
+            weight_BTU = self.mean_weights(trace()) / torch.tensor(self.config.counts, device=query.ids_BT.device)
+        return weight_BTU[..., self.config.slot_to_expert]
 
     @contextmanager
     def traced(self) -> Iterator[Callable[[], dict[str, Gated]]]:
@@ -215,7 +211,7 @@ class AdaptersMixture(Inside):
     def mean_weights(self, trace: Mapping[str, Gated]) -> Float[Tensor, "B T U"]:
         """Mean over gates, over all distinct experts: those that do not run have 0."""
         mean = torch.stack([gated.weight_NS for gated in trace.values()]).mean(0)
-        whole = mean.new_zeros(*mean.shape[:-1], len(self.config.experts))
+        whole = mean.new_zeros(*mean.shape[:-1], len(self.names))
         whole[..., self.running] = mean
         return whole
 
@@ -224,16 +220,16 @@ class AdaptersMixture(Inside):
         input_ids: Int[Tensor, "B T"] | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Any = None,
+        past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         time: Times = None,
         return_dict: bool | None = None,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> CausalLMOutputWithPast:
         """As Hugging Face's causal models; with ``labels``, their mean nll as loss. ``time`` changes nothing."""
-        items = kwargs.pop("num_items_in_batch", None)
+        items: Any = kwargs.pop("num_items_in_batch", None)
         if past_key_values is None and use_cache:
             past_key_values = AdaptersCache(config=self.base.config)
         given: dict[str, Any] = {"attention_mask": attention_mask, "position_ids": position_ids, "use_cache": False}
@@ -245,7 +241,7 @@ class AdaptersMixture(Inside):
             given |= {"input_ids": input_ids}
         else:
             past = past_key_values.get_seq_length() if past_key_values is not None else 0
-            query = Query.of(input_ids, attention_mask, position_ids, past, time, ANYONE)
+            query = self.query(input_ids, time, past, attention_mask=attention_mask, position_ids=position_ids)
             if past_key_values is None:
                 given = query.inputs(self.base)
             else:
@@ -265,12 +261,12 @@ class AdaptersMixture(Inside):
 
     # generation -----------------------------------------------------------------------------------------------------------
 
-    def generate(self, inputs: Tensor | None = None, *args: Any, time: Times = None, seed: int | None = None, **kwargs: Any):
-        """See `Inside.generate`. A gate over the prefix keeps its running sums in the cache."""
-        cached = kwargs.get("use_cache", self.generation_config.use_cache) is not False
-        if self.router.prefix and cached and kwargs.get("past_key_values") is None:
-            kwargs["past_key_values"] = AdaptersCache(config=self.base.config)
-        return super().generate(inputs, *args, time=time, seed=seed, **kwargs)
+    def _generate(self, inputs: Tensor | None, *args: Any, time: Times, **options: Any) -> Any:
+        """A gate over the prefix keeps its running sums in the cache."""
+        cached = options.get("use_cache", self.generation_config.use_cache) is not False
+        if self.router.prefix and cached and options.get("past_key_values") is None:
+            options["past_key_values"] = AdaptersCache(config=self.base.config)
+        return super()._generate(inputs, *args, time=time, **options)
 
     # the library's own ----------------------------------------------------------------------------------------------------
 
@@ -280,20 +276,38 @@ class AdaptersMixture(Inside):
     def gradient_checkpointing_disable(self) -> None:
         self.base.gradient_checkpointing_disable()
 
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:  # type: ignore[override]
-        """Write a mixture directory, base and experts included."""
-        from coterie.mixtures.adapters import adapters_files as disk
-
-        disk.save(self, Path(save_directory))
+    @classmethod
+    def _open(cls, folder: Path, config: MixtureConfig | None, options: Mapping[str, Any]) -> Self:
+        return cls.from_parts(folder, config, Opening.of(options))
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]
-        cls, pretrained_model_name_or_path: str | Path, *args: Any, config: Any = None, **kwargs: Any
-    ) -> Any:
-        """Open a mixture directory, strictly: nothing missing, nothing unexpected."""
-        from coterie.mixtures.adapters import adapters_files as disk
+    def from_parts(
+        cls,
+        folder: Path,
+        config: MixtureConfig | None = None,
+        opening: Opening = Opening(),
+        elsewhere: Mapping[str, Path] | None = None,
+    ) -> Self:
+        """A mixture without a tokenizer.
 
-        return disk.read(cls, Path(pretrained_model_name_or_path), config, kwargs)
+        Args:
+            elsewhere: where directories named in the configuration are, if not beside it; their contents have been verified.
+        """
+        config = config or AdaptersConfig.from_pretrained(mixture_at(folder))
+        assert isinstance(config, AdaptersConfig)
+        base, adapters = files.open_parts(folder, config, opening, elsewhere)
+        return cls(config, base, adapters, files.read_gates(folder))
+
+    def _save(self, folder: Path, options: Mapping[str, Any]) -> AdaptersConfig:
+        self.save_parts(folder)
+        config = copy.deepcopy(self.config)
+        config.base = {"dir": "base", "digest": files.write_base(self.base, self.layout, folder)}
+        return config
+
+    def save_parts(self, folder: Path) -> None:
+        """Write experts and gates as they are in memory, not the base."""
+        files.write_adapters(self.adapters(), self.layout, folder, self.dropout)
+        files.write_gates(self.gates(), folder)
 
 
 AutoModelForCausalLM.register(AdaptersConfig, AdaptersMixture, exist_ok=True)

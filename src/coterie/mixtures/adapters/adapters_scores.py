@@ -22,7 +22,7 @@ from coterie.progress import bar
 from coterie.store import Artifact
 
 if TYPE_CHECKING:
-    from coterie.mixtures.adapters.adapters_actions import Seat
+    from coterie.mixtures.seats import Seat
 
 
 def write(
@@ -43,9 +43,9 @@ def run(
     tokens ``by_layer`` (mean weights at each gate, in the order in which they are asked), their ``gates`` by name, and
     ``chosen`` (share of the tokens at which an expert's weight is the largest, mean over gates)."""
     N, T = source.ids.shape
-    logp_NT1, weight_NT1U = np.zeros((N, T - 1), np.float32), np.zeros((N, T - 1, len(model.experts)), np.float32)
+    logp_NT1, weight_NT1U = np.zeros((N, T - 1), np.float32), np.zeros((N, T - 1, len(model.names)), np.float32)
     sums: dict[str, torch.Tensor] = {}
-    chosen_U, running = torch.zeros(len(model.experts), dtype=torch.float64), model.running
+    chosen_U, running = torch.zeros(len(model.names), dtype=torch.float64), model.running
     done = 0
     with model.traced() as trace, bar(label, int(source.tokens_per_block.sum())) as progress:
         for rows, given in batches(model, source, where):

@@ -35,6 +35,7 @@ from coterie.mixtures.adapters import adapter_gate_fits as fitting
 from coterie.mixtures.adapters import adapters_files as disk
 from coterie.mixtures.adapters.adapters_mixture import AdaptersMixture
 from coterie.mixtures.adapters.joint_settings import Joint
+from coterie.mixtures.mixture_files import write_configuration
 from coterie.models import lora_files as files
 from coterie.models import parameters
 from coterie.models.checkpoint import contents
@@ -46,7 +47,7 @@ from coterie.routing.gates import auxiliary
 from coterie.store import Artifact
 
 if TYPE_CHECKING:
-    from coterie.mixtures.adapters.adapters_actions import Seat
+    from coterie.mixtures.seats import Seat
 
 FIRST = 8
 """Steps after which every part that trains must have had a gradient."""
@@ -137,12 +138,12 @@ def train_joint(payload: dict[str, Any]) -> dict[str, Any]:
         for name in held:
             say(f"  {run.label}: {name} {before[name]:.4f} -> {after[name]:.4f} nats a token on held-out documents")
         if ranks.first():
-            disk.write_parts(model, folder)
+            model.save_parts(folder)
             for name in names:
                 facts = {"kind": "lora", "base": contents(run.base), "trained_together": list(names)}
                 (folder / "experts" / name / "facts.json").write_text(json.dumps(facts, sort_keys=True) + "\n")
             config.use_cache = True
-            fitting.write_tokenizer(config, Artifact.of(payload["tokenizer"]), folder)
+            write_configuration(config, Artifact.of(payload["tokenizer"]).path, folder)
             _record(run, loop, model, folder, {"before": before, "after": after})
             fitting.say_counts(run.label, model.counts())
     return {"threads": threads, "device": run.where, "processes": ranks.count()}
@@ -151,7 +152,7 @@ def train_joint(payload: dict[str, Any]) -> dict[str, Any]:
 def _start_gates(model: AdaptersMixture, seed: int) -> None:
     """Small random rows: near even weights, no two gates or experts alike."""
     draw = torch.Generator().manual_seed(seed)
-    U = len(model.experts)
+    U = len(model.names)
     model.set_gates({n: torch.randn(U, h, generator=draw) * 0.02 for n, h in model.layout.sizes.items()})
 
 
@@ -262,7 +263,7 @@ def require_gradients(model: AdaptersMixture, optimizer: torch.optim.Optimizer, 
     gate_of = {i: gate for gate, i in model.layout.hosted.items()}
     for i, inlet in enumerate(model.layout.inlets):
         for part, alive in moments(inlet, optimizer).items():
-            name = f"the gate {gate_of[i]}" if isinstance(part, str) else f"expert {model.experts[model.running[part]]!r}"
+            name = f"the gate {gate_of[i]}" if isinstance(part, str) else f"expert {model.names[model.running[part]]!r}"
             heard[name] = heard.get(name, False) or alive
     whole = model.router.rows_UH
     if whole is not None and whole.requires_grad:

@@ -6,40 +6,32 @@ composite model that reads and writes text, so caches, heads and sizes are found
 
 from __future__ import annotations
 
+from dataclasses import field
 from typing import Any
 
-from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig
+
+from coterie.mixtures.mixture_config import MixtureConfig
 
 
-class LayersConfig(PretrainedConfig):
+class LayersConfig(MixtureConfig):
     """Slots over feed-forward experts with one gate a layer.
 
-    ``slots``: ``[{"name", "expert": index}]``. ``experts``: one entry for each distinct expert, ``[{"name", "digest"}]``.
-    ``gate``: ``{"kind", "top_k", "bias"}``; ``top_k`` counts slots, as in standard checkpoints, and None keeps all.
+    Of an expert also its ``"digest"``. ``gate``: ``{"kind", "top_k", "bias"}``; ``top_k`` counts slots, as in standard
+    checkpoints, and None keeps all.
     """
 
     model_type = "coterie_layers"
-    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012 (the library's own form)
     sub_configs = {"text_config": AutoConfig}  # noqa: RUF012 (the library's own form)
 
     text_config: Any = None
-    slots: Any = None
-    experts: Any = None
-    gate: Any = None
+    gate: dict[str, Any] = field(default_factory=dict)
     tie_word_embeddings: bool = False
-    bos_token_id: Any = None
-    eos_token_id: Any = None
-    pad_token_id: Any = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         if isinstance(self.text_config, dict):
             self.text_config = CONFIG_MAPPING[self.text_config["model_type"]](**self.text_config)
         super().__post_init__(**kwargs)
-
-    @property
-    def slot_to_expert(self) -> list[int]:
-        """The expert in each slot."""
-        return [slot["expert"] for slot in self.slots]
 
     @property
     def vocab_size(self) -> int:

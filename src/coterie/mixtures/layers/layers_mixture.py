@@ -12,23 +12,32 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from torch import Tensor, nn
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoModelForCausalLM,
+    Cache,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from coterie.errors import RequestError
 from coterie.mixtures.layers.gated_block import Block, feed_forward, put
 from coterie.mixtures.layers.layers_config import LayersConfig
-from coterie.mixtures.mixture import ANYONE, Inside
+from coterie.mixtures.mixture import Mixture, SharedBaseMixture
+from coterie.mixtures.mixture_config import MixtureConfig
+from coterie.mixtures.mixture_files import special_tokens
 from coterie.mixtures.query import Query, Times
 from coterie.routing.gates import Gate, Gated
 
 
-class LayersMixture(Inside):
+class LayersMixture(SharedBaseMixture):
     """A mixture of feed-forward experts with one gate a layer."""
 
     config_class = LayersConfig
@@ -39,7 +48,6 @@ class LayersMixture(Inside):
         super().__init__(config)
         kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config.text_config)]
         self.model = kind(config.text_config)
-        self.tokenizer: Any = None
         gate, hidden = config.gate, config.text_config.hidden_size
         for name in feed_forward(self.model):
             one = self.model.get_submodule(name)
@@ -49,13 +57,13 @@ class LayersMixture(Inside):
         self.eval()
 
     @property
-    def inner(self) -> Any:
+    def inner(self) -> PreTrainedModel:
         return self.model
 
     @property
-    def experts(self) -> list[dict[str, Any]]:
-        """``{"name", "digest"}`` of each distinct expert."""
-        return self.config.experts
+    def experts(self) -> list[nn.ModuleList]:
+        """The feed-forward block of each layer, of each distinct expert."""
+        return [nn.ModuleList(block.experts[u] for block in self.blocks) for u in range(len(self.names))]
 
     @property
     def blocks(self) -> list[Block]:
@@ -96,10 +104,10 @@ class LayersMixture(Inside):
         input_ids: Int[Tensor, "B T"] | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Any = None,
+        past_key_values: Cache | None = None,
         labels: Tensor | None = None,
         time: Times = None,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> CausalLMOutputWithPast:
         """As Hugging Face's causal models. ``time`` changes nothing: no expert is ruled out by a date."""
         return self.model(
@@ -111,50 +119,36 @@ class LayersMixture(Inside):
             **kwargs,
         )
 
-    @torch.no_grad()
-    def weights(
-        self,
-        ids_BT: Int[Tensor, "B T"],
-        time: Times = None,
-        attention_mask: Int[Tensor, "B T"] | None = None,
-        position_ids: Int[Tensor, "B T"] | None = None,
-    ) -> Float[Tensor, "B T S"]:
-        """Weights over slots at each position, mean over gates."""
-        query = Query.of(ids_BT, attention_mask, position_ids, 0, time, ANYONE)
+    def _weights(self, query: Query) -> Float[Tensor, "B T S"]:
+        given = query.inputs(self.model)  # may run the model to measure it, so before the gates are listened to
         with self.listening() as heard:
-            self.model(**query.inputs(self.model), logits_to_keep=1)
+            self.model(**given, logits_to_keep=1)
         return torch.stack([gates[0].weight_NS for gates in heard]).mean(0)
 
-    def set_input_embeddings(self, value: Any) -> None:
+    def set_input_embeddings(self, value: nn.Module) -> None:
         self.model.set_input_embeddings(value)
 
-    def set_output_embeddings(self, new_embeddings: Any) -> None:
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         self.model.set_output_embeddings(new_embeddings)
 
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:  # type: ignore[override]
-        """Write a mixture directory: each distinct expert once; opens with `from_pretrained` and `coterie.load`."""
-        super().save_pretrained(save_directory, **kwargs)
-        if self.tokenizer is not None:
-            self.tokenizer.save_pretrained(save_directory)
-
     @classmethod
-    def from_pretrained(  # type: ignore[override]
-        cls, folder: str | Path, *args: Any, output_loading_info: bool = False, **kwargs: Any
-    ) -> Any:
-        """Open a mixture directory, strictly: nothing missing, nothing unexpected."""
-        opened: Any = super().from_pretrained(folder, *args, output_loading_info=True, **kwargs)
+    def _open(cls, folder: Path, config: MixtureConfig | None, options: Mapping[str, Any]) -> Self:
+        """The library's own way, which follows the index of the weights."""
+        opened: Any = super(Mixture, cls).from_pretrained(folder, config=config, output_loading_info=True, **options)
         model, report = opened
-        for problem in ("missing_keys", "unexpected_keys"):
+        for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
             if report[problem]:
                 raise RequestError(
                     f"the weights are not those of the mixture: {problem.removesuffix('_keys')} tensors",
                     where=str(folder),
-                    found=", ".join(sorted(report[problem])[:3]),
+                    found=", ".join(sorted(map(str, report[problem]))[:3]),
                     do="export the mixture again",
                 )
-        if (Path(folder) / "tokenizer_config.json").is_file():
-            model.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        return (model, report) if output_loading_info else model
+        return model
+
+    def _save(self, folder: Path, options: Mapping[str, Any]) -> PretrainedConfig:
+        super(Mixture, self).save_pretrained(folder, **options)
+        return self.config
 
 
 def _shape(gate: Mapping[str, Any]) -> dict[str, Any]:
@@ -168,7 +162,7 @@ def merged(
     gates: Sequence[Tensor] | None = None,
     *,
     top_k: int | None = None,
-    tokenizer: Any = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> LayersMixture:
     """Models in memory as one mixture: all but the feed-forward blocks is the base's. Weights are copied.
 
@@ -179,9 +173,7 @@ def merged(
         top_k: slots kept; all by default.
     """
     names = list(experts)
-    special: dict[str, Any] = {
-        f"{kind}_token_id": getattr(base.config, f"{kind}_token_id", None) for kind in ("bos", "eos", "pad")
-    }
+    special = special_tokens(base.config)
     config = LayersConfig(
         text_config=copy.deepcopy(base.config),
         slots=[{"name": s, "expert": names.index(s)} for s in slots or names],

@@ -12,49 +12,23 @@ The store's artifact holds all of it but ``experts/``, and names experts by dige
 from __future__ import annotations
 
 import copy
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from safetensors.torch import load_file, save_file
-from torch import nn
-from transformers import AutoTokenizer, GenerationConfig
+from transformers import PreTrainedModel
 
 from coterie.errors import RequestError
+from coterie.mixtures.mixture_files import Opening, context_of, part, write_configuration
 from coterie.mixtures.outputs.outputs_config import OutputsConfig
 from coterie.mixtures.same_tokenizer import require_same_tokenizer, require_same_vocabulary
 from coterie.mixtures.seats import Seat, eligibility
-from coterie.models.checkpoint import TOKENIZER_FILES
 from coterie.models.open import open_model
 from coterie.routing.output_routers import OutputRouter
 from coterie.routing.routers import RouterModule
 from coterie.store import Artifact
-
-if TYPE_CHECKING:
-    from coterie.mixtures.outputs.outputs_mixture import OutputsMixture
-
-OPTIONS = {"dtype", "torch_dtype", "device_map", "config"}
-"""Options of `from_pretrained` that mean something for a mixture."""
-HARMLESS = {
-    "_commit_hash",
-    "_from_auto",
-    "adapter_kwargs",
-    "cache_dir",
-    "code_revision",
-    "force_download",
-    "local_files_only",
-    "low_cpu_mem_usage",
-    "proxies",
-    "resume_download",
-    "revision",
-    "token",
-    "trust_remote_code",
-    "use_safetensors",
-    "weights_only",
-}
-"""Options about downloading or loading that cannot change a mixture in a local directory."""
 
 
 def write(said: dict[str, Any], seats: Sequence[Seat], router: Artifact | None, tokenizer: Artifact, folder: Path) -> None:
@@ -62,24 +36,15 @@ def write(said: dict[str, Any], seats: Sequence[Seat], router: Artifact | None, 
     eligibility(said["eligible"], [m.name for m in seats], said["experts"])
     require_same_tokenizer([(m.name, m.artifact.path) for m in seats])
     require_same_vocabulary({m.name: m.vocab_size for m in seats})
-    for name in TOKENIZER_FILES & tokenizer.files.keys():
-        shutil.copyfile(tokenizer.file(name), folder / name)
-    reader = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    special: dict[str, Any] = {f"{kind}_token_id": getattr(reader, f"{kind}_token_id") for kind in ("bos", "eos")}
-    special["pad_token_id"] = reader.pad_token_id if reader.pad_token_id is not None else reader.eos_token_id
-    context = min(_context(m) for m in seats)
     config = OutputsConfig(
-        **said, vocab_size=seats[0].vocab_size, max_position_embeddings=context, **special, architectures=["OutputsMixture"]
+        **said,
+        vocab_size=seats[0].vocab_size,
+        max_position_embeddings=min(context_of((m.base or m.artifact).path) for m in seats),
+        architectures=["OutputsMixture"],
     )
-    config.save_pretrained(folder)
-    GenerationConfig(**special).save_pretrained(folder)
+    write_configuration(config, tokenizer.path, folder)
     if router:
         shutil.copyfile(router.file("router.safetensors"), folder / "router.safetensors")
-
-
-def _context(member: Seat) -> int:
-    config = json.loads((member.base or member.artifact).file("config.json").read_text())
-    return next((config[k] for k in ("max_position_embeddings", "n_positions") if config.get(k)), 2**31 - 1)
 
 
 def read_router(folder: Path, config: OutputsConfig) -> RouterModule:
@@ -100,73 +65,40 @@ def read_router(folder: Path, config: OutputsConfig) -> RouterModule:
     return router.eval()
 
 
-def read(cls: type[OutputsMixture], folder: Path, config: OutputsConfig | None, options: dict[str, Any]) -> Any:
-    """Open a mixture directory; see `OutputsMixture.from_pretrained`."""
-    unknown = sorted(k for k, v in options.items() if v is not None and k not in OPTIONS | HARMLESS)
-    if unknown:
-        raise RequestError(f"{unknown[0]} has no meaning for a mixture", expected=", ".join(sorted(OPTIONS)))
-    if not (folder / "config.json").is_file():
-        raise RequestError("no mixture is here", where=str(folder), expected="a directory with config.json")
-    if config is None:
-        config = OutputsConfig.from_pretrained(folder)
-    dtype = options.get("dtype") or options.get("torch_dtype")
-    place = options.get("device_map")
-    if isinstance(place, dict):
-        place = place.get("", None)
+def open_experts(folder: Path, config: OutputsConfig, opening: Opening) -> list[PreTrainedModel]:
+    """The distinct experts of a mixture directory."""
     experts = []
     for entry in config.experts:
-        home = _inside(folder, entry["dir"])
-        if not home.is_dir():
-            raise RequestError(
-                f"the expert {entry['name']!r} is not beside the mixture",
-                where=str(home),
-                do="export the mixture (coterie run writes OUT/mixtures/NAME), and move the whole directory",
-            )
-        base = _inside(folder, entry["base"]) if entry["base"] else None
-        experts.append(
-            open_model(home, base=base, device=None if place == "auto" else place, **({"dtype": dtype} if dtype else {}))
-        )
-    tokenizer = None
-    if (folder / "tokenizer_config.json").is_file():
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    model = cls(config, experts, read_router(folder, config), tokenizer)
-    nn.Module.to(model, experts[0].device)
-    if (folder / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(folder)
-    model.name_or_path = str(folder)
-    return model
+        home = part(folder, entry["dir"], f"the expert {entry['name']!r}")
+        base = part(folder, entry["base"], f"the base of {entry['name']!r}") if entry["base"] else None
+        experts.append(open_model(home, base=base, dtype=opening.dtype, device=opening.device))
+    return experts
 
 
-def _inside(folder: Path, name: str) -> Path:
-    """A directory that a configuration names, which must lie within the mixture's."""
-    path = (folder / name).resolve()
-    if not path.is_relative_to(folder.resolve()):
-        raise RequestError("the configuration points outside the mixture", where=str(folder / "config.json"), found=name)
-    return path
+def write_experts(
+    experts: Sequence[PreTrainedModel], config: OutputsConfig, origin: Path | None, folder: Path
+) -> OutputsConfig:
+    """Write experts from memory; returns the configuration that names their directories.
 
-
-def save(model: OutputsMixture, target: Path) -> None:
-    """Write a mixture from memory; see `OutputsMixture.save_pretrained`."""
-    origin = Path(model.name_or_path) if model.name_or_path else None
-    if origin is not None and target.exists() and target.resolve() == origin.resolve():
-        raise RequestError("the mixture was opened from there", where=str(target), do="save it to another directory")
-    config = copy.deepcopy(model.config)
-    target.mkdir(parents=True, exist_ok=True)
-    for entry, expert in zip(config.experts, model.experts, strict=True):
+    Args:
+        origin: the directory that they were opened from, where the bases of adapters lie.
+    """
+    config = copy.deepcopy(config)
+    for entry, expert in zip(config.experts, experts, strict=True):
         entry |= {"dir": f"experts/{entry['name']}", "digest": None}  # in memory it may have changed
-        if hasattr(expert, "peft_config") and not entry["base"]:
+        base = entry["base"]
+        if hasattr(expert, "peft_config") and not base:
             raise RequestError(
                 f"the base of {entry['name']!r} would be missing", do="merge the adapter into it first (merge_and_unload)"
             )
-        expert.save_pretrained(target / entry["dir"])  # type: ignore[operator]
-        if entry["base"]:
-            if origin is None or not (origin / entry["base"]).is_dir():
-                raise RequestError(f"the base of {entry['name']!r} is gone", where=f"{origin}/{entry['base']}")
-            shutil.copytree(origin / entry["base"], target / entry["base"], dirs_exist_ok=True)
-    config.architectures = [type(model).__name__]
-    config.save_pretrained(target)
-    model.generation_config.save_pretrained(target)
-    if model.tokenizer is not None:
-        model.tokenizer.save_pretrained(target)
-    state = {name: tensor.contiguous() for name, tensor in model.router.state_dict().items()}
-    save_file(state, target / "router.safetensors")
+        expert.save_pretrained(folder / entry["dir"])
+        if base:
+            if origin is None or not (origin / base).is_dir():
+                raise RequestError(f"the base of {entry['name']!r} is gone", where=f"{origin}/{base}")
+            shutil.copytree(origin / base, folder / base, dirs_exist_ok=True)
+    return config
+
+
+def write_router(router: RouterModule, folder: Path) -> None:
+    state = {name: tensor.contiguous() for name, tensor in router.state_dict().items()}
+    save_file(state, folder / "router.safetensors")

@@ -11,20 +11,22 @@ Shapes: B rows, T positions, U distinct experts, S slots, V vocabulary, K positi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from coterie.errors import RequestError
-from coterie.mixtures.mixture import Face, repeatable
-from coterie.mixtures.outputs import outputs_files as disk
+from coterie.mixtures.mixture import Mixture
+from coterie.mixtures.mixture_config import MixtureConfig
+from coterie.mixtures.mixture_files import Opening, mixture_at
+from coterie.mixtures.outputs import outputs_files as files
 from coterie.mixtures.outputs.mixture_cache import MixtureCache
 from coterie.mixtures.outputs.outputs_config import OutputsConfig
 from coterie.mixtures.query import Query, Times, ordinals
@@ -37,75 +39,47 @@ NOTHING = -1e30
 """Stands for log 0 in running sums: exp gives exactly 0, and no gradient becomes NaN."""
 
 
-class OutputsMixture(Face, PreTrainedModel, GenerationMixin):
+class OutputsMixture(Mixture):
     """A mixture of whole models with one tokenizer."""
 
     config_class = OutputsConfig
-    main_input_name = "input_ids"
-    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
     config: OutputsConfig
+    experts: nn.ModuleList
+    router: RouterModule
     log_count_U: Tensor
     _is_stateful = True  # the router's running sums cannot be rolled back: no assisted decoding
 
     def __init__(
         self,
         config: OutputsConfig,
-        experts: Sequence[nn.Module] | None = None,
+        experts: Sequence[PreTrainedModel] | None = None,
         router: RouterModule | None = None,
-        tokenizer: Any = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
         super().__init__(config)
         if experts is None:
             raise RequestError("a mixture is made of experts, not of a configuration", do="use from_pretrained(DIR)")
-        self._check_vocabularies(experts)
+        require_same_vocabulary({n: e.config.vocab_size for n, e in zip(config.names, experts, strict=True)})
         self.experts = nn.ModuleList(experts)
         self.router = router or OutputRouter.model_validate(config.router).build(len(experts), config.vocab_size)
         self.tokenizer = tokenizer
-        self.policy, self.eligibility = config.policy, config.eligibility
+        self.policy = config.policy
         self.register_buffer("log_count_U", torch.tensor(config.counts, dtype=torch.float32).log(), persistent=False)
         self.eval()
 
-    def _check_vocabularies(self, experts: Sequence[Any]) -> None:
-        require_same_vocabulary({e["name"]: x.config.vocab_size for e, x in zip(self.config.experts, experts, strict=True)})
+    def _log_probs(self, query: Query) -> Float[Tensor, "B T V"]:
+        return self._mixed(query, torch.arange(query.ids_BT.shape[1], device=query.ids_BT.device), None)
 
-    @torch.no_grad()
-    def log_probs(
-        self,
-        ids_BT: Int[Tensor, "B T"],
-        time: Times = None,
-        attention_mask: Int[Tensor, "B T"] | None = None,
-        position_ids: Int[Tensor, "B T"] | None = None,
-    ) -> Float[Tensor, "B T V"]:
-        """log P(x_{t+1} | x_{<=t}) in nats. ``position_ids`` that restart at 0 keep packed documents apart."""
-        return self(ids_BT, attention_mask=attention_mask, position_ids=position_ids, time=time).logits
-
-    @torch.no_grad()
-    def nll(
-        self,
-        ids_BT: Int[Tensor, "B T"],
-        time: Times = None,
-        attention_mask: Int[Tensor, "B T"] | None = None,
-        position_ids: Int[Tensor, "B T"] | None = None,
-    ) -> Float[Tensor, "B T-1"]:
-        """-log P of each next token in nats; 0 where it is padding or begins a document."""
-        query = self._query(ids_BT, attention_mask, position_ids, None, time)
+    def _nll(self, query: Query) -> Float[Tensor, "B T-1"]:
         logp_BTU = self._token_logp(query)
         logw_BTU = self._log_weights(query, logp_BTU)
         return torch.where(query.counted_BT[:, 1:], -mix(logw_BTU[:, :-1], logp_BTU[:, 1:]), 0.0)
 
-    @torch.no_grad()
-    def weights(
-        self,
-        ids_BT: Int[Tensor, "B T"],
-        time: Times = None,
-        attention_mask: Int[Tensor, "B T"] | None = None,
-        position_ids: Int[Tensor, "B T"] | None = None,
-    ) -> Float[Tensor, "B T S"]:
-        """Weights over slots at each position, for predicting the next token; an expert's is split evenly over its slots."""
-        query = self._query(ids_BT, attention_mask, position_ids, None, time)
+    def _weights(self, query: Query) -> Float[Tensor, "B T S"]:
+        """An expert's weight is split evenly over its slots."""
         evidence_BTU = self._token_logp(query) if self.router.needs_evidence else None
         weight_BTU = (self._log_weights(query, evidence_BTU) - self.log_count_U).exp()
-        return weight_BTU[..., [slot["expert"] for slot in self.config.slots]]
+        return weight_BTU[..., self.config.slot_to_expert]
 
     def forward(
         self,
@@ -132,7 +106,8 @@ class OutputsMixture(Face, PreTrainedModel, GenerationMixin):
         cache = past_key_values
         if cache is None and use_cache:
             cache = MixtureCache()
-        query = self._query(input_ids, attention_mask, position_ids, cache, time)
+        past = cache.seen if cache is not None else 0
+        query = self.query(input_ids, time, past, attention_mask=attention_mask, position_ids=position_ids)
         T = input_ids.shape[1]
         if isinstance(logits_to_keep, Tensor):
             kept_K = logits_to_keep
@@ -144,9 +119,6 @@ class OutputsMixture(Face, PreTrainedModel, GenerationMixin):
             loss = ForCausalLMLoss(logits_BKV, labels, self.config.vocab_size, kwargs.get("num_items_in_batch"))
         output = CausalLMOutputWithPast(loss=loss, logits=logits_BKV, past_key_values=cache)
         return output if return_dict is not False else output.to_tuple()  # type: ignore[return-value]
-
-    def _query(self, ids_BT: Tensor, mask: Tensor | None, position: Tensor | None, cache: Any, time: Times) -> Query:
-        return Query.of(ids_BT, mask, position, cache.seen if cache is not None else 0, time, self.eligibility)
 
     def _log_weights(self, query: Query, evidence_BTU: Tensor | None, cache: MixtureCache | None = None) -> Tensor:
         eligible_B1U = query.eligible_BU[:, None]
@@ -169,7 +141,7 @@ class OutputsMixture(Face, PreTrainedModel, GenerationMixin):
         """Log-probabilities of one expert at the positions kept."""
         expert: Any = self.experts[u]
         if cache is None:
-            given = query.inputs(expert)
+            given: dict[str, Any] = {**query.inputs(expert)}
         else:
             given = {"input_ids": query.ids_BT, "attention_mask": query.attend_BT, "position_ids": query.position_BT}
             given |= {"use_cache": True, "past_key_values": cache.of(u, expert.config)}
@@ -225,23 +197,16 @@ class OutputsMixture(Face, PreTrainedModel, GenerationMixin):
             logp_BKV[u] = logp_BTV[:, kept_K]
         return torch.where(query.counted_BT[..., None], evidence_BTU, 0.0), logp_BKV
 
-    def generate(self, inputs: Tensor | None = None, *args: Any, time: Times = None, seed: int | None = None, **kwargs: Any):
-        """Hugging Face's, on ids.
-
-        Args:
-            time: date of the query, or one for each row.
-            seed: makes sampling repeatable without touching the global generator.
-        """
-        if kwargs.get("inputs_embeds") is not None:
+    def _generate(self, inputs: Tensor | None, *args: Any, time: Times, **options: Any) -> Any:
+        if options.get("inputs_embeds") is not None:
             raise RequestError("a mixture has no one embedding", where="inputs_embeds", do="give input_ids")
         if time is not None:
-            ids = inputs if inputs is not None else kwargs["input_ids"]
+            ids = inputs if inputs is not None else options["input_ids"]
             times = ordinals(time, ids.shape[0])
             if None in times:
                 raise RequestError("give every row a date, or none", where="time")
-            kwargs["time"] = torch.tensor(times, device=ids.device)  # a tensor: repeated with its row by beams and samples
-        with repeatable(seed, self.device):
-            return super().generate(inputs, *args, **kwargs)  # type: ignore[misc]
+            options["time"] = torch.tensor(times, device=ids.device)  # a tensor: repeated with its row by beams and samples
+        return super(Mixture, self).generate(inputs, *args, **options)  # type: ignore[misc]
 
     def _prepare_cache_for_generation(  # type: ignore[override]
         self, generation_config: Any, model_kwargs: dict, *args: Any, **kwargs: Any
@@ -255,16 +220,20 @@ class OutputsMixture(Face, PreTrainedModel, GenerationMixin):
         if model_kwargs.get("past_key_values") is None and generation_config.use_cache is not False:
             model_kwargs["past_key_values"] = MixtureCache()
 
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:  # type: ignore[override]
-        """Write a mixture directory: opens with `from_pretrained`, `coterie.load` and the Auto classes."""
-        disk.save(self, Path(save_directory))
-
     @classmethod
-    def from_pretrained(  # type: ignore[override]
-        cls, pretrained_model_name_or_path: str | Path, *args: Any, config: Any = None, **kwargs: Any
-    ) -> Any:
-        """Open a mixture directory, strictly: nothing missing, nothing unexpected."""
-        return disk.read(cls, Path(pretrained_model_name_or_path), config, kwargs)
+    def _open(cls, folder: Path, config: MixtureConfig | None, options: Mapping[str, Any]) -> Self:
+        opening = Opening.of(options)
+        config = config or OutputsConfig.from_pretrained(mixture_at(folder))
+        assert isinstance(config, OutputsConfig)
+        experts = files.open_experts(folder, config, opening)
+        model = cls(config, experts, files.read_router(folder, config))
+        nn.Module.to(model, experts[0].device)
+        return model
+
+    def _save(self, folder: Path, options: Mapping[str, Any]) -> OutputsConfig:
+        files.write_router(self.router, folder)
+        origin = Path(self.name_or_path) if self.name_or_path else None
+        return files.write_experts(cast("list[PreTrainedModel]", list(self.experts)), self.config, origin, folder)
 
 
 AutoModelForCausalLM.register(OutputsConfig, OutputsMixture, exist_ok=True)

@@ -1,0 +1,164 @@
+"""What mixture directories have in common, wherever the experts meet.
+
+    DIR/config.json, generation_config.json, tokenizer files
+    DIR/...                  the parts that the configuration names, by place
+
+Directories in ``config.json`` are relative, so a mixture can be moved; none of them lies outside.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypedDict
+
+import torch
+from transformers import AutoTokenizer, GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
+
+from coterie.errors import RequestError
+from coterie.mixtures.mixture_config import MixtureConfig
+from coterie.models import device
+from coterie.models.initialise import copy_tokenizer
+
+HARMLESS = {
+    "_commit_hash",
+    "_from_auto",
+    "_from_pipeline",
+    "adapter_kwargs",
+    "adapter_name",
+    "cache_dir",
+    "code_revision",
+    "disable_mmap",
+    "force_download",
+    "local_files_only",
+    "low_cpu_mem_usage",
+    "offload_folder",
+    "proxies",
+    "resume_download",
+    "revision",
+    "token",
+    "tqdm_class",
+    "trust_remote_code",
+    "use_safetensors",
+    "weights_only",
+}
+"""Options of `from_pretrained` about downloading or loading that cannot change a mixture in a local directory."""
+_DEVICE_MAPS = {"auto", "balanced", "balanced_low_0", "sequential"}
+
+
+@dataclass(frozen=True)
+class Opening:
+    """How the models of a mixture are opened."""
+
+    dtype: torch.dtype | str = torch.float32
+    """``auto``: as each was saved."""
+    device: torch.device | str | None = None
+
+    @classmethod
+    def of(cls, options: Mapping[str, object]) -> Opening:
+        """From keyword arguments of `from_pretrained`.
+
+        Raises:
+            RequestError: one would change something, and has no meaning for a mixture. At its default it is none.
+        """
+        place = options.get("device_map")
+        if isinstance(place, dict) and place.keys() == {""}:
+            place = place[""]
+        if isinstance(place, str) and place in _DEVICE_MAPS:
+            place = device.pick()
+        if isinstance(place, int):
+            place = torch.device(place)
+        known = {"dtype", "torch_dtype", *(() if isinstance(place, dict) else ("device_map",))}
+        for name, value in options.items():
+            default = not value or (name, value) == ("attn_implementation", "sdpa")
+            if not default and name not in known | HARMLESS:
+                raise RequestError(
+                    f"{name} has no meaning for a mixture",
+                    where="from_pretrained",
+                    expected="config, device_map (one device), dtype or output_loading_info",
+                    found=str(value),
+                )
+        dtype = options.get("dtype") or options.get("torch_dtype") or torch.float32
+        assert isinstance(dtype, torch.dtype | str)
+        assert place is None or isinstance(place, torch.device | str)
+        return cls(dtype, place)
+
+
+def mixture_at(folder: Path) -> Path:
+    """The directory itself.
+
+    Raises:
+        RequestError: no mixture is there.
+    """
+    if not (folder / "config.json").is_file():
+        raise RequestError("no mixture is here", where=str(folder), expected="a directory with config.json")
+    return folder
+
+
+def part(folder: Path, name: str, what: str, elsewhere: Mapping[str, Path] | None = None) -> Path:
+    """A directory that a configuration names.
+
+    Args:
+        what: is there, for messages.
+        elsewhere: where directories are that do not lie beside the configuration, by name.
+
+    Raises:
+        RequestError: it lies outside the mixture's, or is not there.
+    """
+    if elsewhere is not None and name in elsewhere:
+        return elsewhere[name]
+    path = (folder / name).resolve()
+    if not path.is_relative_to(folder.resolve()):
+        raise RequestError("the configuration points outside the mixture", where=str(folder / "config.json"), found=name)
+    if not path.is_dir():
+        raise RequestError(
+            f"{what} is not beside the mixture",
+            where=str(path),
+            do="export the mixture (coterie run writes OUT/mixtures/NAME), and move the whole directory",
+        )
+    return path
+
+
+def open_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
+    """The tokenizer in a directory, if there is one."""
+    if not (folder / "tokenizer_config.json").is_file():
+        return None
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def open_generation_config(folder: Path) -> GenerationConfig | None:
+    """How to generate by default, if the directory says it."""
+    return GenerationConfig.from_pretrained(folder) if (folder / "generation_config.json").is_file() else None
+
+
+class SpecialTokens(TypedDict):
+    """Ids where generation looks for them."""
+
+    bos_token_id: int | None
+    eos_token_id: int | list[int] | None
+    pad_token_id: int | None
+
+
+def special_tokens(source: PreTrainedTokenizerBase | PretrainedConfig | None) -> SpecialTokens:
+    """Of a tokenizer or a model's configuration; padding is the end of text where there is none of its own."""
+    bos, eos, pad = (getattr(source, f"{kind}_token_id", None) for kind in ("bos", "eos", "pad"))
+    if pad is None:
+        pad = eos[0] if isinstance(eos, list) else eos
+    return {"bos_token_id": bos, "eos_token_id": eos, "pad_token_id": pad}
+
+
+def write_configuration(config: MixtureConfig, tokenizer: Path, folder: Path) -> None:
+    """The configuration, the tokenizer, and its special tokens where generation looks for them."""
+    copy_tokenizer(tokenizer, folder)
+    special = special_tokens(open_tokenizer(folder))
+    config.update(dict(special))
+    config.save_pretrained(folder)
+    GenerationConfig(**special).save_pretrained(folder)
+
+
+def context_of(model: Path) -> int:
+    """Longest sequence that a model directory supports, in tokens."""
+    config = json.loads((model / "config.json").read_text())
+    return next((config[k] for k in ("max_position_embeddings", "n_positions") if config.get(k)), 2**31 - 1)

@@ -28,7 +28,7 @@ def test_as_loops_over_documents(seed: int, lowest: bool) -> None:
 
     def same(row: list, of: np.ndarray, may: np.ndarray) -> None:
         for g in range(groups + 1):
-            assert row[g]["value"] == pytest.approx(ratio(of, may, g))
+            assert row[g].value == pytest.approx(ratio(of, may, g))
 
     for m in range(models):
         same(found.models[m], value[m], answered[m])

@@ -203,8 +203,8 @@ def test_paired_is_the_difference_and_surer_than_either(store: Store, make_block
     models["y"] = {c: scored("y", s.load()[0] + np.float32(0.1)) for c, s in models["x"].items()}
     result = run(store, SPEC, corpora, models, ["x", "y"])
     found = paired(result["artifact"], 1, 0)
-    assert found["nll"] == pytest.approx(0.1, abs=1e-6)
-    assert found["ci95"] == pytest.approx([0.1, 0.1], abs=1e-5)
-    assert paired(result["artifact"], 1, 0, group=0)["documents"] == 80
+    assert found.value == pytest.approx(0.1, abs=1e-6)
+    assert found.ci95 == pytest.approx([0.1, 0.1], abs=1e-5)
+    assert paired(result["artifact"], 1, 0, group=0).documents == 80
     entry = result["evaluation"]["x"]["all"]["ci95"]
     assert entry[1] - entry[0] > 0.1

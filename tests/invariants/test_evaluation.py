@@ -16,7 +16,7 @@ from coterie.evaluation.choices import Asked, evaluate_choices
 from coterie.evaluation.evaluation_files import tables
 from coterie.evaluation.leaks import check_leaks
 from coterie.evaluation.losses import TokenLosses, evaluate_losses
-from coterie.evaluation.metrics import Choices, Losses
+from coterie.evaluation.metrics import Choices
 from coterie.evaluation.questions import read_questions
 from coterie.select.corpus import Corpus
 from coterie.store import Artifact, Store
@@ -69,7 +69,9 @@ def test_nothing_evaluated_was_trained_on(parts: dict, store: Store, tiny_tokeni
     losses = TokenLosses.of(expert, scores_artifact(store, "x", expert, blocks))
     made = evaluate_losses(
         store,
-        spec=Losses(name="e", corpora=("c",), bootstrap=20),
+        name="e",
+        by=None,
+        resamples=20,
         corpora={"c": blocks},
         models={"x": {"c": losses}},
         experts=["x"],
@@ -105,7 +107,9 @@ def test_every_number_has_a_source(parts: dict, store: Store, tmp_path: Path, ti
     losses = TokenLosses.of(expert, scores_artifact(store, "x", expert, blocks))
     made = evaluate_losses(
         store,
-        spec=Losses(name="e", corpora=("c",), bootstrap=20),
+        name="e",
+        by=None,
+        resamples=20,
         corpora={"c": blocks},
         models={"x": {"c": losses}},
         experts=["x"],
@@ -130,7 +134,8 @@ def test_every_number_has_a_source(parts: dict, store: Store, tmp_path: Path, ti
 
     made = evaluate_choices(
         store,
-        spec=spec,
+        by=spec.by,
+        resamples=spec.bootstrap,
         questions=questions,
         models={"x": Asked(expert.digest, opened)},
         experts=["x"],

@@ -14,17 +14,21 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from coterie.errors import RequestError, WorkError
 from coterie.evaluation.compare import Figure, compare
-from coterie.evaluation.evaluation_files import write
+from coterie.evaluation.evaluation_files import Entry, write
 from coterie.evaluation.questions import KINDS, Question, Questions
 from coterie.models import device
 from coterie.progress import bar
 from coterie.store import Action, Artifact, Store
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Score = tuple[float, int]
 """log P of an option in nats, and its number of tokens."""
@@ -36,7 +40,7 @@ class Asked:
 
     digest: str
     """Digest of the expert or mixture."""
-    open: Callable[[], tuple[Any, Any]]
+    open: Callable[[], tuple[PreTrainedModel, PreTrainedTokenizerBase]]
     """Gives the model (a causal language model, or a mixture) and its tokenizer."""
 
 
@@ -137,12 +141,17 @@ def ask(store: Store, *, questions: Questions, model: Asked, label: str) -> Arti
 
 
 def score_options(
-    model: Any, tokenizer: Any, questions: Sequence[Question], *, batch_size: int = 16, label: str = "questions"
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[Question],
+    *,
+    batch_size: int = 16,
+    label: str = "questions",
 ) -> list[list[Score] | None]:
     """log P(option | prompt) of every option of every question, and its number of tokens.
 
     Args:
-        model: anything with ``nll(ids_BT, time=)``, such as a mixture, or a Hugging Face causal language model.
+        model: a causal language model; a mixture, which has ``nll(ids_BT, time=)``, is asked as of each question's date.
         batch_size: rows scored at once; rows are padded on the right, where nothing looks.
 
     Returns:
@@ -162,7 +171,7 @@ def score_options(
         for o, ids in enumerate(_rows(model, tokenizer, question))
     ]
     rows.sort(key=lambda row: -len(row[2]))  # long ones first: what does not fit into memory fails at once
-    scores: list[list[Any]] = [[None] * len(q.options) for q in questions]
+    scores: list[list[Score]] = [[(0.0, 0)] * len(q.options) for q in questions]
     with torch.no_grad(), bar(label, len(rows), "options") as progress:
         for start in range(0, len(rows), batch_size):
             batch = rows[start : start + batch_size]
@@ -177,15 +186,15 @@ def score_options(
     return [s if a else None for s, a in zip(scores, answered, strict=True)]
 
 
-def _target_logp(model: Any, ids_BT: Any, times: list[date | None]) -> Any:
-    if not hasattr(model, "nll"):
-        from coterie.models.logprob import target_logp
+def _target_logp(model: PreTrainedModel, ids_BT: Tensor, times: list[date | None]) -> Tensor:
+    if (nll := getattr(model, "nll", None)) is not None:
+        return -nll(ids_BT, time=times)
+    from coterie.models.logprob import target_logp
 
-        return target_logp(model, ids_BT)
-    return -model.nll(ids_BT, time=times)
+    return target_logp(model, ids_BT)
 
 
-def _may_answer(model: Any, time: date | None) -> bool:
+def _may_answer(model: PreTrainedModel, time: date | None) -> bool:
     """Whether a mixture has an expert for this date."""
     eligibility = getattr(model, "eligibility", None)
     if eligibility is None:
@@ -197,7 +206,7 @@ def _may_answer(model: Any, time: date | None) -> bool:
     return True
 
 
-def _rows(model: Any, tokenizer: Any, question: Question) -> Iterator[tuple[list[int], int]]:
+def _rows(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, question: Question) -> Iterator[tuple[list[int], int]]:
     """For each option the ids of prompt and option, and how many of them are the option's."""
     prompt = question.prompt.rstrip()
     between = question.prompt[len(prompt) :]
@@ -227,7 +236,7 @@ def _rows(model: Any, tokenizer: Any, question: Question) -> Iterator[tuple[list
         yield begin + prompt_ids[max(len(prompt_ids) - room, 0) :] + option_ids, len(option_ids)
 
 
-def _mark(questions: Sequence[Question], answers: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def _mark(questions: Sequence[Question], answers: Mapping[str, list[list[Score] | None]]) -> dict[str, np.ndarray]:
     """For each question whether it was answered, and the shares of the pick that are correct and of each other kind.
     Options that tie share the pick, so that an order of the options is no advantage."""
     marks = {k: np.zeros(len(questions)) for k in (*KINDS, "answered")}
@@ -251,11 +260,5 @@ def _tokens(answers: Artifact) -> int:
     return sum(tokens for options in scores for _, tokens in options or ())
 
 
-def _entry(figure: Figure) -> dict[str, Any]:
-    return {
-        "accuracy": figure["value"],
-        **figure["also"],
-        "n": figure["documents"],
-        "ci95": figure["ci95"],
-        "skipped": figure["skipped"],
-    }
+def _entry(figure: Figure) -> Entry:
+    return {"accuracy": figure.value, **figure.also, "n": figure.documents, "ci95": figure.ci95, "skipped": figure.skipped}

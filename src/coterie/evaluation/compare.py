@@ -14,16 +14,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from coterie.evaluation.bootstrap import intervals
 
-Figure = dict[str, Any]
-"""``value`` (None without a document), ``ci95`` (None with fewer than two), ``weight``, ``documents``, ``skipped``, and in
-``also`` further values without interval."""
+
+@dataclass(frozen=True)
+class Figure:
+    """One ratio over some documents."""
+
+    value: float | None
+    """None without a document."""
+    ci95: list[float] | None
+    """None with fewer than two documents."""
+    weight: int
+    documents: int
+    skipped: int
+    """Documents that the model cannot answer."""
+    also: Mapping[str, float | None]
+    """Further values over the same weights, without interval."""
 
 
 @dataclass(frozen=True)
@@ -120,14 +131,14 @@ def _figures(
         above = {name: by_group(value_XD[x]) for name, value_XD in values.items()}
         out.append(
             [
-                {
-                    "value": float(above[""][g] / below[g]) if below[g] else None,
-                    "ci95": ends_XG2[x, g].tolist() if answered[g] > 1 and resamples else None,
-                    "weight": int(below[g]),
-                    "documents": int(answered[g]),
-                    "skipped": int(present[g] - answered[g]),
-                    "also": {name: float(v[g] / below[g]) if below[g] else None for name, v in above.items() if name},
-                }
+                Figure(
+                    value=float(above[""][g] / below[g]) if below[g] else None,
+                    ci95=ends_XG2[x, g].tolist() if answered[g] > 1 and resamples else None,
+                    weight=int(below[g]),
+                    documents=int(answered[g]),
+                    skipped=int(present[g] - answered[g]),
+                    also={name: float(v[g] / below[g]) if below[g] else None for name, v in above.items() if name},
+                )
                 for g in range(groups + 1)
             ]
         )

@@ -6,15 +6,28 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypedDict
 
 from coterie.evaluation.compare import Comparison, Figure
-from coterie.spec.json_types import Figures
 from coterie.store import Artifact
 
-Entry = Callable[[Figure], Figures]
+Entry = dict[str, object]
+"""A figure in the words of one kind of evaluation, such as ``nll``, ``ci95``, ``tokens``; of a reference, its ``expert``."""
 
 
-def write(folder: Path, about: Figures, comparison: Comparison, entry: Entry) -> None:
+class Tables(TypedDict):
+    """The parts of `summary.json` that one evaluation fills."""
+
+    evaluation: dict[str, dict[str, Entry]]
+    """``{MODEL: {GROUP: entry}}``, the references `best_expert` and `oracle` among the models."""
+    differences: dict[str, dict[str, dict[str, Entry]]]
+    """``{MODEL: {REFERENCE: {GROUP: entry}}}``, model minus reference: nll or accuracy, ci95 and documents."""
+    sources: Entry
+    """Where the figures come from: ``artifact`` (the evaluation's digest), ``models`` (digest of each), ``data`` (digest by
+    corpus, or of the file), seed, resamples, token and document counts, and what was removed as trained on."""
+
+
+def write(folder: Path, about: Mapping[str, object], comparison: Comparison, entry: Callable[[Figure], Entry]) -> None:
     """Write ``evaluation.json``: what was evaluated, and its figures by position of model and group.
 
     Args:
@@ -22,10 +35,10 @@ def write(folder: Path, about: Figures, comparison: Comparison, entry: Entry) ->
         entry: a figure in the words of this kind of evaluation.
     """
     c = comparison
-    figures: Figures = {
+    figures: dict[str, object] = {
         "models": [[entry(f) for f in row] for row in c.models],
         "differences": [
-            {"model": m, "to": o, "figures": [{**entry(f), "documents": f["documents"]} for f in row]}
+            {"model": m, "to": o, "figures": [{**entry(f), "documents": f.documents} for f in row]}
             for m, o, row in c.differences
         ],
     }
@@ -40,43 +53,32 @@ def write(folder: Path, about: Figures, comparison: Comparison, entry: Entry) ->
     (folder / "evaluation.json").write_text(text + "\n")
 
 
-def tables(evaluation: Artifact, models: Sequence[str], corpora: Sequence[str] = ()) -> Figures:
-    """The parts of `summary.json` that one evaluation fills.
+def tables(evaluation: Artifact, models: Sequence[str], corpora: Sequence[str] = ()) -> Tables:
+    """The figures of an evaluation, with names.
 
     Args:
         evaluation: from `evaluate_losses` or `evaluate_choices`.
         models, corpora: names, in the order in which they were given there.
-
-    Returns:
-        ``evaluation``: ``{MODEL: {GROUP: figures}}``, the references among the models; ``differences``:
-        ``{MODEL: {REFERENCE: {GROUP: {nll or accuracy, ci95, documents}}}}`` (model minus reference); ``sources``: where the
-        figures come from: the evaluation's digest, ``models`` (digest of each), ``data`` (digest by corpus, or of the file),
-        seed, resamples, token and document counts, and what was removed as trained on.
     """
     about = json.loads(evaluation.file("evaluation.json").read_text())
-    figures = about.pop("figures")
+    figures, data, sources = (about.pop(key) for key in ("figures", "data", "sources"))
     groups = [*(about.pop("groups") or corpora), "all"]
 
-    def named(row: Sequence[Figures]) -> Figures:
-        return {
-            g: {**f, "expert": models[f["expert"]]} if "expert" in f else dict(f) for g, f in zip(groups, row, strict=True)
-        }
+    def named(row: Sequence[dict]) -> dict[str, Entry]:
+        return {g: f | ({"expert": models[f["expert"]]} if "expert" in f else {}) for g, f in zip(groups, row, strict=True)}
 
     evaluated = {name: named(row) for name, row in zip(models, figures["models"], strict=True)}
     for reference in ("best_expert", "oracle"):
         if reference in figures:
             evaluated[reference] = named(figures[reference])
-    differences: dict[str, Figures] = {}
+    differences: dict[str, dict[str, dict[str, Entry]]] = {}
     for d in figures["differences"]:
         reference = "best_expert" if d["to"] == figures.get("best") else models[d["to"]]
         kept = [{k: v for k, v in f.items() if k in ("nll", "accuracy", "ci95", "documents")} for f in d["figures"]]
         differences.setdefault(models[d["model"]], {})[reference] = named(kept)
-    data = about.pop("data")
-    sources = {
-        **about,
+    about |= {
         "artifact": evaluation.digest,
         "data": dict(zip(corpora, data, strict=True)) if corpora else {"file": data[0]},
-        "models": dict(zip(models, about.pop("sources"), strict=True)),
+        "models": dict(zip(models, sources, strict=True)),
     }
-    sources.pop("sources")
-    return {"evaluation": evaluated, "differences": differences, "sources": sources}
+    return {"evaluation": evaluated, "differences": differences, "sources": about}

@@ -12,7 +12,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -21,7 +20,7 @@ from safetensors.numpy import load_file, save_file
 
 from coterie.errors import RequestError, WorkError
 from coterie.evaluation.compare import Figure, compare
-from coterie.evaluation.evaluation_files import write
+from coterie.evaluation.evaluation_files import Entry, write
 from coterie.evaluation.leaks import leaked
 from coterie.store import Action, Artifact, Store
 
@@ -244,15 +243,15 @@ def _sums(
     return sums_D * answered_D, answered_D
 
 
-def _entry(figure: Figure) -> dict[str, Any]:
-    nll = figure["value"]
+def _entry(figure: Figure) -> Entry:
+    nll = figure.value
     return {
-        "tokens": figure["weight"],
+        "tokens": figure.weight,
         "nll": nll,
         "perplexity": math.exp(nll) if nll is not None and nll < 700 else None,
-        "ci95": figure["ci95"],
-        "documents": figure["documents"],
-        "skipped": figure["skipped"],
+        "ci95": figure.ci95,
+        "documents": figure.documents,
+        "skipped": figure.skipped,
     }
 
 
@@ -278,5 +277,4 @@ def paired(
         resamples=resamples,
         seed=seed,
     )
-    difference = compared.differences[0][2][-1]
-    return {"nll": difference["value"], "ci95": difference["ci95"], "documents": difference["documents"]}
+    return compared.differences[0][2][-1]

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from datetime import date
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from coterie.dates import day
 from coterie.errors import RequestError
@@ -82,7 +81,7 @@ def _question(line: bytes, spec: QuestionSettings, where: str) -> Question:
     if not isinstance(row, dict):
         raise RequestError("the line is not a JSON object", where=where, found=type(row).__name__)
 
-    def column(key: str) -> Any:
+    def column(key: str) -> object:
         name = getattr(spec, key)
         if row.get(name) is None:
             raise RequestError(
@@ -114,7 +113,7 @@ def _question(line: bytes, spec: QuestionSettings, where: str) -> Question:
     )
 
 
-def _prompt(spec: QuestionSettings, row: dict[str, Any], where: str) -> str:
+def _prompt(spec: QuestionSettings, row: dict[str, object], where: str) -> str:
     try:
         return spec.template.format_map(row)
     except KeyError as error:
@@ -128,7 +127,7 @@ def _prompt(spec: QuestionSettings, row: dict[str, Any], where: str) -> str:
         raise RequestError("the template is wrong", where=f"evaluation.{spec.name}.template", found=str(error)) from None
 
 
-def _kinds(spec: QuestionSettings, row: dict[str, Any], options: tuple, label: int, where: str) -> tuple[str, ...] | None:
+def _kinds(spec: QuestionSettings, row: dict[str, object], options: tuple, label: int, where: str) -> tuple[str, ...] | None:
     if spec.kinds is None or row.get(spec.kinds) is None:
         if spec.kinds not in (None, QuestionSettings.model_fields["kinds"].default):
             raise RequestError(

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from coterie.evaluation.evaluation_files import tables
+from coterie.evaluation.evaluation_files import Tables, tables
 from coterie.evaluation.leaks import check_leaks
 from coterie.experts.expert_actions import score_expert
 from coterie.mixtures.place import Place
@@ -35,8 +35,8 @@ class Evaluations:
         self.seed = parts.seed
         self.notes: list[str] = []
         """What was left out, and why; for people."""
-        self.tables: dict[str, Figures] = {}
-        """By evaluation: ``evaluation``, ``differences``, ``sources``."""
+        self.tables: dict[str, Tables] = {}
+        """By evaluation."""
 
     def all(self) -> None:
         """Make every evaluation of the recipe."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from coterie.spec.digest import digest
 from coterie.spec.json_types import Figures
@@ -26,6 +26,15 @@ class Content(str):
         return made
 
 
+class ArtifactJSON(TypedDict):
+    """An artifact as JSON values."""
+
+    kind: str
+    digest: str
+    path: str
+    files: dict[str, str]
+
+
 @dataclass(frozen=True)
 class Artifact:
     """A verified object of the store, or (without a key) a directory outside it that was hashed, such as a checkpoint."""
@@ -36,7 +45,7 @@ class Artifact:
     path: Path
     files: Mapping[str, str] = field(default_factory=dict)
     """sha256 of each file, by path inside the directory."""
-    made: Mapping[str, Any] = field(default_factory=dict)
+    made: Mapping[str, object] = field(default_factory=dict)
     """How this machine made it (seconds, threads); not part of the digest."""
     reused: bool = False
     """Whether this call found it instead of making it."""
@@ -59,12 +68,12 @@ class Artifact:
         whole = self.whole or self.digest
         return Artifact(kind, digest(files), self.path / folder, files, self.made, self.reused, whole)
 
-    def said(self) -> Figures:
+    def said(self) -> ArtifactJSON:
         """As JSON values, for other processes."""
         return {"kind": self.kind, "digest": self.digest, "path": str(self.path), "files": dict(self.files)}
 
     @classmethod
-    def of(cls, said: Figures) -> Artifact:
+    def of(cls, said: ArtifactJSON) -> Artifact:
         """The reverse of `said`."""
         return cls(said["kind"], said["digest"], Path(said["path"]), said["files"])
 

@@ -10,24 +10,25 @@ import errno
 import hashlib
 import os
 import stat
+from collections.abc import Mapping
 from pathlib import Path
 
 from coterie.errors import WorkError
 from coterie.progress import say
 from coterie.spec.digest import canonical_json
-from coterie.spec.json_types import Figures
 from coterie.store.artifact import sha256
 from coterie.store.check import DamageError, read_object, walk
 from coterie.store.durable import make_directory, sync, write_synced
 
 
-def publish(folder: Path, root: Path, statement: Figures) -> tuple[str, dict[str, str]]:
+def publish(folder: Path, root: Path, statement: Mapping[str, object]) -> tuple[str, dict[str, str]]:
     """Move a finished temp directory to ``root/<kind>/<digest>``.
 
     Returns:
         the object's digest, and the sha256 of each file.
     """
-    files: dict[str, Figures] = {}
+    digests: dict[str, str] = {}
+    sizes: dict[str, int] = {}
     try:
         tree = list(walk(folder))
     except ValueError as error:
@@ -39,7 +40,8 @@ def publish(folder: Path, root: Path, statement: Figures) -> tuple[str, dict[str
             path = folder / name
             path.chmod(0o444)
             sync(path)
-            files[name] = {"size": info.st_size, "sha256": sha256(path)}
+            digests[name], sizes[name] = sha256(path), info.st_size
+    files = {name: {"size": size, "sha256": digests[name]} for name, size in sizes.items()}
     manifest = canonical_json({**statement, "files": files}).encode()
     digest = hashlib.sha256(manifest).hexdigest()
     write_synced(folder / "manifest.json", manifest)
@@ -49,13 +51,13 @@ def publish(folder: Path, root: Path, statement: Figures) -> tuple[str, dict[str
             (folder / name).chmod(0o555)
             sync(folder / name)
     sync(folder)
-    home = root / statement["kind"]
+    home = root / str(statement["kind"])
     make_directory(home)
     while not _moved(folder, home / digest, root):
         pass  # what lay there was damaged and is set aside now
     sync(home)
     (home / digest).chmod(0o555)  # only now: a read-only directory cannot be moved
-    return digest, {name: entry["sha256"] for name, entry in files.items()}
+    return digest, digests
 
 
 def _moved(folder: Path, target: Path, root: Path) -> bool:

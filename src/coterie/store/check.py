@@ -13,15 +13,16 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from coterie.spec.digest import canonical_json
 from coterie.spec.json_types import Figures
 from coterie.store.artifact import sha256
 
-Signature = tuple[tuple[Any, ...], ...]
+Fingerprint = tuple[int, int, int, int, int]
+Signature = tuple[tuple[str, int, int, int, int, int], ...]
+"""Of each file its name and fingerprint."""
 
 
 class DamageError(Exception):
@@ -50,7 +51,7 @@ def walk(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
         yield entry.name, info
 
 
-def fingerprint(info: os.stat_result) -> tuple[int, ...]:
+def fingerprint(info: os.stat_result) -> Fingerprint:
     """Changes whenever a file is written: nobody can set the last of these."""
     return (info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns)
 
@@ -115,7 +116,7 @@ def manifest_of(folder: Path) -> Figures:
         return {}
 
 
-def seal(value: Figures) -> bytes:
+def seal(value: Mapping[str, object]) -> bytes:
     """JSON with a hash of itself, for small files that are not named by their hash."""
     return canonical_json({**value, "sha256": hashlib.sha256(canonical_json(value).encode()).hexdigest()}).encode()
 

@@ -13,8 +13,8 @@ import hashlib
 import json
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from coterie.errors import RequestError, WorkError
 from coterie.spec.digest import canonical_json
@@ -26,12 +26,16 @@ _SETTLED_NS = 3_000_000_000
 """A file changed less than this ago is not noted: a second change could still get the same time stamp."""
 
 
+Note = tuple[int | str, ...]
+"""The fingerprint of a file, and its sha256."""
+
+
 class FileDigests:
     """The notes of one store on this host."""
 
     def __init__(self, root: Path) -> None:
         self.path = root / "file-digests" / f"{HOST}.jsonl"
-        self._notes: dict[str, tuple[Any, ...]] | None = None
+        self._notes: dict[str, Note] | None = None
 
     def digest(self, path: Path) -> str:
         """sha256 of a file.
@@ -45,7 +49,7 @@ class FileDigests:
             before = fingerprint(path.stat())
             noted = self._load().get(name)
             if noted is not None and noted[:-1] == before:
-                return noted[-1]
+                return str(noted[-1])
             digest = sha256(path)
             after = fingerprint(path.stat())
         except OSError as error:
@@ -56,7 +60,7 @@ class FileDigests:
             self._note(name, (*after, digest))
         return digest
 
-    def _load(self) -> dict[str, tuple[Any, ...]]:
+    def _load(self) -> dict[str, Note]:
         if self._notes is None:
             self._notes = {}
             with contextlib.suppress(OSError):
@@ -67,11 +71,11 @@ class FileDigests:
                             self._notes[name] = tuple(note)
         return self._notes
 
-    def _note(self, name: str, note: tuple[Any, ...]) -> None:
+    def _note(self, name: str, note: Note) -> None:
         self._load()[name] = note
         if not self.path.parent.parent.is_dir():  # a dry run makes no store
             return
-        line = canonical_json([name, *note, _check(name, list(note))]).encode() + b"\n"
+        line = canonical_json([name, *note, _check(name, note)]).encode() + b"\n"
         with contextlib.suppress(OSError, UnicodeError):  # the note is a convenience
             self.path.parent.mkdir(parents=True, exist_ok=True)
             handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
@@ -81,5 +85,5 @@ class FileDigests:
                 os.close(handle)
 
 
-def _check(name: str, note: list[Any]) -> str:
+def _check(name: str, note: Sequence[int | str]) -> str:
     return hashlib.sha256(canonical_json([name, *note]).encode()).hexdigest()[:16]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from coterie.errors import WorkError
 from coterie.progress import bar, say
 from coterie.spec.digest import canonical_json
+from coterie.spec.json_types import Figures
 from coterie.store.address import FORMATS
 from coterie.store.atomic_publish import set_aside
 from coterie.store.check import DamageError, manifest_of, objects, read_object, stats, unseal
@@ -107,7 +107,7 @@ def verify(store: Store) -> Verified:
     return report
 
 
-def _unsealed(path: Path) -> Mapping[str, Any]:
+def _unsealed(path: Path) -> Figures:
     try:
         return unseal(path)
     except (FileNotFoundError, DamageError):

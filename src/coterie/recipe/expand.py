@@ -14,11 +14,12 @@ from coterie.recipe import select_forms as selecting
 from coterie.recipe.families import family
 from coterie.recipe.mixture_checks import checked_mixtures
 from coterie.recipe.recipe import Recipe
+from coterie.spec.json_types import Figures
 
 _FLAT = {"datasets", "paths", "kind", "at", "router", "eligible"}
 
 
-def long_form(raw: dict, *, folder: Path, stem: str) -> dict:
+def long_form(raw: Figures, *, folder: Path, stem: str) -> Figures:
     """Write out what may be left out: the name, the flat form, `train:` for all, named corpora; make paths absolute."""
     raw = dict(raw)
     raw.setdefault("name", re.sub(r"[^a-z0-9._-]", "-", stem))
@@ -52,7 +53,7 @@ def long_form(raw: dict, *, folder: Path, stem: str) -> dict:
     return raw
 
 
-def _flat(raw: dict) -> dict:
+def _flat(raw: Figures) -> Figures:
     """`{"datasets": ["a", "a", "b"]}`: one slot for each entry, one expert for each distinct dataset."""
     clash = sorted({"experts", "mixtures"} & raw.keys())
     if clash:
@@ -89,7 +90,7 @@ def _flat(raw: dict) -> dict:
     return raw
 
 
-def _with_defaults(raw: dict, defaults: Any) -> dict:
+def _with_defaults(raw: Figures, defaults: Any) -> Figures:
     """Top-level `train:` holds settings for base, experts and single; each may override them."""
     if not isinstance(defaults, dict):
         raise RequestError("expected a mapping of training settings", where="train", found=repr(defaults))
@@ -134,7 +135,7 @@ def _corpus(name: str, value: Any, folder: Path) -> Any:
     return named.complete(name, value)
 
 
-def _base(value: dict, folder: Path) -> dict:
+def _base(value: Figures, folder: Path) -> Figures:
     path = value.get("path")
     if isinstance(path, str) and (folder / path).exists():
         value = {**value, "path": str((folder / path).resolve())}

@@ -14,6 +14,7 @@ from coterie.errors import RequestError
 from coterie.recipe.expand import expand, long_form
 from coterie.recipe.recipe import Recipe
 from coterie.recipe.select_forms import alone
+from coterie.spec.json_types import Figures
 from coterie.spec.kind import near
 
 Lines = dict[tuple[str | int, ...], int]
@@ -110,7 +111,7 @@ def _mark(node: yaml.Node | None, key: tuple[str | int, ...], lines: Lines, path
             _mark(value, (*key, index), lines, path)
 
 
-def _set(raw: dict, setting: str) -> None:
+def _set(raw: Figures, setting: str) -> None:
     """`a.b=v`: v is read as YAML. List items go by index or, where items have names, by name."""
     key, equals, text = setting.partition("=")
     if not equals or not key:
@@ -136,7 +137,7 @@ def _set(raw: dict, setting: str) -> None:
         place[last] = value
 
 
-def _index(items: list, part: str, setting: str) -> int:
+def _index(items: list[Any], part: str, setting: str) -> int:
     names = [item.get("name") if isinstance(item, dict) else None for item in items]
     if part in names:
         return names.index(part)
@@ -183,7 +184,7 @@ def _readable(error: ValidationError, file: str | None, lines: Lines) -> Request
     )
 
 
-def _where(file: str | None, key: tuple, lines: Lines) -> str:
+def _where(file: str | None, key: tuple[str | int, ...], lines: Lines) -> str:
     dotted = ".".join(map(str, key))
     line = next((lines[key[:n]] for n in range(len(key), -1, -1) if key[:n] in lines), None)
     if file is None:

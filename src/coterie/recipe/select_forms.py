@@ -50,7 +50,7 @@ def seeded(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"corpora": corpora})
 
 
-def alone(raw: dict) -> dict:
+def alone(raw: dict[str, Any]) -> dict[str, Any]:
     """A file that only selects: without experts nothing is held out, and a corpus without a selection is only profiled."""
     if "experts" in raw or "datasets" in raw:
         return raw

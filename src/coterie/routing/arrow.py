@@ -24,5 +24,5 @@ def prototype(factors: Sequence[tuple[Float[Tensor, "R I"], Float[Tensor, "O R"]
     rows_RI = torch.cat([torch.linalg.qr(B_OR.detach().double())[1] @ A_RI.detach().double() for A_RI, B_OR in factors])
     if not rows_RI.any():
         return torch.zeros(rows_RI.shape[1])
-    first_I = torch.linalg.svd(rows_RI, full_matrices=False).Vh[0]
+    first_I: Tensor = torch.linalg.svd(rows_RI, full_matrices=False).Vh[0]
     return (first_I * first_I[first_I.abs().argmax()].sign()).float()

@@ -77,7 +77,14 @@ class PosteriorModule(RouterModule):
         self.evidence = Evidence(decay, tau, fit)
         self.log_prior_U = nn.Parameter(torch.zeros(experts)) if fit else None
 
-    def forward(self, ids_BT, position_BT, eligible_BTU, evidence_BTU=None, state=None):
+    def forward(
+        self,
+        ids_BT: Tensor,
+        position_BT: Tensor,
+        eligible_BTU: Tensor,
+        evidence_BTU: Tensor | None = None,
+        state: State | None = None,
+    ) -> tuple[Tensor, State]:
         logits_BTU, sum_BU = self.evidence(evidence_BTU, position_BT, eligible_BTU, (state or {}).get("evidence"))
         return logits_BTU if self.log_prior_U is None else logits_BTU + self.log_prior_U, {"evidence": sum_BU}
 
@@ -124,7 +131,14 @@ class LinearModule(RouterModule):
             self.evidence = Evidence(decay=0.95)  # near what fits find; from 1 they need many more steps
             self.change_UU = nn.Parameter(torch.zeros(experts, experts))
 
-    def forward(self, ids_BT, position_BT, eligible_BTU, evidence_BTU=None, state=None):
+    def forward(
+        self,
+        ids_BT: Tensor,
+        position_BT: Tensor,
+        eligible_BTU: Tensor,
+        evidence_BTU: Tensor | None = None,
+        state: State | None = None,
+    ) -> tuple[Tensor, State]:
         state, new = state or {}, {}
         hidden_BTW = z_BTU = None
         if self.tokens is not None:

@@ -45,6 +45,4 @@ def run(
     """
     from coterie.run.execute import execute
 
-    return execute(
-        recipe, store=store, out=out, settings=settings, dry_run=dry_run, until=until, only=only, jobs=jobs, slurm=slurm
-    )
+    return execute(recipe, store, out, settings, dry_run, until, only, jobs, slurm)

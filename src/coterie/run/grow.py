@@ -19,7 +19,7 @@ from coterie.mixtures.adapters.adapters_place import AdaptersPlace
 from coterie.models.checkpoint import contents
 from coterie.progress import say
 from coterie.recipe import read
-from coterie.run.execute import execute as run
+from coterie.run import run
 from coterie.run.parts import Parts
 from coterie.run.publish import Run
 from coterie.spec.json_types import Figures

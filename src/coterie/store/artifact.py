@@ -80,7 +80,8 @@ class Artifact:
     @cached_property
     def facts(self) -> Figures:
         """The figures in ``facts.json``."""
-        return json.loads(self.file("facts.json").read_text())
+        figures: Figures = json.loads(self.file("facts.json").read_text())
+        return figures
 
 
 @dataclass(frozen=True)

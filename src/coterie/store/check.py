@@ -111,7 +111,8 @@ def objects(root: Path, kind: str) -> list[Path]:
 def manifest_of(folder: Path) -> Figures:
     """The manifest, unverified; empty if it cannot be read."""
     try:
-        return json.loads((folder / "manifest.json").read_bytes())
+        manifest: Figures = json.loads((folder / "manifest.json").read_bytes())
+        return manifest
     except (OSError, ValueError):
         return {}
 
@@ -126,7 +127,7 @@ def unseal(path: Path) -> Figures:
     inode = os.lstat(path).st_ino
     data = path.read_bytes()
     try:
-        value = json.loads(data)
+        value: Figures = json.loads(data)
         value.pop("sha256")
         if seal(value) != data:
             raise ValueError("it is not as it was written")

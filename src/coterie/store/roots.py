@@ -34,7 +34,8 @@ def write_root(root: Path, out: Path, actions: Mapping[str, str | None]) -> None
 def read_root(root: Path, out: Path) -> Mapping[str, str | None]:
     """What was written for ``out`` before; nothing if it cannot be read."""
     try:
-        return unseal(_path(root, out))["actions"]
+        actions: Mapping[str, str | None] = unseal(_path(root, out))["actions"]
+        return actions
     except (FileNotFoundError, DamageError):
         return {}
 

@@ -128,7 +128,7 @@ def _abandoned(name: str, users: set[str]) -> bool:
 
 def _object_of(record: Path) -> str | None:
     try:
-        return unseal(record)["object"]
+        return str(unseal(record)["object"])
     except (DamageError, FileNotFoundError):
         return None
 

@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Each xdist worker computes on one thread: two workers share two cores without fighting over them.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(or $(WORKERS),2)
 
-.PHONY: help install quickstart test test-slow test-data test-browser test-gpu test-slurm test-compat lint format docs bench studies faults
+.PHONY: help install quickstart test test-precision test-slow test-data test-browser test-gpu test-slurm test-compat lint format docs bench studies faults
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -37,6 +37,16 @@ test-gpu: install ## tests that need a CUDA device
 
 test-slurm: install ## tests that need a SLURM cluster
 	$(BIN)/python -m pytest -m slurm
+
+# What `auto` means is a property of the CPU, so trainings and equality tests run as on one with AMX and as on one without.
+# Any CPU can compute bf16 autocast; without AMX it is only slower.
+PRECISION := tests/experts tests/growth/test_grow.py tests/run/test_run.py tests/mixtures/test_coadapt.py \
+	$(addprefix tests/mixtures/,adapters/test_ranks.py adapters/test_recipe.py layers/test_run.py) \
+	$(addprefix tests/invariants/test_,resume.py trained_moves.py)
+
+test-precision: install ## trainings and equality tests with bf16 forced, then with fp32
+	COTERIE_TEST_PRECISION=bf16 $(PYTEST) $(PRECISION)
+	COTERIE_TEST_PRECISION=fp32 $(PYTEST) $(PRECISION)
 
 test-compat: install ## other library versions in environments of their own
 	$(BIN)/python -m pytest -m compat

@@ -17,11 +17,20 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from coterie import progress
+from coterie.models import device
 from coterie.store import Store
 
 slow_start = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
 settings.register_profile("coterie", deadline=None, max_examples=20, suppress_health_check=slow_start)
 settings.load_profile("coterie")
+
+
+if (forced := os.environ.get("COTERIE_TEST_PRECISION")) is not None:
+    # What precision `auto` means on this CPU, as if it had AMX or had not; any CPU can compute bf16 autocast, only slower.
+    # Processes that tests start decide for themselves: a test that compares with them names the precision.
+    if forced not in ("fp32", "bf16"):
+        raise pytest.UsageError(f"COTERIE_TEST_PRECISION is fp32 or bf16, not {forced!r}")
+    device._has_amx = lambda: forced == "bf16"
 
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as for jobs in the background of a shell: tests press Ctrl-C

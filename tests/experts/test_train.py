@@ -204,6 +204,20 @@ def test_precision_is_the_one_asked_for(store: Store, precision: str, monkeypatc
     assert all(t.dtype == torch.float32 for t in weights(expert).values())
 
 
+def test_what_bf16_changes_is_bounded(store: Store) -> None:
+    """Autocast rounds products to 8 bits: the loss moves by less than 1 %, a step by less than its own length."""
+    start, source, valid = base(store), blocks(store), blocks(store, 10, seed=5)
+    fp32, bf16 = (
+        train_expert(store, start=start, blocks=[source], valid=valid, train=settings(precision=p), seed=1)
+        for p in ("fp32", "bf16")
+    )
+    assert fp32.digest != bf16.digest
+    assert bf16.facts["loss"] == pytest.approx(fp32.facts["loss"], rel=0.01)
+    for name, tensor in weights(start).items():
+        moved, differs = ((weights(e)[name] - other) for e, other in ((fp32, tensor), (bf16, weights(fp32)[name])))
+        assert differs.norm() < 0.5 * moved.norm(), name
+
+
 def test_gradient_checkpointing_changes_nothing(store: Store) -> None:
     start, source = base(store), blocks(store)
     plain, saving = (

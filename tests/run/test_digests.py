@@ -179,7 +179,8 @@ select:
 
 
 @pytest.mark.parametrize("name", yaml.safe_load(PLACES))
-def test_artifacts_are_the_recorded_ones(name: str, tmp_path: Path) -> None:
+def test_artifacts_are_the_recorded_ones(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("coterie.models.device.precision", lambda asked, where: "fp32" if asked == "auto" else asked)
     torch.set_num_threads(1)
     raw = common(tmp_path / "data") | {"name": name} | yaml.safe_load(PLACES)[name]
     if name == "time":

@@ -186,7 +186,7 @@ def test_the_flat_form_runs(home: Path) -> None:
         "paths": {n: str(home / "flat" / f"{n}.jsonl") for n in WORDS},
         "base": BASE,
         "sequence_length": 32,
-        "train": {"tokens": 600},
+        "train": {"tokens": 600, "precision": "fp32"},
     }
     summary = again(home, raw, out="flat-out")
     assert summary["reuse"]["requested"] == 8

@@ -53,7 +53,7 @@ ROUTED = [
             "lora": {"r": 4, "alpha": 8, "dropout": 0.05},
             "corpora": {"fruit": 0.7, "tools": 0.3},
             "tokens": 3000,
-            "train": {"learning_rate": 0.01, "save_every": 1000},
+            "train": {"learning_rate": 0.01, "save_every": 1000, "precision": "fp32"},
         },
     },
 ]

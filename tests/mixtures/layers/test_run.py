@@ -137,7 +137,7 @@ def test_only_what_the_table_says_moves(name: str, start: str, home: Path, run: 
 @pytest.mark.parametrize("what", ["gate", "all"])
 def test_a_cut_off_tuning_is_the_straight_one(what: str, home: Path, run: Any, monkeypatch: Any) -> None:
     """Killed after a checkpoint and gone on from: the same bytes."""
-    tune = {"what": what, "tokens": 1500, "train": {"save_every": 300, "learning_rate": 1e-2}}
+    tune = {"what": what, "tokens": 1500, "train": {"save_every": 300, "learning_rate": 1e-2, "precision": "fp32"}}
     spec = {"name": "m", **PAIR, "router": {"kind": "learned", "top_k": 1, "balance": 0.01}, "tune": tune}
     made = asked(home / "data", mixtures=[spec], evaluation=[])
 

@@ -201,12 +201,12 @@ def test_renaming_and_policy_refit_nothing(store: Store, tiny_tokenizer: Path) -
 
     whole(store, tiny_tokenizer, recipe(seated, LINEAR), seated)
     whole(store, tiny_tokenizer, recipe(seated, {**LINEAR, "top_k": 1}), seated)
-    renamed = [type(m)(m.name * 2, m.artifact, m.base, m.window, m.knowledge) for m in seated]
+    renamed = [replace(seat, name=seat.name * 2, slots=()) for seat in seated]
     whole(store, tiny_tokenizer, recipe(renamed, LINEAR), renamed)
     assert routers() == 1
     whole(store, tiny_tokenizer, recipe(seated, {**LINEAR, "learning_rate": 0.5}), seated)
     whole(store, tiny_tokenizer, recipe(seated, {**LINEAR, "temperature": 0.5}), seated)
-    seated[0].slots *= 3
+    seated[0] = replace(seated[0], slots=seated[0].slots * 3)
     whole(store, tiny_tokenizer, recipe(seated, LINEAR), seated)
     assert routers() == 4
     assert Linear(**LINEAR).top_k is None

@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,14 +28,12 @@ from coterie.mixtures.adapters.adapter_routers import AdapterGate, ClosedFormGat
 from coterie.mixtures.adapters.adapters_config import AdaptersConfig
 from coterie.mixtures.adapters.adapters_mixture import AdaptersMixture
 from coterie.mixtures.mixture_files import Opening, context_of, write_configuration
+from coterie.mixtures.seats import Seat
 from coterie.models import packed_inputs as packing
 from coterie.progress import bar, say
 from coterie.routing.gates import Ridge
 from coterie.routing.scan import decayed_sum
 from coterie.store import Artifact
-
-if TYPE_CHECKING:
-    from coterie.mixtures.seats import Seat
 
 TOKENS_AT_ONCE = 4096
 """Positions in one forward pass."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,12 +17,10 @@ from coterie.experts.training_rows import require_fit
 from coterie.mixtures.adapters.adapter_gate_fits import batches, opened
 from coterie.mixtures.adapters.adapters_mixture import AdaptersMixture
 from coterie.mixtures.score_files import write_routed
+from coterie.mixtures.seats import Seat
 from coterie.models.logprob import target_logp
 from coterie.progress import bar
 from coterie.store import Artifact
-
-if TYPE_CHECKING:
-    from coterie.mixtures.seats import Seat
 
 
 def write(

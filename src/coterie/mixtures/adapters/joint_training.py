@@ -13,7 +13,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,6 +36,7 @@ from coterie.mixtures.adapters import adapters_files as disk
 from coterie.mixtures.adapters.adapters_mixture import AdaptersMixture
 from coterie.mixtures.adapters.joint_settings import Joint
 from coterie.mixtures.mixture_files import write_configuration
+from coterie.mixtures.seats import Seat
 from coterie.models import lora_files as files
 from coterie.models import parameters
 from coterie.models.checkpoint import contents
@@ -45,9 +46,6 @@ from coterie.models.stack import moments
 from coterie.progress import say
 from coterie.routing.gates import auxiliary
 from coterie.store import Artifact
-
-if TYPE_CHECKING:
-    from coterie.mixtures.seats import Seat
 
 FIRST = 8
 """Steps after which every part that trains must have had a gradient."""

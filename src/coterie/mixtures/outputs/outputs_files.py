@@ -33,13 +33,13 @@ from coterie.store import Artifact
 
 def write(said: dict[str, Any], seats: Sequence[Seat], router: Artifact | None, tokenizer: Artifact, folder: Path) -> None:
     """Write all of a mixture but its experts; see `coterie.mixtures.assemble`."""
-    eligibility(said["eligible"], [m.name for m in seats], said["experts"])
-    require_same_tokenizer([(m.name, m.artifact.path) for m in seats])
-    require_same_vocabulary({m.name: m.vocab_size for m in seats})
+    eligibility(said["eligible"], [seat.name for seat in seats], said["experts"])
+    require_same_tokenizer([(seat.name, seat.artifact.path) for seat in seats])
+    require_same_vocabulary({seat.name: seat.vocab_size for seat in seats})
     config = OutputsConfig(
         **said,
         vocab_size=seats[0].vocab_size,
-        max_position_embeddings=min(context_of((m.base or m.artifact).path) for m in seats),
+        max_position_embeddings=min(context_of((seat.base or seat.artifact).path) for seat in seats),
         architectures=["OutputsMixture"],
     )
     write_configuration(config, tokenizer.path, folder)

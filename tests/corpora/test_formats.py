@@ -62,7 +62,7 @@ def test_a_toy_format_is_read_listed_and_documented(toy: Format, store: Store, t
 
 @pytest.mark.parametrize("twin", [{"tag": "jsonl"}, {"tag": "auto"}, {"tag": "other", "endings": (".md",)}])
 def test_a_tag_or_an_ending_belongs_to_one_format(toy: Format, twin: dict[str, str]) -> None:
-    with pytest.raises(ValueError, match="of another file format"):
+    with pytest.raises(ValueError, match="of a file format already"):
         register(Format(sentence="", reader=toy.reader, **twin))  # type: ignore[arg-type]
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, model_validator
 
-from coterie.corpora.formats import AUTO, FORMATS, check_format
+from coterie.corpora.formats import AUTO, FORMATS
 from coterie.corpora.windows import Windows
 from coterie.spec.settings import Count, Share, Spec, Whole
 
@@ -87,7 +87,7 @@ class Documents(Spec):
     """Commit or tag of the hub dataset."""
     split_name: str | None = None
     """Split of the hub or saved dataset to read; all of them by default."""
-    format: Annotated[str, AfterValidator(check_format)] = Field(
+    format: Annotated[str, AfterValidator(FORMATS.check)] = Field(
         AUTO,
         description=f"File format: {', '.join(f'`{tag}`' for tag in FORMATS)}; `auto` goes by the file's ending. `.gz` and "
         "`.zst` are opened as they are.",

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from coterie.spec.named import one_of
+from coterie.spec.named import Table, markdown_table
 
 if TYPE_CHECKING:
     from coterie.corpora.source_file import Reader
@@ -70,8 +70,8 @@ def _arrow() -> Reader:
     return arrow
 
 
-FORMATS: dict[str, Format] = {}
-"""By tag, in the order of their registration."""
+FORMATS: Table[Format] = Table("a file format", AUTO)
+"""By tag."""
 
 
 def register(made: Format) -> Format:
@@ -80,11 +80,9 @@ def register(made: Format) -> Format:
     Raises:
         ValueError: its tag or one of its endings is taken.
     """
-    taken = {made.tag} & {AUTO, *FORMATS} | set(made.endings) & endings().keys()
-    if taken:
-        raise ValueError(f"{', '.join(sorted(taken))}: of another file format")
-    FORMATS[made.tag] = made
-    return made
+    if taken := set(made.endings) & endings().keys():
+        raise ValueError(f"{', '.join(sorted(taken))}: the ending of a file format already")
+    return FORMATS.add(made)
 
 
 def endings() -> dict[str, str]:
@@ -100,17 +98,13 @@ def of_file(path: Path) -> str | None:
     return endings().get(suffixes[-1]) if suffixes else None
 
 
-check_format = one_of("a file format", lambda: (AUTO, *FORMATS))
-"""Raises ValueError, with the formats there are, the nearest first."""
-
-
 def docs_table() -> str:
-    """The formats as a table of the docs."""
-    lines = ["| `format` | endings | what it is |", "|---|---|---|"]
-    for known in FORMATS.values():
-        shown = ", ".join(f"`{ending}`" for ending in known.endings) or "a folder"
-        lines.append(f"| `{known.tag}` | {shown} | {known.sentence} |")
-    return "\n".join(lines)
+    """The formats, for the docs."""
+    rows = [
+        (f"`{made.tag}`", ", ".join(f"`{ending}`" for ending in made.endings) or "a folder", made.sentence)
+        for made in FORMATS.values()
+    ]
+    return markdown_table(("`format`", "endings", "what it is"), rows)
 
 
 JSONL = register(Format("jsonl", "One JSON object on each line.", _jsonl, (".jsonl", ".ndjson", ".json")))

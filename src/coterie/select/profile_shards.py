@@ -15,8 +15,8 @@ from coterie.corpora.row_plan import OWN, Plan
 from coterie.corpora.sources import resolve
 from coterie.errors import RequestError
 from coterie.select.corpus import Corpus
+from coterie.select.plan_settings import CLUSTER, GROUP
 from coterie.select.profile import profile
-from coterie.select.select_settings import CLUSTER, GROUP
 from coterie.store import Artifact, Store
 
 SHARD_BYTES = 64 << 20

@@ -68,7 +68,8 @@ def write(path: Path, rows: int, shuffled: bool) -> None:
 
 def one(path: Path, budget: int) -> dict:
     """In this process: read, plan, pick."""
-    from coterie.select.choose import Candidates, choose
+    from coterie.select.candidates import Candidates
+    from coterie.select.choose import choose
     from coterie.select.select_settings import Select
 
     select = Select.model_validate(
@@ -91,7 +92,7 @@ def one(path: Path, budget: int) -> dict:
     )
     before = time.process_time()
     columns = ["key", "tokens", "quality", "cluster", "format", "dropped"]
-    pool = Candidates.of(pl.read_parquet(path, columns=columns), select)
+    pool = Candidates.of(pl.read_parquet(path, columns=columns), {name: name for name in select.axes})
     read = time.process_time()
     chosen = choose(pool, select, seed=7, label="bench")
     done = time.process_time()

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coterie.errors import RequestError
+from coterie.select.plan_settings import Axis
 from coterie.select.quota_plan import Margin, fit, plan, rounded, water_fill
-from coterie.select.select_settings import Axis
 from coterie.select.targets import targets
 
 

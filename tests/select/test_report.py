@@ -13,14 +13,15 @@ from tests.select.texts import corpus, rows, write
 
 from coterie.errors import RequestError
 from coterie.select import selection_figures as figures
-from coterie.select.choose import Candidates, Labels
+from coterie.select.candidates import Candidates, Labels
+from coterie.select.choose import choose, side_by_side
 from coterie.select.profile import key_of
-from coterie.select.select_settings import STRATEGIES, Select
+from coterie.select.select_settings import Select
 from coterie.select.selection import Profiled, profile_corpus
 from coterie.select.selection_page import page
 from coterie.select.selection_report import report, write_selected
 from coterie.select.selector import Selector
-from coterie.select.strategies import SHARES, published, selected, side_by_side, strategy
+from coterie.select.strategies import SHARES, STRATEGIES
 from coterie.store import Store
 
 GROUPS = (
@@ -59,7 +60,7 @@ def test_the_eleven_groups(made: Profiled) -> None:
     assert funnel["read"] == 300
     assert funnel["selected"]["documents"] == len(made.chosen.at)
     assert it["unused_labels"] == ["topic"]
-    assert set(it["comparison"]["strategies"]) == {"this selection", *STRATEGIES}
+    assert set(it["comparison"]["strategies"]) == {"this selection", *STRATEGIES} - {"plan"}
     for name, f in it["comparison"]["strategies"].items():
         assert abs(f["tokens"] - 5000) < 100, f"{name}: equal tokens"
         assert {"topic", "cluster", "format"} == set(f["labels"]), "a label that the plan did not use is judged too"
@@ -84,7 +85,7 @@ def test_the_page_holds_every_group_and_asks_nobody(made: Profiled, tmp_path: Pa
     assert "://" not in html
     assert "<script" not in html
     bare = made.select.model_copy(update={"axes": {}})
-    assert "No axis is planned" in page(report(made, selected(made.candidates, bare, seed=0, label="c")) | {"axes": {}})
+    assert "No axis is planned" in page(report(made, choose(made.candidates, bare, seed=0, label="c")) | {"axes": {}})
     (tmp_path / "run.json").write_text('{"speed_up": 1.02}')
     assert "speed_up" in page(report(made, made.chosen, paired=tmp_path / "run.json"))
     with pytest.raises(RequestError, match="paired run"):
@@ -135,7 +136,7 @@ def test_only_the_batches_of_picked_rows_are_read(made: Profiled, tmp_path: Path
         {"get_batch": lambda _, i: opened.append(i) or reader.get_batch(i), "num_record_batches": reader.num_record_batches},
     )()
     monkeypatch.setitem(shard.__dict__, "_texts", spy)
-    few = selected(
+    few = choose(
         made.candidates,
         made.select.model_copy(
             update={"axes": {}, "budget": made.select.budget.model_copy(update={"tokens": None, "docs": 2})}
@@ -195,7 +196,7 @@ def test_the_published_formula_returns_one_format() -> None:
     """Reference, section 1a item 2: 1,000 of 1,000 from one format, lengths 789 to 811; ours holds the five shares."""
     pool = cosmopedia()
     asked = Select.model_validate({"budget": {"docs": 300}, "axes": {"cluster": {"column": "x", "mix": 0}, "format": {}}})
-    theirs = published(pool, asked)
+    theirs = choose(pool, asked.model_copy(update={"strategy": "published"}), seed=0, label="c")
     assert len(theirs.at) == 300
     formats = pool.labels["format"].code_N[theirs.at]
     assert len(set(formats.tolist())) == 1
@@ -229,7 +230,7 @@ def test_the_published_formula_returns_one_format() -> None:
     )
     assert theirs.parts["score"] == pytest.approx(slow["s"].to_numpy())
 
-    ours = selected(pool, asked.model_copy(update={"strategy": "balanced"}), seed=0, label="c")
+    ours = choose(pool, asked.model_copy(update={"strategy": "balanced"}), seed=0, label="c")
     got = np.bincount(pool.labels["format"].code_N[ours.at], minlength=len(COSMO))
     share = dict(zip(pool.labels["format"].values, got / 300, strict=True))
     assert share["textbook_academic_tone"] == pytest.approx(SHARES["textbook_academic_tone"], abs=0.004)
@@ -254,12 +255,12 @@ def test_each_strategy_does_what_it_says() -> None:
     assert gini["diversity"] < 0.1 < gini["balanced"] < gini["proportional"]
     off = {name: f["labels"]["format"]["tv_to_pool"] for name, f in table.items()}
     assert off["proportional"] < 0.02 < off["diversity"]
-    assert strategy("plan", asked, pool) == asked
+    assert STRATEGIES["plan"].replaces == ()
 
 
 def test_the_placebo_permutes_labels_only(made: Profiled) -> None:
     plain, placebo = (
-        selected(made.candidates, made.select.model_copy(update={"placebo": p}), seed=0, label="c") for p in (False, True)
+        choose(made.candidates, made.select.model_copy(update={"placebo": p}), seed=0, label="c") for p in (False, True)
     )
     assert set(plain.at.tolist()) != set(placebo.at.tolist())
     assert placebo.capacity_C.sum() == plain.capacity_C.sum()

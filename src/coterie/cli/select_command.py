@@ -77,8 +77,8 @@ def plan(
     relax: RelaxOption = False,
 ) -> None:
     """Show how much each value would give, and the certificate of what cannot be met: then exit 2, unless --relax."""
-    from coterie.select.choose import refuse_unmet
     from coterie.select.selection import plan_json
+    from coterie.select.shortfall import refuse_unmet
 
     it = _profiled(sources, store, set, corpus, jobs, slurm, relax)
     made = plan_json(it.chosen)
@@ -132,7 +132,7 @@ def report(
         Path | None, typer.Option("--paired", help="JSON of a training experiment on equal tokens, to attach.")
     ] = None,
 ) -> None:
-    """All figures of the selection, beside six other strategies and 20 random draws."""
+    """All figures of the selection, beside the other strategies and 20 random draws."""
     it = _profiled(sources, store, set, corpus, jobs, slurm, relax=True)
     out.mkdir(parents=True, exist_ok=True)
     made = _report(it, out, paired)

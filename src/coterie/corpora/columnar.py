@@ -2,44 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, BinaryIO
+from collections.abc import Iterable, Iterator
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from coterie.corpora.lines import Bad, Item, Row
-from coterie.corpora.sources import Source
+from coterie.corpora.source_file import Bad, Item, OpenFile, Row, Source
 from coterie.errors import RequestError
 
 
-def parquet(file: BinaryIO, source: Source, columns: frozenset[str], seen: set[str]) -> Iterator[Item]:
+def parquet(opened: OpenFile) -> Iterator[Item]:
     try:
-        table = pq.ParquetFile(file)
+        table = pq.ParquetFile(opened.file)
         names = table.schema_arrow.names
-        seen.update(names)
-        yield from _batches(table.iter_batches(4096, columns=[n for n in names if n in columns]))
+        opened.seen.update(names)
+        yield from _rows(table.iter_batches(4096, columns=[n for n in names if n in opened.columns]))
     except (pa.ArrowException, OSError, MemoryError) as error:
-        raise _broken(source, "Parquet", error) from None
+        raise _broken(opened.source, "Parquet", error) from None
 
 
-def arrow(file: BinaryIO, source: Source, columns: frozenset[str], seen: set[str]) -> Iterator[Item]:
+def arrow(opened: OpenFile) -> Iterator[Item]:
     try:
-        head = file.read(6)
-        file.seek(0)
+        head = opened.file.read(6)
+        opened.file.seek(0)
+        batches: Iterable[pa.RecordBatch]
         if head == b"ARROW1":
-            whole = pa.ipc.open_file(file)
-            batches: Any = (whole.get_batch(i) for i in range(whole.num_record_batches))
-            names = whole.schema.names
+            whole = pa.ipc.open_file(opened.file)
+            batches, names = (whole.get_batch(i) for i in range(whole.num_record_batches)), whole.schema.names
         else:
-            batches = pa.ipc.open_stream(file)
-            names = batches.schema.names
-        seen.update(names)
-        wanted = [n for n in names if n in columns]
-        pieces = (batch.select(wanted).slice(i, 4096) for batch in batches for i in range(0, len(batch), 4096))
-        yield from _batches(pieces)
+            stream = pa.ipc.open_stream(opened.file)
+            batches, names = stream, stream.schema.names
+        opened.seen.update(names)
+        wanted = [n for n in names if n in opened.columns]
+        yield from _rows(b.select(wanted).slice(i, 4096) for b in batches for i in range(0, len(b), 4096))
     except (pa.ArrowException, OSError, MemoryError) as error:
-        raise _broken(source, "Arrow", error) from None
+        raise _broken(opened.source, "Arrow", error) from None
 
 
 def _broken(source: Source, form: str, error: Exception) -> RequestError:
@@ -47,7 +44,7 @@ def _broken(source: Source, form: str, error: Exception) -> RequestError:
     return RequestError(f"not a whole {form} file", where=str(source.path), found=found, do="fetch the file again")
 
 
-def _batches(batches: Iterator[Any]) -> Iterator[Item]:
+def _rows(batches: Iterable[pa.RecordBatch]) -> Iterator[Item]:
     """Damaged offsets point outside the memory, and text need not be UTF-8: both are looked for before values are made."""
     number = 0
     for batch in batches:
@@ -61,7 +58,7 @@ def _batches(batches: Iterator[Any]) -> Iterator[Item]:
                 yield Bad(number, None, "damaged values, or text that is not UTF-8", None)
 
 
-def _sound(batch: Any) -> bool:
+def _sound(batch: pa.RecordBatch) -> bool:
     try:
         batch.validate(full=True)
     except pa.ArrowInvalid:

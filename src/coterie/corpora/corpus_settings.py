@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
+from coterie.corpora.formats import AUTO, FORMATS
 from coterie.corpora.windows import Windows
 from coterie.spec.settings import Count, Share, Spec, Whole
 
@@ -86,8 +87,11 @@ class Documents(Spec):
     """Commit or tag of the hub dataset."""
     split_name: str | None = None
     """Split of the hub or saved dataset to read; all of them by default."""
-    format: Literal["auto", "jsonl", "csv", "parquet", "arrow", "text", "dataset"] = "auto"
-    """File format; `auto` goes by the file's ending. `.gz` and `.zst` are opened as they are."""
+    format: Annotated[str, AfterValidator(FORMATS.check)] = Field(
+        AUTO,
+        description=f"File format: {', '.join(f'`{tag}`' for tag in FORMATS)}; `auto` goes by the file's ending. `.gz` and "
+        "`.zst` are opened as they are.",
+    )
     encoding: str = "utf-8"
     """Text encoding of JSONL, CSV and text files."""
     text: str | None = None

@@ -7,10 +7,12 @@ from itertools import islice
 from pathlib import Path
 
 from coterie.corpora.corpus_settings import Documents
+from coterie.corpora.formats import FORMATS
 from coterie.corpora.reading import Reading
 from coterie.corpora.row_plan import Plan
 from coterie.corpora.rows import rows
-from coterie.corpora.sources import Source, resolve
+from coterie.corpora.source_file import Source
+from coterie.corpora.sources import resolve
 from coterie.errors import RequestError
 from coterie.progress import bar
 from coterie.spec.digest import digest
@@ -76,5 +78,6 @@ def read_corpus(store: Store, corpus: Documents, *, label: str) -> Artifact:
 
 
 def _identity(store: Store, source: Source) -> list[str]:
-    """What a file contributes to the corpus's identity. The names of text files are their documents' ids."""
-    return [source.format, store.digest_file(source.path), source.name if source.format == "text" else ""]
+    """What a file contributes to the corpus's identity; its name, where that is the document's id."""
+    name = source.name if FORMATS[source.format].one_document else ""
+    return [source.format, store.digest_file(source.path), name]

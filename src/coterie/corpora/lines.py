@@ -11,35 +11,10 @@ import csv
 import json
 import sys
 from collections.abc import Iterator
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any
 
-from coterie.corpora.sources import Source
+from coterie.corpora.source_file import Bad, Item, OpenFile, Row
 from coterie.errors import RequestError
-
-
-class Row(NamedTuple):
-    """One row that could be read."""
-
-    line: int
-    """Physical line where it starts (JSONL, CSV, text), or row number; from 1."""
-    offset: int | None
-    """Byte where it starts, after decompression; none for columnar files."""
-    values: dict[str, Any]
-    raw: bytes | None
-    """Its bytes, for the quarantine; none for columnar files."""
-
-
-class Bad(NamedTuple):
-    """One row that could not be read."""
-
-    line: int
-    offset: int | None
-    reason: str
-    """Without the row's text."""
-    raw: bytes | None
-
-
-Item = Row | Bad
 
 
 def _undecodable(error: UnicodeDecodeError, encoding: str, start: int) -> str:
@@ -66,7 +41,8 @@ def _no_constant(name: str) -> Any:
 _JSON = json.JSONDecoder(object_pairs_hook=_no_twice, parse_constant=_no_constant)
 
 
-def jsonl(stream: BinaryIO, source: Source, encoding: str, seen: set[str]) -> Iterator[Item]:
+def jsonl(opened: OpenFile) -> Iterator[Item]:
+    stream, encoding = opened.text()
     offset, first = 0, True
     for line, raw in enumerate(stream, 1):
         start, offset = offset, offset + len(raw)
@@ -83,7 +59,7 @@ def jsonl(stream: BinaryIO, source: Source, encoding: str, seen: set[str]) -> It
         if first and text in ("[", "{"):
             raise RequestError(
                 "JSON over many lines",
-                where=f"{source.path}:{line}",
+                where=f"{opened.source.path}:{line}",
                 expected="one JSON object on each line",
                 found="an array" if text == "[" else "an object",
                 do="convert it, for example with: jq -c '.[]' FILE > FILE.jsonl",
@@ -99,20 +75,21 @@ def jsonl(stream: BinaryIO, source: Source, encoding: str, seen: set[str]) -> It
             yield Bad(line, start, "nested too deeply" if isinstance(error, RecursionError) else str(error), raw)
             continue
         if type(row) is dict:
-            seen.update(row)
+            opened.seen.update(row)
             yield Row(line, start, row, raw)
         else:
             kind = "an array" if isinstance(row, list) else "a single value"
             yield Bad(line, start, f"{kind} (expected an object)", raw)
 
 
-def csv_rows(stream: BinaryIO, source: Source, encoding: str, seen: set[str]) -> Iterator[Item]:
+def csv_rows(opened: OpenFile) -> Iterator[Item]:
+    stream, encoding = opened.text()
     csv.field_size_limit(sys.maxsize)
-    held: list[bytes] = []
+    taken: list[bytes] = []
 
     def lines() -> Iterator[str]:
         for number, raw in enumerate(stream, 1):
-            held.append(raw)
+            taken.append(raw)
             text = raw.decode(encoding, "surrogateescape")  # bytes that do not decode are found below, row by row
             yield text.removeprefix("\ufeff") if number == 1 else text
 
@@ -129,13 +106,13 @@ def csv_rows(stream: BinaryIO, source: Source, encoding: str, seen: set[str]) ->
             if "unexpected end of data" in str(error):
                 raise RequestError(
                     "a quoted field that never ends",
-                    where=f"{source.path}:{line}",
-                    found=f"{len(held)} lines without its closing quote",
+                    where=f"{opened.source.path}:{line}",
+                    found=f"{len(taken)} lines without its closing quote",
                     do="correct this row",
                 ) from None
             cells, reason = [""], f"bad CSV ({error})"
-        raw, start, begun = b"".join(held), offset, line
-        held.clear()
+        raw, start, begun = b"".join(taken), offset, line
+        taken.clear()
         line, offset = reader.line_num + 1, offset + len(raw)
         try:
             raw.decode(encoding)
@@ -147,9 +124,11 @@ def csv_rows(stream: BinaryIO, source: Source, encoding: str, seen: set[str]) ->
             twice = {name for name in cells if cells.count(name) > 1}
             if reason or twice:
                 found = reason or f"the column {sorted(twice)[0]!r} twice"
-                raise RequestError("the header cannot be read", where=f"{source.path}:{begun}", found=found, do="correct it")
+                raise RequestError(
+                    "the header cannot be read", where=f"{opened.source.path}:{begun}", found=found, do="correct it"
+                )
             header = cells
-            seen.update(header)
+            opened.seen.update(header)
         elif reason is None and len(cells) != len(header):
             yield Bad(begun, start, f"{len(cells)} fields (expected {len(header)})", raw)
         elif reason is not None:
@@ -158,14 +137,15 @@ def csv_rows(stream: BinaryIO, source: Source, encoding: str, seen: set[str]) ->
             yield Row(begun, start, dict(zip(header, cells, strict=True)), raw)
 
 
-def text(stream: BinaryIO, source: Source, encoding: str, seen: set[str]) -> Iterator[Item]:
+def text(opened: OpenFile) -> Iterator[Item]:
+    stream, encoding = opened.text()
     raw = stream.read()
     try:
         text = raw.decode(encoding)
     except UnicodeDecodeError as error:
         yield Bad(raw.count(b"\n", 0, error.start) + 1, 0, _undecodable(error, encoding, 0), raw)
         return
-    folder = source.name.rpartition("/")[0]
-    row = {"text": text.removeprefix("\ufeff"), "path": source.name, "folder": folder}
-    seen.update(row)
+    name = opened.source.name
+    row = {"text": text.removeprefix("\ufeff"), "path": name, "folder": name.rpartition("/")[0]}
+    opened.seen.update(row)
     yield Row(1, 0, row, raw)

@@ -19,9 +19,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from coterie.corpora.lines import Bad, Item
+from coterie.corpora.formats import FORMATS
 from coterie.corpora.row_plan import Document, Plan
-from coterie.corpora.sources import Source
+from coterie.corpora.source_file import Bad, Item, Source
 from coterie.corpora.splits import SPLITS, assign, content_hash, order_of, within
 from coterie.corpora.template import RowError
 from coterie.errors import RequestError
@@ -73,7 +73,7 @@ class Reading:
                     return
                 if document.time is not None:
                     self._same_type(item.values[str(self.plan.corpus.time)], f"{source.path}:{item.line}")
-                default = source.name if source.format == "text" else f"{number}:{item.line}"
+                default = source.name if FORMATS[source.format].one_document else f"{number}:{item.line}"
                 self._keep(document, document.id if document.id is not None else default)
                 return
         self._set_aside(source, item)

@@ -5,12 +5,9 @@ from __future__ import annotations
 import gzip
 import zlib
 from collections.abc import Callable, Iterator
-from typing import BinaryIO
 
-from coterie.corpora.byte_streams import opened
-from coterie.corpora.columnar import arrow, parquet
-from coterie.corpora.lines import Item, csv_rows, jsonl, text
-from coterie.corpora.sources import Source, unchanged
+from coterie.corpora.formats import FORMATS
+from coterie.corpora.source_file import Item, OpenFile, Source, unchanged
 from coterie.errors import RequestError
 
 
@@ -20,7 +17,7 @@ def rows(
     """Read one file.
 
     Args:
-        encoding: of JSONL, CSV and text files.
+        encoding: of files of text.
         columns: what is needed; columnar files read nothing else.
         seen: receives the names of all columns there are.
         key: the corpus's place in the recipe, for messages (``corpora.code``).
@@ -34,7 +31,8 @@ def rows(
     read = 0
     with unchanged(source), source.path.open("rb") as file:
         try:
-            for item in _items(file, source, encoding, columns, seen, key):
+            reader = FORMATS[source.format].reader()
+            for item in reader(OpenFile(source, file, encoding, columns, seen, key)):
                 read += 1
                 yield item, file.tell
         except (EOFError, zlib.error, gzip.BadGzipFile, UnicodeError) as error:
@@ -47,21 +45,10 @@ def rows(
                 kept="nothing of it was used",
                 do=f"correct {key}.encoding" if undecodable else "fetch the file again",
             ) from None
-    if read == 0 and source.format != "text":
+    if read == 0:
         raise RequestError(
             "0 rows",
             where=str(source.path),
             found="an empty file" if source.size == 0 else "no row in the file",
             do=f"take it out of {key}.path",
         )
-
-
-def _items(
-    file: BinaryIO, source: Source, encoding: str, columns: frozenset[str], seen: set[str], key: str
-) -> Iterator[Item]:
-    if source.format == "parquet":
-        return parquet(file, source, columns, seen)
-    if source.format == "arrow":
-        return arrow(file, source, columns, seen)
-    stream, lines_in = opened(file, encoding, key)
-    return {"jsonl": jsonl, "csv": csv_rows, "text": text}[source.format](stream, source, lines_in, seen)

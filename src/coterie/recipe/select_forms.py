@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coterie.errors import RequestError
-from coterie.select.select_settings import CLUSTER, GROUP, Axis, cluster_names, group_names
+from coterie.select.plan_settings import CLUSTER, GROUP, Axis, cluster_names, group_names
 
 if TYPE_CHECKING:
     from coterie.recipe.recipe import Recipe

@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 from coterie.corpora.row_plan import OWN
 from coterie.corpora.splits import SPLITS
 from coterie.select.corpus import Corpus
+from coterie.select.plan_settings import CLUSTER, GROUP
 from coterie.select.pool import CODE, REASONS
-from coterie.select.select_settings import CLUSTER, GROUP
 from coterie.select.selection import Profiled, profile_corpus, selection
 from coterie.store import Action, Artifact, Store
 

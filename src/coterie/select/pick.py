@@ -16,7 +16,7 @@ from itertools import pairwise
 import numpy as np
 from jaxtyping import Float64, Int64, UInt64
 
-from coterie.select.targets import named
+from coterie.select.plan_settings import named
 from coterie.select.words import mixed
 
 Vectors = Callable[[np.ndarray], np.ndarray]

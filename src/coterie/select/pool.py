@@ -22,8 +22,9 @@ import polars as pl
 from coterie.errors import RequestError
 from coterie.select.duplicates import near_duplicates, planted_recall
 from coterie.select.measures import estimated
+from coterie.select.plan_settings import CLUSTER, GROUP
 from coterie.select.profile import Shard, encoder, tokenizer_file
-from coterie.select.select_settings import CLUSTER, GROUP, Keep, NearDup, Select, TokenCount
+from coterie.select.select_settings import Keep, NearDup, Select, TokenCount
 from coterie.select.topics import Space, sample
 from coterie.store import Action, Artifact, Store
 

@@ -10,12 +10,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from coterie.corpora.documents import read_corpus
+from coterie.corpora.formats import FORMATS
 from coterie.corpora.row_plan import OWN, Plan
 from coterie.corpora.sources import resolve
 from coterie.errors import RequestError
 from coterie.select.corpus import Corpus
+from coterie.select.plan_settings import CLUSTER, GROUP
 from coterie.select.profile import profile
-from coterie.select.select_settings import CLUSTER, GROUP
 from coterie.store import Artifact, Store
 
 SHARD_BYTES = 64 << 20
@@ -38,7 +39,7 @@ def shards(corpus: Corpus, label: str, *, download: bool) -> list[Corpus]:
     if whole.split.group is not None or whole.limit is not None or whole.hub is not None or whole.split_name is not None:
         return [whole]
     sources = resolve(whole, label, download=download)
-    if len(sources) == 1 or any(s.format not in ("jsonl", "csv", "parquet") for s in sources):
+    if len(sources) == 1 or not all(FORMATS[s.format].apart for s in sources):
         return [whole]
     parts: list[list[str]] = []
     room = 0

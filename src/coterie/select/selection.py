@@ -14,12 +14,14 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from coterie.select.choose import Candidates, Chosen, met, refuse_unmet
+from coterie.select.candidates import Candidates
+from coterie.select.choose import Chosen, choose
 from coterie.select.corpus import Corpus
+from coterie.select.plan_settings import CLUSTER, GROUP
 from coterie.select.pool import Pool, pool
 from coterie.select.profile_shards import profiled
-from coterie.select.select_settings import CLUSTER, GROUP, RESERVED, Select
-from coterie.select.strategies import selected
+from coterie.select.select_settings import RESERVED, Select
+from coterie.select.shortfall import met, refuse_unmet
 from coterie.select.topics import Space, topics
 from coterie.store import Action, Artifact, Store
 
@@ -54,7 +56,8 @@ class Profiled:
     @cached_property
     def candidates(self) -> Candidates:
         """What may be chosen, with every column that can serve as a label."""
-        return Candidates.of(self.pool.table, self.select, tuple(self.labels))
+        columns = {name: axis.column or name for name, axis in self.select.axes.items()}
+        return Candidates.of(self.pool.table, columns | {name: name for name in self.labels})
 
     @property
     def columns(self) -> list[str]:
@@ -88,7 +91,7 @@ class Profiled:
     def chosen(self) -> Chosen:
         """The selection that the recipe asks for, met or not."""
         vectors = self.vectors if self.topics is not None else None
-        return selected(self.candidates, self.select, seed=self.seed, vectors=vectors, label=self.label)
+        return choose(self.candidates, self.select, seed=self.seed, vectors=vectors, label=self.label)
 
 
 def profile_corpus(store: Store, corpus: Corpus, *, label: str) -> Profiled:
@@ -186,8 +189,7 @@ def _places_in_cell(cell: np.ndarray, score: np.ndarray) -> np.ndarray:
 def plan_json(chosen: Chosen) -> dict[str, Any]:
     """The plan as a file: axes, certificate, table."""
     made = chosen.plan
-    unit = "tokens" if chosen.select.budget.tokens is not None else "documents"
-    out: dict[str, Any] = {"unit": unit, "strategy": chosen.select.strategy}
+    out: dict[str, Any] = {"unit": chosen.budget.unit, "strategy": chosen.strategy}
     if made is None:
         return out
     out |= {

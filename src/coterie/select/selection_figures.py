@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
-from coterie.select.choose import Chosen, Labels
+from coterie.select.candidates import Labels
+from coterie.select.choose import Chosen
 from coterie.shares import gini
 
 
@@ -99,7 +100,7 @@ def band(draw: Callable[[int], Chosen], draws: int = 20) -> dict[str, Any]:
 
 def axis_figures(chosen: Chosen) -> dict[str, Any]:
     """Per axis: target, capacity, selected, deficit of each value; distance to the target; balance."""
-    pool, in_tokens = chosen.pool, chosen.select.budget.tokens is not None
+    pool, in_tokens = chosen.pool, chosen.budget.in_tokens
     size = pool.size_N(in_tokens)
     out: dict[str, Any] = {}
     for a, (name, asked) in enumerate(chosen.axes.items()):
@@ -122,7 +123,7 @@ def axis_figures(chosen: Chosen) -> dict[str, Any]:
 
 def cell_figures(chosen: Chosen) -> list[dict[str, Any]]:
     """Per cell: quota, capacity, selected, share of the cell taken, percentiles of quality and length, the cut-off score."""
-    pool, in_tokens = chosen.pool, chosen.select.budget.tokens is not None
+    pool, in_tokens = chosen.pool, chosen.budget.in_tokens
     size = pool.size_N(in_tokens)
     by_cell = chosen.at[np.argsort(chosen.cell_N[chosen.at], kind="stable")]
     bounds = np.searchsorted(chosen.cell_N[by_cell], np.arange(len(chosen.cells) + 1))

@@ -21,11 +21,12 @@ import polars as pl
 
 from coterie.errors import RequestError
 from coterie.select import selection_figures as figures
-from coterie.select.choose import Chosen
-from coterie.select.select_settings import CLUSTER, NearDup
+from coterie.select.choose import Chosen, choose, side_by_side
+from coterie.select.plan_settings import CLUSTER
+from coterie.select.select_settings import NearDup
 from coterie.select.selection import Profiled, chosen_table, plan_json
 from coterie.select.sketch import chance
-from coterie.select.strategies import selected, side_by_side
+from coterie.select.strategies import RANDOM
 from coterie.spec.digest import digest
 
 DRAWS = 20
@@ -76,7 +77,7 @@ def _funnel(it: Profiled, chosen: Chosen) -> dict[str, Any]:
 
 def _comparison(it: Profiled, chosen: Chosen) -> dict[str, Any]:
     """Every strategy with the same budget, and the band of random draws."""
-    by_lot = it.select.model_copy(update={"strategy": "random"})
+    by_lot = it.select.model_copy(update={"strategy": RANDOM.tag})
     table = {"this selection": figures.of_selection(chosen)}
     others = side_by_side(it.candidates, it.select, seed=it.seed, label=it.label)
     table |= {name: figures.of_selection(other) for name, other in others.items()}
@@ -84,7 +85,7 @@ def _comparison(it: Profiled, chosen: Chosen) -> dict[str, Any]:
     for name, other in others.items():
         both = int((mine & other.chosen_N).sum())
         table[name]["shared_with_this"] = both / max(len(chosen.at), 1)
-    band = figures.band(lambda seed: selected(it.candidates, by_lot, seed=seed + 1000, label=it.label), DRAWS)
+    band = figures.band(lambda seed: choose(it.candidates, by_lot, seed=seed + 1000, label=it.label), DRAWS)
     pool = {
         name: figures.label_figures(labels, np.arange(len(chosen.pool)), chosen.pool.tokens_N)
         for name, labels in chosen.pool.labels.items()

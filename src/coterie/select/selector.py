@@ -21,11 +21,12 @@ import polars as pl
 from coterie.errors import RequestError
 from coterie.select import explain, selection
 from coterie.select import selection_report as report
-from coterie.select.choose import refuse_unmet
 from coterie.select.corpus import Corpus
+from coterie.select.plan_settings import CLUSTER, cluster_names
 from coterie.select.pool import texts_of
 from coterie.select.profile import key_of
-from coterie.select.select_settings import CLUSTER, Select, cluster_names
+from coterie.select.select_settings import Select
+from coterie.select.shortfall import refuse_unmet
 from coterie.select.topics import SAMPLE, means, nearest, sample
 from coterie.store import Store
 

@@ -1,28 +1,77 @@
-"""The strategies side by side: each is a request of its own on the same pool, with the same budget.
+"""The strategies: one declaration each. What `strategy:` takes, what errors list, what is compared and what the docs show
+come from here.
 
-- `random`: every document alike.
-- `quality`: the whole pool is one cell; only quality ranks.
-- `diversity`: equal shares of every value of every axis; inside a cell, by lot.
-- `balanced`: the documented weights (cluster 0.40, quality 0.35, tokens 0.25) as a plan: clusters 0.4 of the way from the
-  pool's shares to equal ones, rank quality 0.35 and length 0.25; formats by the five published shares where the pool has
-  these formats, else by the recipe's.
-- `proportional`: the pool's own shares of every cell; inside a cell, by lot.
-- `published`: the literal formula, 0.4 (1/n_format + 1/n_cluster) + 0.6 (1 - |tokens - 800| / 800) format_quality, the
-  highest first. Its terms are on different scales, so length and format decide everything; it is here for comparison.
+A strategy replaces some settings of the request: the axes, or the rank within a cell. Then it goes the way of any plan. One
+that does without a plan gives each document a score, and the highest are taken. A strategy of your own is one more
+`STRATEGIES.add(Strategy(...))`, in a file that is imported before the recipe is read.
 
-The weights, shares and the formula are those of the Cosmopedia-100k analysis that motivated this
-(docs/concepts/selection.md).
+The weights, shares and the formula of `balanced` and `published` are those of the Cosmopedia-100k analysis that motivated
+them (docs/concepts/selection.md).
 """
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from coterie.select import pick
-from coterie.select.choose import Candidates, Chosen, choose, merits, without
-from coterie.select.select_settings import CLUSTER, STRATEGIES, Axis, Rank, Select
+from coterie.select.plan_settings import CLUSTER, Axis, Rank, named
+from coterie.spec.named import Table, markdown_table
+
+if TYPE_CHECKING:
+    import numpy as np
+    from jaxtyping import Float64
+
+    from coterie.select.candidates import Candidates
+
+Axes = Mapping[str, Axis]
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """One way to choose from the same documents, with the same budget."""
+
+    tag: str
+    """Its name in a recipe."""
+    sentence: str
+    """What it does."""
+    axes: Callable[[Axes, Candidates], Axes] | None = None
+    """The axes that are planned, from the recipe's; None: the recipe's."""
+    rank: Callable[[Rank], Rank] | None = None
+    """The order within a cell, from the recipe's; None: the recipe's."""
+    score: Callable[[Candidates], Float64[np.ndarray, " N"]] | None = None
+    """Of each document: the highest are chosen, without a plan."""
+    redundancy: bool = True
+    """Whether the recipe's `redundancy` is looked at."""
+    paper: str | None = None
+    """Where it is described."""
+
+    @property
+    def replaces(self) -> tuple[str, ...]:
+        """The settings of the recipe that it does not look at, or changes."""
+        if self.score is not None:
+            return "axes", "rank", "redundancy"
+        changed = {"axes": self.axes is not None, "rank": self.rank is not None, "redundancy": not self.redundancy}
+        return tuple(name for name, yes in changed.items() if yes)
+
+
+STRATEGIES: Table[Strategy] = Table("a strategy")
+"""By tag."""
+
+
+def docs_table() -> str:
+    """The strategies, for the docs."""
+    rows = [
+        (f"`{made.tag}`", made.sentence, ", ".join(f"`{name}`" for name in made.replaces) or "nothing", made.paper or "")
+        for made in STRATEGIES.values()
+    ]
+    return markdown_table(("`strategy`", "what is chosen", "replaces", "source"), rows)
+
+
+# the strategies -----------------------------------------------------------------------------------------------------------
 
 FORMAT = "format"
+"""The axis that the published analysis balances beside the clusters."""
 SHARES = {
     "textbook_academic_tone": 0.35,
     "educational_piece": 0.20,
@@ -42,73 +91,93 @@ _FORMAT_QUALITY = {
 _OTHER_QUALITY = 0.6
 
 
-def strategy(name: str, select: Select, pool: Candidates) -> Select:
-    """The request that a strategy makes of this pool."""
-    by_lot = Rank(quality=0, length=0, temperature=1)
-    changes: dict[str, object] = {"strategy": "plan", "relax": True}
-    if name == "random":
-        changes |= {"axes": {}, "rank": by_lot, "redundancy": None}
-    elif name == "quality":
-        rank = select.rank.model_copy(update={"quality": 1.0, "length": 0.0, "ranges": {}})
-        changes |= {"axes": {}, "rank": rank, "redundancy": None}
-    elif name == "diversity":
-        changes |= {"axes": {n: without(a, mix=1.0) for n, a in select.axes.items()}, "rank": by_lot}
-    elif name == "proportional":
-        changes |= {"axes": {n: without(a, mix=0.0) for n, a in select.axes.items()}, "rank": by_lot}
-    elif name == "balanced":
-        rank = select.rank.model_copy(update={"quality": 0.35, "length": 0.25})
-        changes |= {"axes": {n: _balanced(n, a, pool) for n, a in select.axes.items()}, "rank": rank}
-    elif name == "plan":
-        changes = {}
-    return select.model_copy(update=changes)
+def _no_axes(axes: Axes, pool: Candidates) -> Axes:
+    return {}
 
 
-def _balanced(name: str, axis: Axis, pool: Candidates) -> Axis:
-    if name == CLUSTER:
-        return without(axis, mix=0.4)
-    if name == FORMAT and set(_FORMAT_QUALITY) & set(pool.labels[name].values):
-        there = {k: s for k, s in SHARES.items() if any(pick.named(k, v) for v in pool.labels[name].values)}
-        return without(axis, target={k: s / sum(there.values()) for k, s in there.items()})
-    return axis
+def _equal_shares(axes: Axes, pool: Candidates) -> Axes:
+    return {name: axis.mixed(1.0) for name, axis in axes.items()}
 
 
-def selected(pool: Candidates, select: Select, *, seed: int, vectors: pick.Vectors | None = None, label: str) -> Chosen:
-    """The selection that a request asks for, whatever its strategy."""
-    if select.strategy == "published":
-        return published(pool, select)
-    return choose(pool, strategy(select.strategy, select, pool), seed=seed, vectors=vectors, label=label)
+def _shares_of_the_pool(axes: Axes, pool: Candidates) -> Axes:
+    return {name: axis.mixed(0.0) for name, axis in axes.items()}
 
 
-def side_by_side(pool: Candidates, select: Select, *, seed: int, label: str) -> dict[str, Chosen]:
-    """Every strategy on this pool, with this budget."""
-    return {
-        name: selected(pool, select.model_copy(update={"strategy": name, "redundancy": None}), seed=seed, label=label)
-        for name in STRATEGIES
-    }
+def _published_shares(axes: Axes, pool: Candidates) -> Axes:
+    changed = dict(axes)
+    if CLUSTER in axes:
+        changed[CLUSTER] = axes[CLUSTER].mixed(0.4)
+    values = pool.labels[FORMAT].values if FORMAT in axes else []
+    if set(_FORMAT_QUALITY) & set(values):
+        there = {key: share for key, share in SHARES.items() if any(named(key, value) for value in values)}
+        total = sum(there.values())
+        target = {key: share / total for key, share in there.items()}
+        changed[FORMAT] = axes[FORMAT].model_copy(update={"target": target, "mix": None})
+    return changed
 
 
-def published(pool: Candidates, select: Select) -> Chosen:
-    """The literal formula; the highest scores up to the budget."""
+def _by_lot(rank: Rank) -> Rank:
+    return Rank(quality=0, length=0, temperature=1)
+
+
+def _by_quality(rank: Rank) -> Rank:
+    return rank.model_copy(update={"quality": 1.0, "length": 0.0, "ranges": {}})
+
+
+def _published_weights(rank: Rank) -> Rank:
+    return rank.model_copy(update={"quality": 0.35, "length": 0.25})
+
+
+def _published_formula(pool: Candidates) -> Float64[np.ndarray, " N"]:
+    import numpy as np
+
     score = np.zeros(len(pool))
     for name in (FORMAT, CLUSTER):
-        if name in pool.labels:
-            it = pool.labels[name]
-            score += 0.4 / np.bincount(it.code_N, minlength=len(it.values))[it.code_N]
-    length = 1 - np.abs(pool.tokens_N - 800) / 800
+        if (labels := pool.labels.get(name)) is not None:
+            score += 0.4 / np.bincount(labels.code_N, minlength=len(labels.values))[labels.code_N]
     quality = np.full(len(pool), _OTHER_QUALITY)
-    if FORMAT in pool.labels:
-        it = pool.labels[FORMAT]
-        quality = np.array([_FORMAT_QUALITY.get(v, _OTHER_QUALITY) for v in it.values])[it.code_N]
-    score += 0.6 * length * quality
-    order = np.lexsort((pool.key_N, -score))
-    if select.budget.tokens is not None:
-        size = pool.tokens_N
-        at = pick.take_tokens(order, np.array([0, len(order)]), size, np.array([float(select.budget.tokens)]))
-    else:
-        size = pool.size_N(False)
-        at = order[: int(select.budget.docs or 0)]
-    parts = merits(pool, Rank(quality=1, length=0), {}) | {"score": score}
-    cell = np.zeros(len(pool), dtype=np.uint8)
-    total = np.array([float(size.sum())])
-    bare = select.model_copy(update={"axes": {}})
-    return Chosen(pool, bare, {}, [()], cell, total, np.array([float(size[at].sum())]), None, at, parts)
+    if (labels := pool.labels.get(FORMAT)) is not None:
+        quality = np.array([_FORMAT_QUALITY.get(v, _OTHER_QUALITY) for v in labels.values])[labels.code_N]
+    return score + 0.6 * (1 - np.abs(pool.tokens_N - 800) / 800) * quality
+
+
+PLAN = STRATEGIES.add(
+    Strategy("plan", "What the recipe's axes and rank say.", paper="Deming and Stephan 1940; Csiszar 1975; Cox 1987")
+)
+RANDOM = STRATEGIES.add(Strategy("random", "Every document alike.", axes=_no_axes, rank=_by_lot, redundancy=False))
+STRATEGIES.add(
+    Strategy(
+        "quality", "The best of the whole pool: quality alone ranks.", axes=_no_axes, rank=_by_quality, redundancy=False
+    )
+)
+STRATEGIES.add(
+    Strategy(
+        "diversity",
+        "Equal shares of every value of every axis; inside a cell, by lot.",
+        axes=_equal_shares,
+        rank=_by_lot,
+        paper="Shao et al. 2024, *ClusterClip* (2402.14526)",
+    )
+)
+STRATEGIES.add(
+    Strategy(
+        "balanced",
+        "The published weights (cluster 0.40, quality 0.35, tokens 0.25) as a plan: clusters 0.4 of the way from the pool's "
+        "shares to equal ones; formats by the five published shares where the pool has these formats, else by the recipe's.",
+        axes=_published_shares,
+        rank=_published_weights,
+    )
+)
+STRATEGIES.add(
+    Strategy(
+        "proportional", "The pool's own shares of every cell; inside a cell, by lot.", axes=_shares_of_the_pool, rank=_by_lot
+    )
+)
+STRATEGIES.add(
+    Strategy(
+        "published",
+        "The highest by 0.4 (1/n_format + 1/n_cluster) + 0.6 (1 - |tokens - 800| / 800) format_quality, the literal "
+        "formula. Its terms are on scales that differ by a factor of 600, so length and format decide everything.",
+        score=_published_formula,
+    )
+)

@@ -6,13 +6,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 import numpy as np
 from jaxtyping import Float64, Int64
 
 from coterie.errors import RequestError
-from coterie.select.select_settings import Axis
+from coterie.select.plan_settings import Axis, named
 
 
 @dataclass(frozen=True)
@@ -68,8 +67,3 @@ def targets(name: str, axis: Axis, values: list[str], supply_V: Float64[np.ndarr
                 do="correct the name, or take the target out and share it among the others",
             )
     return Targets(name, keys, np.array([axis.target[k] for k in keys]), group_V, axis.weight)
-
-
-def named(key: str, value: str) -> bool:
-    """Whether a key (`blogpost|wikihow`, `story_*`) names a value."""
-    return key == value or any(fnmatchcase(value, part) for part in key.split("|"))

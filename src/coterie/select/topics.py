@@ -23,8 +23,8 @@ from jaxtyping import Float32, Int64
 from coterie.errors import RequestError
 from coterie.select.embed import SentenceModel
 from coterie.select.measures import BUCKETS
+from coterie.select.plan_settings import Axis, cluster_names, group_names
 from coterie.select.profile import Shard
-from coterie.select.select_settings import Axis, cluster_names, group_names
 from coterie.select.words import mixed, words
 from coterie.store import Action, Artifact, Store
 

@@ -116,9 +116,47 @@ def test_help_shows_what_a_verb_does_and_its_options(
     assert here(monkeypatch, verb, "--help") == 0
     shown = " ".join(capsys.readouterr().out.split())
     verb_ = typer.main.get_command(app).commands[verb]  # type: ignore[attr-defined]
-    assert f"coterie {verb} " in shown
+    assert shown.startswith(f"Usage: coterie {verb} ")
     assert " ".join(verb_.help.split()) in shown
     assert {word for word in VERBS[verb] if f" {word} " in f"{shown} "} == VERBS[verb]
+
+
+def test_version_as_a_module_and_what_the_package_has() -> None:
+    import coterie
+
+    module = [sys.executable, "-m", "coterie", "--version"]
+    shown = subprocess.run(module, capture_output=True, text=True, check=True).stdout
+    assert shown == command("--version").stdout == f"coterie {coterie.__version__}\n"
+    assert {"load", "run"} <= set(dir(coterie))
+    assert all(getattr(coterie, name) for name in dir(coterie))
+
+
+def test_a_shell_completes_verbs() -> None:
+    done = command(COMP_WORDS="coterie re", COMP_CWORD="1", _COTERIE_COMPLETE="complete_bash")
+    assert done.stdout.split() == ["report", "recipe"]
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [("runs/x", "runs/x/mixtures/learned, runs/x/experts/code"), ("runs/x/mixtures/lerned", "runs/x/mixtures/learned")],
+)
+@pytest.mark.parametrize("verb", [("generate", "a text"), ("export", "--to", "out")], ids=lambda verb: verb[0])
+def test_where_no_model_is_those_near_are_named(
+    verb: tuple[str, ...],
+    given: str,
+    found: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name in ("mixtures/learned", "experts/code"):
+        (tmp_path / "runs/x" / name).mkdir(parents=True)
+        (tmp_path / "runs/x" / name / "config.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    assert here(monkeypatch, verb[0], given, *verb[1:]) == 2
+    message = capsys.readouterr().err
+    assert f"found:    {found}\n" in message
+    assert "did you mean runs/x/mixtures/learned?" in message
 
 
 def test_a_wrong_recipe_ends_with_2_and_no_traceback(tmp_path: Path) -> None:

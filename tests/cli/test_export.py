@@ -34,10 +34,10 @@ def test_it_says_the_size_the_difference_and_where_it_is(tmp_path: Path, capsys:
 
 def test_wrong_requests_are_refused(tmp_path: Path) -> None:
     for given, text in (
-        ({}, "no mixture is here"),
+        ({}, "no such directory"),
         ({"shard_size": "many"}, "not a size"),
         ({"dtype": "q8_0"}, "only gguf"),
-        ({"format": "gguf"}, "no mixture is here"),
+        ({"format": "gguf"}, "no such directory"),
     ):
         with pytest.raises(RequestError, match=text):
             command(tmp_path / "none", tmp_path / "out", **given)

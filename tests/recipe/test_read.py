@@ -109,7 +109,7 @@ def test_the_hash_follows_the_meaning_not_the_spelling(design: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "what", "where"),
     [
-        (["experts.0.tain={}"], "unknown key", "recipe.yaml:10 (experts.0.tain)"),
+        (["experts.0.tain={}"], "unknown key", "--set experts.0.tain"),
         (["base.layerz=3"], "unknown key", "(base.layerz)"),
         (["mixtures.learned.router.topk=2"], "unknown key", "(mixtures.1.router.topk)"),
         (["experts.0.train.tokens=abc"], "wrong value", "(experts.0.train.tokens)"),
@@ -164,8 +164,63 @@ def test_a_wrong_request_says_what_and_where(design: Path, settings: list[str], 
     with pytest.raises(RequestError) as caught:
         read(design, settings)
     assert what in str(caught.value)
-    assert where in str(caught.value)
+    assert where.strip("()") in (caught.value.where or "")
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "settings", "where"),
+    [
+        ("tain: {}", [], "recipe.yaml:4 (experts.0.tain)"),
+        ("train: {tokens: abc}", [], "recipe.yaml:4 (experts.0.train.tokens)"),
+        (
+            "train: {tokens: abc}",
+            ["experts.code.train.tokens=-1"],
+            "--set experts.code.train.tokens (experts.0.train.tokens)",
+        ),
+        (
+            "train: {tokens: 5}",
+            ["experts.code.train={tokens: 5, steps: 1}"],
+            "--set experts.code.train (experts.0.train.steps)",
+        ),
+        ("train: {tokens: abc}", ["experts.0.train.batch_size=1"], "recipe.yaml:4 (experts.0.train.tokens)"),
+        ("seed: 1", ["experts.0.lora.r=-1"], "--set experts.0.lora.r"),
+        ("seed: 1", ["train.tokens=-1"], "--set train.tokens"),
+        ("seed: 1", ["base={layers: 0}"], "--set base (base.layers)"),
+    ],
+)
+def test_a_place_is_named_where_it_was_written(tmp_path: Path, text: str, settings: list[str], where: str) -> None:
+    (tmp_path / "recipe.yaml").write_text(
+        "base: {init: llama, hidden_size: 16, layers: 1, heads: 2}\n"
+        "corpora: {code: {path: code.jsonl, text: text}}\n"
+        f"experts:\n  - {{name: code, corpus: code, {text}}}\n"
+    )
+    with pytest.raises(RequestError) as caught:
+        read(tmp_path / "recipe.yaml", settings)
+    assert (caught.value.where or "").removeprefix(f"{tmp_path}/") == where
+
+
+def test_what_is_said_once_for_all_experts_is_named_there(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(
+        "base: {init: llama, hidden_size: 16, layers: 1, heads: 2}\ntrain:\n  tokens: abc\n"
+        "corpora: {code: {path: code.jsonl, text: text}}\nexperts:\n  - {name: code, corpus: code}\n"
+    )
+    with pytest.raises(RequestError) as caught:
+        read(tmp_path / "recipe.yaml")
+    assert (caught.value.where or "").endswith("recipe.yaml:3 (train.tokens)")
+
+
+def test_a_folder_is_no_recipe_and_names_those_in_it(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="a recipe is a file") as caught:
+        read(tmp_path)
+    assert caught.value.found == "no recipe in it"
+    (tmp_path / "a.yaml").write_text("name: a\ncorpora: {}\n")
+    (tmp_path / "b.json").write_text('{"datasets": ["mbpp"]}')
+    (tmp_path / "c.yaml").write_text("other: 1\n")
+    with pytest.raises(RequestError) as caught:
+        read(tmp_path)
+    assert caught.value.found == f"recipes in it: {tmp_path}/a.yaml, {tmp_path}/b.json"
+    assert f"{tmp_path}/a.yaml" in (caught.value.do or "")
 
 
 def test_an_unknown_key_is_answered_with_the_known_ones(design: Path) -> None:

@@ -11,11 +11,11 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, ParamSpec
 
 import typer
 
-from coterie import progress
+from coterie import __version__, progress
 from coterie.cli import evaluate_command as evaluate
 from coterie.cli import export_command as export
 from coterie.cli import generate_command as generate
@@ -35,14 +35,23 @@ app = typer.Typer(
     help="Train language-model experts once, each on its own slice of data, and make them work together as one model.\n\n"
     "Start with: coterie quickstart",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
 
 
+P = ParamSpec("P")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"coterie {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def _options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print results and errors only.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
@@ -57,11 +66,11 @@ class InterruptError(CoterieError):
     exit_code = 130
 
 
-def _interruptible(verb: Callable[..., None]) -> Callable[..., None]:
+def _interruptible(verb: Callable[P, None]) -> Callable[P, None]:
     """Typer would answer Ctrl-C with one word; a person needs to know what is kept and how to go on."""
 
     @functools.wraps(verb)
-    def called(*args: Any, **kwargs: Any) -> None:
+    def called(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
             verb(*args, **kwargs)
         except KeyboardInterrupt:
@@ -84,7 +93,7 @@ def main() -> None:
     """Entry point: run a verb, turn errors into one clear message and an exit code."""
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        app()
+        app(prog_name="coterie")
     except CoterieError as error:
         _fail(error, str(error), error.exit_code)
     except BrokenPipeError:

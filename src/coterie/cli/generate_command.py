@@ -23,9 +23,9 @@ def command(
     """Let a mixture or an expert go on from a text."""
     import coterie
 
-    it = coterie.load(model)
+    mixture = coterie.load(model)
     typer.echo(
-        it.complete(
+        mixture.complete(
             prompt, time=time, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
         )
     )

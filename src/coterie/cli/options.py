@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -34,17 +34,22 @@ SlurmOption = Annotated[
 ]
 
 
-def slurm_parameters(words: list[str] | None) -> dict[str, Any] | None:
+def slurm_parameters(words: list[str] | None) -> dict[str, str | list[str]] | None:
     """What the words of `--slurm` say; `setup`, lines of shell, may be said more than once."""
     if not words:
         return None
-    made: dict[str, Any] = {}
+    made: dict[str, str | list[str]] = {}
+    setup: list[str] = []
     for word in words:
         key, equals, value = word.partition("=")
         if not equals or not key or (key in made and key != "setup"):
             wrong = "--slurm takes KEY=VALUE" if not equals or not key else "said twice"
             raise RequestError(wrong, where=f"--slurm {word}", do="for example --slurm time=4:00:00")
-        made[key] = [*made.get(key, []), value] if key == "setup" else value
+        if key == "setup":
+            setup.append(value)
+            made[key] = setup
+        else:
+            made[key] = value
     return made
 
 

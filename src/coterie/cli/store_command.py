@@ -37,15 +37,15 @@ def verify(store: StoreOption = None) -> None:
     from coterie.errors import WorkError
     from coterie.store import verify
 
-    it = _open(store)
-    report = verify(it)
+    opened = _open(store)
+    report = verify(opened)
     for path, reason in report.damaged:
         typer.echo(f"damaged: {path}: {reason}")
     typer.echo(f"{report.objects} artifacts and {report.records} records are whole, {_size(report.bytes)} read")
     if report.damaged:
         raise WorkError(
             f"{len(report.damaged)} damaged artifacts were set aside",
-            where=str(it.root / "quarantine"),
+            where=str(opened.root / "quarantine"),
             kept="the evidence, and everything else",
             do="run the recipe again: what is missing is made again",
         )

@@ -14,15 +14,15 @@ Shapes: D documents, H width, K draws.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 from safetensors.numpy import load_file, save_file
 
 from coterie.errors import RequestError
+from coterie.spec.json_types import Figures
 from coterie.store import Artifact
 
 VERSION = 1
@@ -80,8 +80,8 @@ class Decision:
     batch: int
     alarm: float
 
-    def as_json(self) -> dict[str, Any]:
-        return dict(self.__dict__)
+    def as_json(self) -> Figures:
+        return asdict(self)
 
     def __str__(self) -> str:
         verdict = "novel" if self.novel else f"known: it belongs to expert {self.expert!r}"

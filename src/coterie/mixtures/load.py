@@ -10,13 +10,13 @@ import torch
 from torch import nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from coterie.errors import RequestError
 from coterie.mixtures.adapters.adapters_mixture import AdaptersMixture
 from coterie.mixtures.layers.layers_mixture import LayersMixture
 from coterie.mixtures.mixture import Mixture
 from coterie.mixtures.mixture_files import open_tokenizer, special_tokens
 from coterie.mixtures.outputs.outputs_config import OutputsConfig
 from coterie.mixtures.outputs.outputs_mixture import OutputsMixture
+from coterie.models.missing_model import no_model
 from coterie.models.open import open_model
 from coterie.routing.output_routers import OutputRouter, Uniform
 
@@ -41,14 +41,14 @@ def load(
     """
     folder = Path(path).expanduser()
     if not folder.is_dir():
-        raise RequestError("no such directory", where=str(folder), expected="a mixture or an expert")
+        raise no_model(folder)
     adapter, config = folder / "adapter_config.json", folder / "config.json"
     if adapter.is_file():
         named = json.loads(adapter.read_text()).get("base_model_name_or_path")
         places = [folder / "base", *([folder / named, Path(named)] if named else [])]
         base = base or next((p for p in places if (p / "config.json").is_file()), None)
     elif not config.is_file():
-        raise RequestError("no model is here", where=str(folder), expected="config.json or adapter_config.json")
+        raise no_model(folder)
     elif kind := KINDS.get(json.loads(config.read_text()).get("model_type")):
         return kind.from_pretrained(folder, dtype=dtype, device_map=device)
     expert = open_model(folder, base=base, dtype=dtype, device=device)

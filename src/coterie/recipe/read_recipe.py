@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ from coterie.recipe.select_forms import alone
 from coterie.spec.json_types import Figures
 from coterie.spec.kind import near
 
-Lines = dict[tuple[str | int, ...], int]
+Key = tuple[str | int, ...]
+Lines = dict[Key, int | str]
+"""The line of every key, or the `--set` that gave it."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -50,7 +53,7 @@ def read(source: str | Path | Mapping[str, object], settings: Iterable[str] = ()
     if not isinstance(raw, dict):
         raise RequestError("a recipe is a mapping of keys to values", where=file, found=type(raw).__name__)
     for setting in settings:
-        _set(raw, setting)
+        _set(raw, setting, lines)
     if selecting:
         raw = alone(raw)
     try:
@@ -69,6 +72,8 @@ def _parse(path: Path, lines: Lines) -> Any:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise RequestError("no such recipe", where=str(path), do="check the path") from None
+    except IsADirectoryError:
+        raise _folder(path) from None
     except (OSError, UnicodeDecodeError) as error:
         raise RequestError("the recipe cannot be read", where=str(path), found=str(error)) from None
     if not text.strip():
@@ -88,7 +93,20 @@ def _parse(path: Path, lines: Lines) -> Any:
         loader.dispose()
 
 
-def _mark(node: yaml.Node | None, key: tuple[str | int, ...], lines: Lines, path: Path) -> None:
+def _folder(path: Path) -> RequestError:
+    """The error for a folder given as a recipe; it names the recipes in it."""
+    files = sorted(p for p in path.iterdir() if p.suffix in (".yaml", ".yml", ".json") and p.is_file())
+    found = [str(p) for p in files if re.search(r"""\b(corpora|datasets)["']?:""", p.read_text("utf-8", "replace"))]
+    return RequestError(
+        "a recipe is a file, and this is a folder",
+        where=str(path),
+        expected="a YAML or JSON file",
+        found=f"recipes in it: {', '.join(found)}" if found else "no recipe in it",
+        do=f"name one, such as {found[0]}" if found else "`coterie recipe` says what a recipe holds",
+    )
+
+
+def _mark(node: yaml.Node | None, key: Key, lines: Lines, path: Path) -> None:
     if node is None:
         return
     lines.setdefault(key, node.start_mark.line + 1)
@@ -111,7 +129,7 @@ def _mark(node: yaml.Node | None, key: tuple[str | int, ...], lines: Lines, path
             _mark(value, (*key, index), lines, path)
 
 
-def _set(raw: Figures, setting: str) -> None:
+def _set(raw: Figures, setting: str, lines: Lines) -> None:
     """`a.b=v`: v is read as YAML. List items go by index or, where items have names, by name."""
     key, equals, text = setting.partition("=")
     if not equals or not key:
@@ -122,19 +140,22 @@ def _set(raw: Figures, setting: str) -> None:
         raise RequestError("the value is not valid YAML", where=f"--set {setting}", found=str(error)) from None
     *parents, last = key.split(".")
     place: Any = raw
+    at: Key = ()
     for part in parents:
-        if isinstance(place, list):
-            place = place[_index(place, part, setting)]
-        else:
-            child = place.get(part)
-            place[part] = child = {} if child is None else child
-            place = child
+        here = _index(place, part, setting) if isinstance(place, list) else part
+        at = (*at, here)
+        if isinstance(place, dict) and place.get(here) is None:
+            place[here] = {}
+            lines[at] = f"--set {key}"
+        place = place[here]
         if not isinstance(place, dict | list):
             raise RequestError("the key goes through a plain value", where=f"--set {setting}", found=f"{part}: {place!r}")
-    if isinstance(place, list):
-        place[_index(place, last, setting)] = value
-    else:
-        place[last] = value
+    here = _index(place, last, setting) if isinstance(place, list) else last
+    place[here] = value
+    at = (*at, here)
+    for below in [k for k in lines if k[: len(at)] == at]:
+        del lines[below]  # what the file said there no longer counts
+    lines[at] = f"--set {key}"
 
 
 def _index(items: list[Any], part: str, setting: str) -> int:
@@ -184,9 +205,13 @@ def _readable(error: ValidationError, file: str | None, lines: Lines) -> Request
     )
 
 
-def _where(file: str | None, key: tuple[str | int, ...], lines: Lines) -> str:
+def _where(file: str | None, key: Key, lines: Lines) -> str:
+    if key not in lines and "train" in key and key[key.index("train") :] in lines:
+        key = key[key.index("train") :]  # what is said once for all experts
     dotted = ".".join(map(str, key))
     line = next((lines[key[:n]] for n in range(len(key), -1, -1) if key[:n] in lines), None)
+    if isinstance(line, str):
+        return line if line == f"--set {dotted}" else f"{line} ({dotted})"
     if file is None:
         return dotted or "recipe"
     place = f"{file}:{line}" if line else file

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from coterie.report import figures
+from coterie.spec.json_types import Figures
 
 COLOURS = 8
 """Colours there are; more lines than this share grey until one is pointed at."""
@@ -52,7 +53,7 @@ class Curves:
     y_ticks: list[tuple[float, str]]
 
 
-def curves(models: Sequence[dict[str, Any]]) -> Curves | None:
+def curves(models: Sequence[Figures]) -> Curves | None:
     """Training and held-out loss of everything that has a curve; None if nothing has."""
     shown = [m for m in models if len(m.get("curve") or ()) > 1]
     if not shown:

@@ -26,11 +26,11 @@ import json
 import math
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
 
 from coterie.errors import RequestError
+from coterie.spec.json_types import Figures
 
-Summary = dict[str, Any]
+Summary = Figures
 
 
 def read(out: Path) -> Summary:
@@ -67,7 +67,7 @@ def read(out: Path) -> Summary:
     return summary
 
 
-def trained_models(summary: Summary) -> dict[str, dict[str, Any]]:
+def trained_models(summary: Summary) -> dict[str, Figures]:
     """Everything that has a record of its training, by hash, or `base` or `single`; the records of the summary itself."""
     others = {k: summary[k] for k in ("base", "single") if summary.get(k)}
     for key, record in others.items():

@@ -251,7 +251,7 @@ def test_a_plain_model_and_other_places_are_refused_with_the_reason(tmp_path: Pa
     (tmp_path / "plain/config.json").write_text('{"model_type": "coterie_adapters"}')
     with pytest.raises(RequestError, match="added to linears before the activation"):
         export(tmp_path / "plain", tmp_path / "out")
-    with pytest.raises(RequestError, match="no mixture is here"):
+    with pytest.raises(RequestError, match="no model is here"):
         export(tmp_path, tmp_path / "out")
 
 

@@ -107,6 +107,23 @@ class _Objective(torch.nn.Module):
         return objective(self.router, self.data, torch.zeros(3, dtype=torch.float64), self.settings)
 
 
+def test_balance_is_the_one_of_gates() -> None:
+    """Switch's loss over distinct experts: U times the sum of use (held constant) times wanted weight, minus 1."""
+    data = two_domains()
+    router = random_router(Linear(), 2)
+    settings = replace(QUICK, balance=0.7)
+    _, aux = objective(router, data, NO_PRIOR, settings)
+    counted = data.target_NT[:, 1:]
+    logits = router(data.ids_NT, data.position_NT, data.eligible_NTU, data.evidence_NTU)[0][:, :-1]
+    mean_U = logits.softmax(-1)[counted].mean(0)
+    assert aux.item() == pytest.approx(
+        0.7 * counted.sum().item() * (2 * mean_U.square().sum().item() - 1), rel=1e-4, abs=1e-4
+    )
+    (slow,) = torch.autograd.grad(2 * (mean_U.detach() * mean_U).sum(), router.bias_U, retain_graph=True)
+    (fast,) = torch.autograd.grad(aux / (0.7 * counted.sum()), router.bias_U)
+    assert torch.allclose(slow, fast, atol=1e-6)
+
+
 def test_regularisers_pull_where_they_say() -> None:
     data = two_domains()
     flat = replace(data, logp_UNT1=torch.full_like(data.logp_UNT1, -2.0))

@@ -1,38 +1,55 @@
-"""A mixture's own scores, and who was used where, from the cached scores of its experts.
+"""A mixture's own scores, and who was used where.
 
-Shapes: N blocks, T positions, U distinct experts, M counted tokens.
+Shapes: N blocks, B of them in a pass, T positions, U distinct experts, M counted tokens.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float, Int
 from safetensors.numpy import load_file, save_file
+from torch import Tensor
 
-from coterie.mixtures.outputs.cached_scores import routed_nll
+from coterie.corpora.blocks import Blocks
+from coterie.progress import bar
 from coterie.routing.statistics import Usage
+from coterie.spec.json_types import Figures
 from coterie.store import Artifact
 
+TOKENS_AT_ONCE = 4096
+"""Positions in one forward pass."""
 
-def write(mixture: Artifact, blocks: Artifact, scores: Sequence[Artifact], folder: Path) -> None:
-    """Write a mixture's scores; see `coterie.mixtures.routed`."""
-    result = routed_nll(mixture, blocks, scores)
-    write_routed(blocks, -np.nan_to_num(result.nll), ~np.isnan(result.nll), result.weight, folder)
+
+def batches(source: Blocks, where: str, label: str) -> Iterator[tuple[slice, Int[Tensor, "B T"], Int[Tensor, "B T"]]]:
+    """For one forward pass each: rows of blocks, their tokens and their positions; under a progress bar."""
+    size = max(TOKENS_AT_ONCE // source.ids.shape[1], 1)
+    with bar(label, int(source.tokens_per_block.sum())) as progress:
+        for begin in range(0, len(source), size):
+            rows = slice(begin, begin + size)
+            ids, position = (torch.from_numpy(a[rows].astype(np.int64)).to(where) for a in (source.ids, source.position))
+            yield rows, ids, position
+            progress.to(int(source.tokens_per_block[: rows.stop].sum()))
 
 
 def write_routed(
-    blocks: Artifact, logp_NT1: np.ndarray, answered_NT1: np.ndarray, weight_NT1U: np.ndarray, folder: Path, **more: Any
+    blocks: Artifact,
+    logp_NT1: Float[np.ndarray, "N T-1"],
+    answered_NT1: Bool[np.ndarray, "N T-1"],
+    weight_NT1U: Float[np.ndarray, "N T-1 U"],
+    folder: Path,
+    more: Figures | None = None,
 ) -> None:
-    """Write the scores of any mixture; ``more`` goes into the facts.
+    """Write a mixture's scores.
 
     Args:
         answered_NT1: where some expert may answer at the document's date.
         weight_NT1U: over distinct experts, for predicting each token.
+        more: facts besides.
     """
     files = load_file(blocks.file("blocks.safetensors"))
     counted_NT1 = (files["target"][:, 1:] != 0) & answered_NT1
@@ -43,13 +60,13 @@ def write_routed(
     seen_T = np.bincount(position_M, minlength=1)
     sums_TU = np.stack([np.bincount(position_M, w_M, len(seen_T)) for w_M in weight_MU.T], axis=-1)
     figures = usage.summary()
-    facts: dict[str, Any] = {
+    facts: Figures = {
         "tokens": int(counted_NT1.sum()),
         "nll": float(-logp_NT1[counted_NT1].mean()) if counted_NT1.any() else None,
         **{k: figures[k] for k in ("utilization", "entropy", "confidence") if k in figures},
         "positions": seen_T.tolist(),
         "by_position": (sums_TU / np.maximum(seen_T, 1)[:, None]).round(6).tolist(),
-        **more,
+        **(more or {}),
     }
     (folder / "facts.json").write_text(json.dumps(facts, sort_keys=True))
     save_file({"logp": logp_NT1, "answered": answered_NT1.astype(np.uint8)}, folder / "scores.safetensors")

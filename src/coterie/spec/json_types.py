@@ -6,3 +6,6 @@ from typing import Any, TypeAlias
 
 Figures: TypeAlias = dict[str, Any]
 """A JSON object of figures; the function that gives it says which."""
+
+Settings: TypeAlias = dict[str, Any]
+"""A JSON object of settings, such as a model's `config.json`; the function that takes it says which."""

@@ -123,7 +123,7 @@ def test_nothing_is_made_twice_and_an_expert_more_leaves_the_sums_of_the_others(
 def test_the_ridge_of_all_is_the_ridge_of_parts(ran: Any) -> None:
     """Rows from streamed sums against one regression on all tokens at once."""
     from coterie.corpora.blocks import Blocks
-    from coterie.mixtures.adapters.adapter_gate_fits import batches
+    from coterie.mixtures.score_files import batches
 
     _, _, root = ran
     opened = coterie.load(root / "out" / "mixtures" / "ridge")
@@ -134,12 +134,12 @@ def test_the_ridge_of_all_is_the_ridge_of_parts(ran: Any) -> None:
     c = Parts(read(copy.deepcopy(ran[1])), Store(root / "store"))
     for u, name in enumerate(("fruit", "tools")):
         source = Blocks.open(c.blocks(name, "valid", None, {}, 100_000))
-        for part, given in batches(opened, source, "cpu"):
-            x = opened.get_input_embeddings()(given["input_ids"]).double().detach()
+        for part, ids, position in batches(source, "cpu", "test"):
+            x = opened.get_input_embeddings()(ids).double().detach()
             for b in range(len(x)):
                 for t in range(x.shape[1]):
                     if source.document[part][b, t] >= 0:
-                        begin = t - int(given["position_ids"][b, t])
+                        begin = t - int(position[b, t])
                         features.append(x[b, begin : t + 1].mean(0))
                         target.append(u)
     X, y = torch.stack(features), torch.tensor(target)
@@ -201,7 +201,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"at": "adapters"}, "give either slots or joint"),
     ({"at": "adapters", "slots": ["fruit"], "joint": TOGETHER}, "give either slots or joint"),
     ({"at": "adapters", "joint": {**TOGETHER, "corpora": ["nothing"]}, "router": "learned"}, "no corpus is called"),
-    ({"at": "adapters", "joint": TOGETHER, "router": "ridge"}, "is not trained, so joint"),
+    ({"at": "adapters", "joint": TOGETHER, "router": "ridge"}, "cannot be trained with joint"),
     ({"at": "adapters", "joint": TOGETHER, "router": {"kind": "learned", "top_k": 3}}, "above the number"),
     ({"at": "adapters", "joint": TOGETHER, "router": {"kind": "learned", "tokens": 3}}, "ignored with joint"),
     ({"at": "adapters", "slots": ["whole"]}, "is no LoRA adapter"),

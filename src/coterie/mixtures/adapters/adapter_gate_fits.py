@@ -11,12 +11,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -24,19 +22,19 @@ from torch import Tensor
 from coterie.corpora.blocks import Blocks
 from coterie.mixtures.adapters import adapters_files as disk
 from coterie.mixtures.adapters.adapter_gates import WHOLE
-from coterie.mixtures.adapters.adapter_routers import AdapterGate, ClosedFormGate, FromAdaptersGate
-from coterie.mixtures.adapters.adapters_config import AdaptersConfig
+from coterie.mixtures.adapters.adapter_routers import AdapterGate, ClosedFormGate, FromAdaptersGate, Uniform
+from coterie.mixtures.adapters.adapters_config import AdaptersConfig, Counts
 from coterie.mixtures.adapters.adapters_mixture import AdaptersMixture
-from coterie.mixtures.mixture_files import Opening, context_of, write_configuration
+from coterie.mixtures.adapters.adapters_settings import gate_settings, mixture_settings
+from coterie.mixtures.mixture_files import Opening, write_configuration
+from coterie.mixtures.score_files import batches
 from coterie.mixtures.seats import Seat
 from coterie.models import packed_inputs as packing
-from coterie.progress import bar, say
+from coterie.progress import say
 from coterie.routing.gates import Ridge
 from coterie.routing.scan import decayed_sum
+from coterie.spec.json_types import Settings
 from coterie.store import Artifact
-
-TOKENS_AT_ONCE = 4096
-"""Positions in one forward pass."""
 
 
 def opened(
@@ -47,38 +45,31 @@ def opened(
     return AdaptersMixture.from_parts(folder, config, Opening(device=where), parts)
 
 
-def configured(said: Mapping[str, Any], base: Artifact) -> AdaptersConfig:
-    """The configuration of a mixture on a base; see `AdaptersConfig` for what is ``said``."""
-    vocab_size = json.loads(base.file("config.json").read_text())["vocab_size"]
-    context = context_of(base.path)
-    return AdaptersConfig(**said, vocab_size=vocab_size, max_position_embeddings=context, architectures=["AdaptersMixture"])
-
-
 def write_mixture(
-    said: dict[str, Any],
+    settings: Settings,
     seats: Sequence[Seat],
     base: Artifact,
+    folder: Path,
+    *,
     router: Artifact | None,
     tokenizer: Artifact,
     label: str,
-    folder: Path,
 ) -> None:
     """All of a mixture but its base and experts; see `coterie.mixtures.adapters.adapters_actions.assemble`."""
-    config = configured(said, base)
+    config = AdaptersConfig.on_base(settings, base.path)
     write_configuration(config, tokenizer.path, folder)
     if router is not None:
         shutil.copyfile(router.file("router.safetensors"), folder / "router.safetensors")
-    elif isinstance(gate := AdapterGate.model_validate(said["router"]), FromAdaptersGate):
-        plain = AdaptersConfig(
-            **{**config.to_dict(), "router": {**said["router"], "kind": "uniform", "top_k": None, "top_p": None}}
-        )
+    elif isinstance(gate := AdapterGate.model_validate(config.router), FromAdaptersGate):
+        equal = {**config.router, "kind": "uniform", "top_k": None, "top_p": None}
+        plain = AdaptersConfig(**{**config.to_dict(), "router": equal})
         disk.write_gates(rows_of(gate, opened(folder, seats, base, config=plain)), folder)
     counts = opened(folder, seats, base).counts()
     say_counts(label, counts)
     (folder / "facts.json").write_text(json.dumps({"parameters": counts}, indent=1, sort_keys=True) + "\n")
 
 
-def say_counts(label: str, counts: Mapping[str, Any]) -> None:
+def say_counts(label: str, counts: Counts) -> None:
     """Parameters by part, for people."""
     experts = sum(counts["experts"].values())
     total = experts + counts["router"] + counts["base"]
@@ -107,7 +98,7 @@ def rows_of(gate: FromAdaptersGate, model: AdaptersMixture) -> dict[str, Tensor]
 
 
 @contextmanager
-def heard(model: AdaptersMixture) -> Iterator[dict[str, Tensor]]:
+def gate_inputs(model: AdaptersMixture) -> Iterator[dict[str, Tensor]]:
     """Inside, what each gate reads in the last pass [B, T, H], by name."""
     read: dict[str, Tensor] = {}
     if model.config.router["scope"] == WHOLE:
@@ -128,47 +119,27 @@ def heard(model: AdaptersMixture) -> Iterator[dict[str, Tensor]]:
 
 @torch.no_grad()
 def write_sums(
-    scope: str, reads: str, seats: Sequence[Seat], number: int, base: Artifact, blocks: Artifact, where: str, folder: Path
+    gate: AdapterGate, seats: Sequence[Seat], number: int, base: Artifact, blocks: Artifact, where: str, folder: Path
 ) -> None:
-    """Sums of products and of features, with the constant 1, of what each gate reads of one expert's text."""
-    said = {
-        "slots": [{"name": s.name, "expert": u} for u, s in enumerate(seats)],
-        "experts": [{"name": s.name, "dir": f"experts/{s.name}", "digest": None, "maturity": "mature"} for s in seats],
-        "base": {"dir": "base", "digest": None},
-        "router": {"kind": "uniform", "scope": scope, "reads": "token", "top_k": None, "top_p": None, "temperature": 1.0},
-    }
-    config = configured(said, base)
-    config.save_pretrained(folder)
-    model = opened(folder, seats, base, where)
-    (folder / "config.json").unlink()
+    """Sums of products and of features, with the constant 1, of what each gate reads of the text of expert ``number``."""
+    equal = gate_settings(Uniform()) | {"scope": gate.scope}
+    settings = mixture_settings({s.name: None for s in seats}, ((s.name, u) for u, s in enumerate(seats)), equal)
+    model = opened(folder, seats, base, where, AdaptersConfig.on_base(settings, base.path))
     source = Blocks.open(blocks)
     sums: dict[str, Ridge] = {}
-    with model.only(seats[number].name), heard(model) as read, bar("gates", int(source.tokens_per_block.sum())) as progress:
-        done = 0
-        for rows, given in batches(model, source, where):
-            model.base(**given, logits_to_keep=1)
+    with model.only(seats[number].name), gate_inputs(model) as read:
+        for rows, ids_BT, position_BT in batches(source, where, "gates"):
+            model.base(**packing.inputs(model.base, ids_BT, position_BT), logits_to_keep=1)
             there_BT = torch.from_numpy(source.document[rows] >= 0)
-            for gate, x_BTH in read.items():
+            for name, x_BTH in read.items():
                 x_BTH = x_BTH.double()
-                if reads == "prefix":
-                    position_BT = given["position_ids"]
+                if gate.reads == "prefix":
                     x_BTH = decayed_sum(x_BTH, position_BT) / (position_BT + 1)[..., None]
                 x_NH = x_BTH.cpu()[there_BT]
-                sums.setdefault(gate, Ridge(x_NH.shape[-1], 1)).add(x_NH, torch.zeros(len(x_NH), dtype=torch.long))
-            done += int(source.tokens_per_block[rows].sum())
-            progress.to(done)
-    tensors = {f"{gate}/gram": ridge.gram_HH for gate, ridge in sums.items()}
-    tensors |= {f"{gate}/moment": ridge.moment_HU[:, 0].contiguous() for gate, ridge in sums.items()}
+                sums.setdefault(name, Ridge(x_NH.shape[-1], 1)).add(x_NH, torch.zeros(len(x_NH), dtype=torch.long))
+    tensors = {f"{name}/gram": ridge.gram_HH for name, ridge in sums.items()}
+    tensors |= {f"{name}/moment": ridge.moment_HU[:, 0].contiguous() for name, ridge in sums.items()}
     save_file(tensors, folder / "sums.safetensors")
-
-
-def batches(model: AdaptersMixture, source: Blocks, where: str) -> Iterator[tuple[slice, dict[str, Any]]]:
-    """Slices of blocks and the arguments of the base's forward for them."""
-    size = max(TOKENS_AT_ONCE // source.ids.shape[1], 1)
-    for begin in range(0, len(source), size):
-        rows = slice(begin, begin + size)
-        ids, position = (torch.from_numpy(a[rows].astype(np.int64)).to(where) for a in (source.ids, source.position))
-        yield rows, packing.inputs(model.base, ids, position)
 
 
 def write_closed_form(sums: Sequence[Artifact], gate: ClosedFormGate, folder: Path) -> None:

@@ -15,11 +15,12 @@ Shapes: B rows, T positions, M tokens, U running experts, H inputs.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
+from transformers import Cache, DynamicCache, PreTrainedModel
 
 from coterie.errors import RequestError
 from coterie.mixtures.adapters.adapter_routers import AdapterGate
@@ -50,14 +51,24 @@ class AdaptersCache(DynamicCache):
         super().batch_select_indices(indices)
         self.sums = {k: v[indices] for k, v in self.sums.items()}
 
-    def crop(self, *args: Any, **kwargs: Any) -> None:
+    def crop(self, tokens_to_remove: int) -> None:
         if self.sums:
             raise RequestError(
                 "the cache cannot be rolled back: gates that read the prefix go forward only",
                 where="past_key_values",
                 do="generate without an assistant model, or use gates that read the token",
             )
-        super().crop(*args, **kwargs)
+        super().crop(tokens_to_remove)
+
+
+class PassInputs(TypedDict, total=False):
+    """What is read of the keyword arguments of a forward pass."""
+
+    input_ids: Tensor | None
+    inputs_embeds: Tensor | None
+    attention_mask: Tensor | None
+    position_ids: Tensor | None
+    past_key_values: Cache | None
 
 
 class Gates(nn.Module):
@@ -95,7 +106,7 @@ class Gates(nn.Module):
         self.trace: dict[str, Gated] | None = None
         """If a dictionary: what each gate said in the last pass."""
         self.position_BT: Tensor | None = None
-        self.cache: Any = None
+        self.cache: Cache | None = None
         self.now: dict[str, Weights] = {}
 
     count_U: Tensor
@@ -110,8 +121,8 @@ class Gates(nn.Module):
     def learned(self) -> bool:
         return self.kind.has_rows
 
-    def begin(self, decoder: Any, args: Any, given: dict[str, Any]) -> None:
-        """A forward pass of the base starts: forget the last one. A hook, so that whoever runs the base is heard."""
+    def begin(self, decoder: PreTrainedModel, args: Sequence[Tensor], given: PassInputs) -> None:
+        """A forward pass of the base starts: forget the last one. A hook, so that it does not matter who runs the base."""
         ids, embeds = args[0] if args else given.get("input_ids"), given.get("inputs_embeds")
         like = ids if ids is not None else embeds
         assert like is not None
@@ -184,18 +195,18 @@ class Gates(nn.Module):
     def _mean(self, name: str, logits_BTU: Tensor) -> Tensor:
         """The gate's logits on the mean of what it has read of the document: the mean of its logits."""
         assert self.position_BT is not None
-        sums = None if self.cache is None else self.cache.sums
+        sums = self.cache.sums if isinstance(self.cache, AdaptersCache) else None
         sum_BTU = decayed_sum(logits_BTU, self.position_BT, 1.0, None if sums is None else sums.get(name))
         if sums is not None:
             sums[name] = sum_BTU[:, -1]
         return sum_BTU / (self.position_BT + 1)[..., None]
 
 
-def _positions(shape: Any, device: Any, given: dict[str, Any]) -> Tensor:
+def _positions(shape: torch.Size, device: torch.device, given: PassInputs) -> Tensor:
     """Position of each token in its document: as given, else counted over what is not padding."""
     B, T = shape
-    if given.get("position_ids") is not None:
-        return given["position_ids"].expand(B, T)
+    if (position := given.get("position_ids")) is not None:
+        return position.expand(B, T)
     mask, cache = given.get("attention_mask"), given.get("past_key_values")
     if mask is not None and mask.ndim == 2:
         return (mask.long().cumsum(-1) - 1).clamp_min(0)[:, -T:]

@@ -13,8 +13,9 @@ from typing import Any
 from coterie.errors import RequestError
 from coterie.launch import on_ranks
 from coterie.mixtures.adapters.adapter_routers import AdapterGate, ClosedFormGate
+from coterie.mixtures.adapters.adapters_settings import gate_settings, mixture_settings
 from coterie.mixtures.adapters.joint_settings import Joint
-from coterie.mixtures.seats import Seat
+from coterie.mixtures.seats import Seat, slot_order
 from coterie.models import device
 from coterie.models.checkpoint import contents
 from coterie.spec.digest import canonical_json, digest
@@ -22,11 +23,6 @@ from coterie.store import Action, Artifact, Store, link_tree
 
 _LATER = {"top_k", "top_p", "temperature"}
 """Settings of a closed form that its fit does not depend on."""
-
-
-def settings(gate: AdapterGate) -> dict[str, Any]:
-    """What the gates of a mixture are, as its configuration has it."""
-    return gate.model_dump(mode="json", include={"kind", "scope", "reads", "top_k", "top_p", "temperature"})
 
 
 def _inputs(base: Artifact, seats: Sequence[Seat]) -> dict[str, str]:
@@ -68,7 +64,7 @@ def fit_closed_form(
         def count(folder: Path, u: int = u, block: Artifact = block) -> None:
             from coterie.mixtures.adapters import adapter_gate_fits as fitting
 
-            fitting.write_sums(gate.scope, gate.reads, seats, u, base, block, where, folder)
+            fitting.write_sums(gate, seats, u, base, block, where, folder)
 
         sums.append(store.make(action, count, label=f"{label}: what its gates read of {seat.name}"))
     action = Action(
@@ -124,9 +120,19 @@ def fit_learned(
     def build(folder: Path) -> Mapping[str, Any]:
         from coterie.mixtures.adapters import joint_training as training
 
-        said, home = gate.model_dump(mode="json"), store.scratch(action)
-        run = training.Run(base, blocks, None, train, said, seed, label, where, precision, home)
-        return training.fit_gates(run, settings(gate), seats, folder)
+        run = training.Run(
+            base=base,
+            sources=blocks,
+            shares=None,
+            train=train,
+            gate=gate,
+            seed=seed,
+            label=label,
+            where=where,
+            precision=precision,
+            home=store.scratch(action),
+        )
+        return training.fit_gates(run, seats, folder)
 
     return store.make(action, build, label=label, tokens=train.tokens)
 
@@ -174,7 +180,6 @@ def train_joint(
         payload = {
             "joint": joint.model_dump(mode="json"),
             "router": router.model_dump(mode="json"),
-            "settings": settings(router),
             "names": list(names),
             "shares": shares,
             "base": base.said(),
@@ -227,23 +232,20 @@ def assemble(
     Raises:
         RequestError: an expert does not fit the base, or is not whole.
     """
-    seat_of = {slot: u for u, seat in enumerate(seats) for slot in seat.slots}
-    said: dict[str, Any] = {
-        "slots": [{"name": name, "expert": seat_of[name]} for name in slots],
-        "experts": [
-            {"name": s.name, "dir": f"experts/{s.name}", "digest": s.artifact.digest, "maturity": "mature"} for s in seats
-        ],
-        "base": {"dir": "base", "digest": contents(base)},
-        "router": settings(gate),
-    }
+    settings = mixture_settings(
+        {seat.name: seat.artifact.digest for seat in seats},
+        zip(slots, slot_order(slots, seats), strict=True),
+        gate_settings(gate),
+        base=contents(base),
+    )
     inputs = _inputs(base, seats) | {"tokenizer": tokenizer.digest} | ({"router": router.digest} if router else {})
 
     def build(folder: Path) -> None:
         from coterie.mixtures.adapters import adapter_gate_fits as fitting
 
-        fitting.write_mixture(said, seats, base, router, tokenizer, label, folder)
+        fitting.write_mixture(settings, seats, base, folder, router=router, tokenizer=tokenizer, label=label)
 
-    return store.make(Action("mixtures", said, inputs, libraries=("torch", "transformers")), build, label=label)
+    return store.make(Action("mixtures", settings, inputs, libraries=("torch", "transformers")), build, label=label)
 
 
 def scores(
@@ -257,7 +259,7 @@ def scores(
     def build(folder: Path) -> None:
         from coterie.mixtures.adapters import adapters_scores as scoring
 
-        scoring.write(mixture, seats, base, blocks, where, label, folder)
+        scoring.write(mixture, seats, base, blocks, folder, where=where, label=label)
 
     return store.make(action, build, label=label)
 

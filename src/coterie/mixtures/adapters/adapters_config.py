@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import field
-from typing import Any
+from pathlib import Path
+from typing import Any, Self, TypedDict
 
 from transformers import AutoConfig
 
 from coterie.mixtures.mixture_config import MixtureConfig
+from coterie.mixtures.mixture_files import context_of
+from coterie.spec.json_types import Settings
 
-MATURITY = ("new", "training", "mature")
-"""Of an expert. A new one has no weight and is not run. While one is in training all that run answer; then the policy
-selects."""
+
+class Counts(TypedDict):
+    """Parameters by part."""
+
+    experts: dict[str, int]
+    """By name."""
+    router: int
+    base: int
+    trained: int
+    """How many of them all train."""
 
 
 class AdaptersConfig(MixtureConfig):
@@ -28,6 +39,13 @@ class AdaptersConfig(MixtureConfig):
     vocab_size: int = 0
     max_position_embeddings: int = 0
     use_cache: bool = True
+
+    @classmethod
+    def on_base(cls, settings: Settings, base: Path) -> Self:
+        """The configuration of a mixture, its settings as `mixture_settings` gives them, on the base in a directory."""
+        size = json.loads((base / "config.json").read_text())["vocab_size"]
+        context = context_of(base)
+        return cls(**settings, vocab_size=size, max_position_embeddings=context, architectures=["AdaptersMixture"])
 
 
 AutoConfig.register(AdaptersConfig.model_type, AdaptersConfig, exist_ok=True)

@@ -12,7 +12,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -24,7 +24,8 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from coterie.errors import RequestError
 from coterie.mixtures.adapters import adapters_files as files
 from coterie.mixtures.adapters.adapter_gates import AdaptersCache, Gates
-from coterie.mixtures.adapters.adapters_config import MATURITY, AdaptersConfig
+from coterie.mixtures.adapters.adapters_config import AdaptersConfig, Counts
+from coterie.mixtures.adapters.adapters_settings import Maturity
 from coterie.mixtures.adapters.layout import Layout
 from coterie.mixtures.mixture import SharedBaseMixture
 from coterie.mixtures.mixture_config import MixtureConfig
@@ -127,10 +128,10 @@ class AdaptersMixture(SharedBaseMixture):
         self.compose()
         return self
 
-    def mature(self, name: str, state: str) -> None:
+    def mature(self, name: str, state: Maturity) -> None:
         """Set an expert's maturity: new, training or mature."""
-        if state not in MATURITY:
-            raise RequestError(f"no maturity is called {state!r}", expected=", ".join(MATURITY))
+        if state not in get_args(Maturity):
+            raise RequestError(f"no maturity is called {state!r}", expected=", ".join(get_args(Maturity)))
         entry = self.config.experts[self._number(name)]
         before, entry["maturity"] = entry["maturity"], state
         try:
@@ -169,8 +170,8 @@ class AdaptersMixture(SharedBaseMixture):
         finally:
             self.router.forced = None
 
-    def counts(self) -> dict[str, Any]:
-        """Parameters by part: ``experts`` (by name), ``router``, ``base``, and how many of them are ``trained``."""
+    def counts(self) -> Counts:
+        """Parameters by part."""
         experts = {n: sum(f.A_RI.numel() + f.B_OR.numel() for f in a.values()) for n, a in self.adapters().items()}
         ours = {id(p) for inlet in self.layout.inlets for p in inlet.parameters()}
         return {
@@ -270,8 +271,10 @@ class AdaptersMixture(SharedBaseMixture):
 
     # the library's own ----------------------------------------------------------------------------------------------------
 
-    def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
-        self.base.gradient_checkpointing_enable(*args, **kwargs)
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: dict[str, object] | None = None, **kwargs: object
+    ) -> None:
+        self.base.gradient_checkpointing_enable(gradient_checkpointing_kwargs, **kwargs)
 
     def gradient_checkpointing_disable(self) -> None:
         self.base.gradient_checkpointing_disable()

@@ -33,7 +33,10 @@ from coterie.experts.training_job import Job
 from coterie.experts.training_rows import Rows, require_fit
 from coterie.mixtures.adapters import adapter_gate_fits as fitting
 from coterie.mixtures.adapters import adapters_files as disk
+from coterie.mixtures.adapters.adapter_routers import AdapterGate
+from coterie.mixtures.adapters.adapters_config import AdaptersConfig
 from coterie.mixtures.adapters.adapters_mixture import AdaptersMixture
+from coterie.mixtures.adapters.adapters_settings import gate_settings, mixture_settings
 from coterie.mixtures.adapters.joint_settings import Joint
 from coterie.mixtures.mixture_files import write_configuration
 from coterie.mixtures.seats import Seat
@@ -45,47 +48,40 @@ from coterie.models.open import open_model
 from coterie.models.stack import moments
 from coterie.progress import say
 from coterie.routing.gates import auxiliary
+from coterie.spec.json_types import Figures, Settings
 from coterie.store import Artifact
 
 FIRST = 8
 """Steps after which every part that trains must have had a gradient."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Run:
-    """What was asked for.
-
-    Attributes:
-        router: its settings, as the recipe says them.
-        home: where checkpoints go.
-    """
+    """One training of gates, or of experts and gates."""
 
     base: Artifact
     sources: Sequence[Artifact]
     shares: list[float] | None
+    """Of the tokens, for each source; None: equal."""
     train: Train
-    router: Mapping[str, Any]
+    gate: AdapterGate
     seed: int
     label: str
     where: str
     precision: Precision
     home: Path
+    """Where checkpoints go."""
 
 
-def fit_gates(run: Run, settings: Mapping[str, Any], seats: Sequence[Seat], folder: Path) -> dict[str, Any]:
+def fit_gates(run: Run, seats: Sequence[Seat], folder: Path) -> Figures:
     """Train the gates of finished experts; see `coterie.mixtures.adapters.adapters_actions.fit_learned`."""
-    said = {
-        "slots": [{"name": name, "expert": u} for u, seat in enumerate(seats) for name in seat.slots],
-        "experts": [{"name": s.name, "dir": f"experts/{s.name}", "digest": None, "maturity": "mature"} for s in seats],
-        "base": {"dir": "base", "digest": None},
-        "router": dict(settings),
-    }
+    slots = ((name, u) for u, seat in enumerate(seats) for name in seat.slots)
+    settings = mixture_settings({seat.name: None for seat in seats}, slots, gate_settings(run.gate))
     with prepared(run.train.threads, run.seed) as threads:
         base = open_model(run.base, device=run.where)
         places = files.linears(base)
-        model = AdaptersMixture(
-            fitting.configured(said, run.base), base, [files.read(s.artifact.path, places) for s in seats]
-        )
+        config = AdaptersConfig.on_base(settings, run.base.path)
+        model = AdaptersMixture(config, base, [files.read(s.artifact.path, places) for s in seats])
         if len(seats) < 2:
             raise RequestError("a router of one expert has nothing to learn", where=run.label, do="seat another expert")
         _start_gates(model, run.seed)
@@ -99,41 +95,46 @@ def fit_gates(run: Run, settings: Mapping[str, Any], seats: Sequence[Seat], fold
     return {"threads": threads, "device": run.where}
 
 
-def train_joint(payload: dict[str, Any]) -> dict[str, Any]:
-    """Train fresh experts and their gates, on one rank or as one of several; see `coterie.mixtures.adapters.train_joint`."""
+def train_joint(payload: Settings) -> Figures:
+    """Train fresh experts and their gates, on one rank or as one of several.
+
+    Args:
+        payload: from `coterie.mixtures.adapters.adapters_actions.train_joint`.
+    """
     joint, names, folder = Joint.model_validate(payload["joint"]), payload["names"], Path(payload["folder"])
     run = Run(
         base=Artifact.of(payload["base"]),
         sources=[Artifact.of(b) for b in payload["blocks"]],
         shares=payload["shares"],
         train=joint.train.model_copy(update={"tokens": joint.tokens}),
-        router=payload["router"],
+        gate=AdapterGate.model_validate(payload["router"]),
         home=Path(payload["home"]),
         **{key: payload[key] for key in ("seed", "label", "where", "precision")},
     )
-    said = {
-        "slots": [{"name": name, "expert": u} for u, name in enumerate(names)],
-        "experts": [{"name": n, "dir": f"experts/{n}", "digest": None, "maturity": "training"} for n in names],
-        "base": {"dir": "base", "digest": contents(run.base)},
-        "router": payload["settings"],
-    }
+    settings = mixture_settings(
+        dict.fromkeys(names),
+        ((name, u) for u, name in enumerate(names)),
+        gate_settings(run.gate),
+        base=contents(run.base),
+        maturity="training",
+    )
     lora = joint.lora
     with prepared(run.train.threads, run.seed) as threads:
         base = open_model(run.base, device=run.where)
         places = files.linears(base)
         fresh = [files.fresh(places, lora.targets, lora.r, lora.alpha, run.seed * 1000 + u) for u in range(len(names))]
-        config = fitting.configured(said, run.base)
+        config = AdaptersConfig.on_base(settings, run.base.path)
         model = AdaptersMixture(config, base, fresh, dropout=lora.dropout)
         _start_gates(model, run.seed)
         model.trainable(None, router=True)
-        held = {name: Blocks.open(Artifact.of(blocks)) for name, blocks in payload["valid"].items()}
-        before = {name: mean_nll(model.base, blocks) for name, blocks in held.items()}
+        held_out = {name: Blocks.open(Artifact.of(blocks)) for name, blocks in payload["valid"].items()}
+        before = {name: mean_nll(model.base, blocks) for name, blocks in held_out.items()}
         loop = _train(run, model, dense_steps=joint.dense)
         for name in names:
             config.experts[names.index(name)]["maturity"] = "mature"
         model.trainable(names)  # laid out for who is mature
-        after = {name: mean_nll(model.base, blocks) for name, blocks in held.items()}
-        for name in held:
+        after = {name: mean_nll(model.base, blocks) for name, blocks in held_out.items()}
+        for name in held_out:
             say(f"  {run.label}: {name} {before[name]:.4f} -> {after[name]:.4f} nats a token on held-out documents")
         if ranks.first():
             model.save_parts(folder)
@@ -175,7 +176,7 @@ def _train(run: Run, model: AdaptersMixture, dense_steps: float) -> Loop:
         precision=run.precision,
         seed=run.seed,
         label=run.label,
-        loss=Loss(run.router),
+        loss=Loss(run.gate.model_dump()),
         sparse=True,
         callbacks=[Collaborate(model, dense_steps), FirstSteps(model, run.label)],
     )
@@ -187,7 +188,7 @@ def _train(run: Run, model: AdaptersMixture, dense_steps: float) -> Loop:
     return loop
 
 
-def _record(run: Run, loop: Loop, model: AdaptersMixture, folder: Path, more: Mapping[str, Any]) -> None:
+def _record(run: Run, loop: Loop, model: AdaptersMixture, folder: Path, more: Figures) -> None:
     """What was trained, on how much, with what loss."""
     tokens = seen(loop)
     lines = outcome.log(loop, tokens)
@@ -211,22 +212,22 @@ class Loss:
     that is linear in tokens.
     """
 
-    def __init__(self, router: Mapping[str, Any]) -> None:
-        self.by = {f"{name}_by": router.get(name, 0.0) for name in ("balance", "z", "entropy")}
+    def __init__(self, gate: Settings) -> None:
+        self.by = {f"{name}_by": gate.get(name, 0.0) for name in ("balance", "z", "entropy")}
 
     def __call__(self, model: Any, batch: Mapping[str, Tensor], items: Tensor) -> Tensor:
         labels_BT = batch["labels"][:, 1:]
         given = {k: v for k, v in batch.items() if k in ("input_ids", "position_ids", "attention_mask")}
         with getattr(model, "module", model).traced() as trace:  # several ranks wrap it
             logits_BTV = model(**given).logits[:, :-1]
-            said = list(trace().values())
+            gates = list(trace().values())
         nll = cross_entropy(logits_BTV.flatten(0, 1).float(), labels_BT.flatten(), ignore_index=-100, reduction="sum")
         if not any(self.by.values()):
             return nll / items
         counted_BT = torch.nn.functional.pad(labels_BT != -100, (0, 1))
-        U = said[0].weight_NS.shape[-1]
+        U = gates[0].weight_NS.shape[-1]
         own_U = torch.arange(U, device=counted_BT.device)
-        return (nll + counted_BT.sum() * auxiliary(said, own_U, U, counted_BT, **self.by)) / items
+        return (nll + counted_BT.sum() * auxiliary(gates, own_U, U, counted_BT, **self.by)) / items
 
 
 class Collaborate(TrainerCallback):
@@ -235,7 +236,7 @@ class Collaborate(TrainerCallback):
     def __init__(self, model: AdaptersMixture, share: float) -> None:
         self.model, self.share = model, share
 
-    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         self.model.router.collaborate(state.global_step < self.share * state.max_steps)
 
 
@@ -245,9 +246,16 @@ class FirstSteps(TrainerCallback):
     def __init__(self, model: AdaptersMixture, label: str) -> None:
         self.model, self.label = model, label
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        optimizer: torch.optim.Optimizer | None = None,
+        **_: object,
+    ) -> None:
         if state.global_step == FIRST:
-            optimizer = given["optimizer"]
+            assert optimizer is not None
             require_gradients(self.model, getattr(optimizer, "optimizer", optimizer), self.label)
 
 
@@ -257,16 +265,16 @@ def require_gradients(model: AdaptersMixture, optimizer: torch.optim.Optimizer, 
     Raises:
         WorkError: names the part.
     """
-    heard: dict[str, bool] = {}
+    learned: dict[str, bool] = {}
     gate_of = {i: gate for gate, i in model.layout.hosted.items()}
     for i, inlet in enumerate(model.layout.inlets):
         for part, alive in moments(inlet, optimizer).items():
             name = f"the gate {gate_of[i]}" if isinstance(part, str) else f"expert {model.names[model.running[part]]!r}"
-            heard[name] = heard.get(name, False) or alive
+            learned[name] = learned.get(name, False) or alive
     whole = model.router.rows_UH
     if whole is not None and whole.requires_grad:
-        heard["the gate"] = bool(optimizer.state.get(whole, {}).get("exp_avg", torch.zeros(1)).any())
-    dead = [name for name, alive in heard.items() if not alive]
+        learned["the gate"] = bool(optimizer.state.get(whole, {}).get("exp_avg", torch.zeros(1)).any())
+    dead = [name for name, alive in learned.items() if not alive]
     if dead:
         raise WorkError(
             f"{label}: {dead[0]} has had no gradient, so it would not learn",

@@ -115,7 +115,7 @@ def write_scores(model: MergedModel, blocks: Artifact, only: int | None, label: 
             counted += int(counted_BT1.sum())
             progress.to(int(source.tokens_per_block[: rows.stop].sum()))
     more = {"by_layer": (use_LU / max(counted, 1)).tolist(), "chosen": (chosen_U / max(counted, 1)).tolist()}
-    write_routed(blocks, logp_NT1, np.ones_like(logp_NT1, dtype=bool), weight_NT1U, folder, **more)
+    write_routed(blocks, logp_NT1, np.ones_like(logp_NT1, dtype=bool), weight_NT1U, folder, more)
 
 
 def ask(

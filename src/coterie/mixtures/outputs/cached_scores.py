@@ -20,6 +20,7 @@ from torch import Tensor
 from coterie.errors import WorkError
 from coterie.mixtures.outputs.outputs_config import OutputsConfig
 from coterie.mixtures.outputs.outputs_files import read_router
+from coterie.mixtures.score_files import write_routed
 from coterie.routing.eligibility import Eligibility
 from coterie.routing.fit import Scored, mix
 from coterie.store import Artifact
@@ -117,3 +118,9 @@ def routed_nll(mixture: Artifact | Path, blocks: Artifact, scores: Sequence[Arti
         nll.append(nll_BT1.masked_fill(~answered_NT[rows][:, 1:], torch.nan).numpy())
         weight.append(logw_BTU.exp().numpy())
     return Routed(np.concatenate(nll), np.concatenate(weight))
+
+
+def write_scores(mixture: Artifact, blocks: Artifact, scores: Sequence[Artifact], folder: Path) -> None:
+    """Write a mixture's scores; see `coterie.mixtures.outputs.outputs_actions.routed`."""
+    result = routed_nll(mixture, blocks, scores)
+    write_routed(blocks, -np.nan_to_num(result.nll), ~np.isnan(result.nll), result.weight, folder)

@@ -147,9 +147,9 @@ def routed(store: Store, mixture: Artifact, blocks: Artifact, scores: Sequence[A
     )
 
     def build(folder: Path) -> None:
-        from coterie.mixtures.score_files import write
+        from coterie.mixtures.outputs.cached_scores import write_scores
 
-        write(mixture, blocks, scores, folder)
+        write_scores(mixture, blocks, scores, folder)
 
     return store.make(action, build, label=label)
 

@@ -7,16 +7,18 @@ a run that finds everything is quick.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from coterie.errors import RequestError
 from coterie.experts.expert_settings import ExpertKind
-from coterie.experts.snapshots import snapshot
 from coterie.experts.train_settings import Train
+from coterie.experts.training_request import Request, snapshot
+from coterie.launch import on_ranks
 from coterie.models import device
 from coterie.models.checkpoint import contents
 from coterie.models.lora_settings import Lora
+from coterie.spec.json_types import Figures
 from coterie.store import Action, Artifact, Store
 
 
@@ -75,35 +77,56 @@ def train_expert(
     libraries = ("torch", "transformers", "peft") if lora else ("torch", "transformers")
     action = Action("experts", spec, inputs, libraries, device.numerics(where, precision))
 
-    def build(folder: Path) -> dict[str, Any]:
-        from coterie.experts import training
-        from coterie.experts import training_request as request
-
-        asked = request.Request(
-            store=store,
-            action=action,
-            start=start,
-            base=base,
-            sources=tuple(blocks),
-            weights=shares,
-            valid=valid,
-            kind=kind,
-            train=train,
-            lora=lora,
-            seed=seed,
-            label=label,
-            where=where,
-            precision=precision,
-        )
-        return training.make(asked, folder)
-
-    made = store.make(action, build, label=label, tokens=train.tokens)
+    request = Request(
+        store=store,
+        action=action,
+        start=start,
+        base=base,
+        sources=tuple(blocks),
+        weights=shares,
+        valid=valid,
+        kind=kind,
+        train=train,
+        lora=lora,
+        seed=seed,
+        label=label,
+        where=where,
+        precision=precision,
+    )
+    made = store.make(action, partial(_train, request), label=label, tokens=train.tokens)
     if train.snapshots and not made.planned:
         for entry in made.facts["snapshots"]:  # a run that reuses the expert rests on its snapshots too
             earlier = snapshot(action, entry["step"])
             if found := store.find(earlier, f"{label} at {entry['tokens']:,} tokens"):
                 store.used.setdefault(earlier.key, found)
     return made
+
+
+def _train(request: Request, folder: Path) -> Figures:
+    """Train, check, write into ``folder``; returns what the record says of the making."""
+    from coterie.experts import ranks
+    from coterie.experts.expert_training import ExpertTraining
+    from coterie.experts.training import prepared, watched
+
+    train = request.train
+    if train.parallel and ranks.count() == 1:
+        payload = {"request": request.payload(), "folder": str(folder)}
+        processes = ranks.wanted(train, request.where)
+        return on_ranks("coterie.experts.expert_actions:train_on_rank", payload, processes=processes, label=request.label)
+    with prepared(train.threads, request.seed) as threads:
+        training = ExpertTraining(request)
+        with watched(training.job) as loop:
+            loop.train(resume_from_checkpoint=loop.checkpoint)
+        training.write(loop, folder)
+    return {"threads": threads, "device": request.where}
+
+
+def train_on_rank(payload: Figures) -> Figures:
+    """The same on one of several ranks; the first one writes."""
+    from coterie.experts import ranks
+
+    made = _train(Request.of(payload["request"]), Path(payload["folder"]))
+    return made | {"processes": ranks.count()}
 
 
 def score_expert(
@@ -125,7 +148,7 @@ def score_expert(
     libraries = ("torch", "transformers", "peft") if base else ("torch", "transformers")
     action = Action("scores", {}, inputs, libraries, device.numerics(where, "fp32"))
 
-    def build(folder: Path) -> dict[str, Any]:
+    def build(folder: Path) -> Figures:
         from coterie.experts.scores import write_scores
 
         return write_scores(expert, blocks, base, where, label, folder)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType
-from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -16,8 +16,8 @@ class Interrupt(TrainerCallback):
     """``with Interrupt() as callback: ...`` Raises KeyboardInterrupt once the checkpoint is written."""
 
     def __init__(self) -> None:
-        self.asked = False
-        self.before: Any = None
+        self.pressed = False
+        self.before: signal.Handlers | Callable[[int, FrameType | None], object] | int | None = None
 
     def __enter__(self) -> Interrupt:
         if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
@@ -33,13 +33,13 @@ class Interrupt(TrainerCallback):
             self.before = None
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
+        self.pressed = True
         self._restore()
         say("  stopping after this step, with a checkpoint; once more stops at once")
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        control.should_save |= self.asked
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
+        control.should_save |= self.pressed
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if self.asked:
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
+        if self.pressed:
             raise KeyboardInterrupt

@@ -13,19 +13,20 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from coterie.errors import WorkError
 from coterie.experts import ranks, resume
 from coterie.experts.train_settings import EarlyStopping
-from coterie.experts.training_rows import Loss
+from coterie.experts.training_rows import Batch, Loss, Rows, as_is
 from coterie.progress import Bar
+from coterie.spec.json_types import Figures
 
 
 @dataclass
@@ -46,17 +47,28 @@ class Loop(Trainer):
         loss: of the model, a batch and the counted targets of the step; the model's own by default.
     """
 
-    model: Any
-    optimizer: Any
-    lr_scheduler: Any
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    lr_scheduler: LambdaLR
 
-    def __init__(self, *, home: Path, loss: Loss | None = None, **options: Any) -> None:
-        super().__init__(**options)
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        rows: Rows,
+        args: TrainingArguments,
+        optimizers: tuple[torch.optim.Optimizer, LambdaLR],
+        home: Path,
+        loss: Loss | None = None,
+    ) -> None:
+        super().__init__(model, args, data_collator=as_is, train_dataset=rows, optimizers=optimizers)
         self.remove_callback(PrinterCallback)
-        self.home, self.loss = home, loss
+        self.rows, self.home, self.loss = rows, home, loss
+        self.checkpoint: str | None = None
+        """Where to go on from."""
         self.best = Best()
         self.best_weights: dict[str, Tensor] = {}
-        self.snapshots: list[dict[str, Any]] = []
+        self.snapshots: list[Figures] = []
         self.grad_norm: Tensor | float = 0.0
 
     @property
@@ -65,17 +77,17 @@ class Loop(Trainer):
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
     def compute_loss(
-        self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
+        self, model: nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor | tuple[Tensor, object]:
         if self.loss is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        assert num_items_in_batch is not None, "without the count of the whole step, accumulated batches would not add up"
+        assert isinstance(num_items_in_batch, Tensor), "without the count of the whole step, batches would not add up"
         loss = self.loss(model, inputs, num_items_in_batch)
         if self.args.average_tokens_across_devices:  # the count is that of all ranks, and gradients are averaged over them
             loss = loss * self.accelerator.num_processes
         return (loss, {}) if return_outputs else loss
 
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+    def _save_checkpoint(self, model: nn.Module, trial: object) -> None:
         self.save()
 
     def save(self) -> None:
@@ -132,10 +144,10 @@ class Loop(Trainer):
         self._tr_loss += sums[rank] if len(sums) == self.args.world_size else sum(sums) / len(sums)
         self._globalstep_last_logged = history["last_logged"]
 
-    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+    def floating_point_ops(self, inputs: Batch) -> int:
         return 0
 
-    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+    def _get_grad_norm(self, model: nn.Module, grad_norm: float | None = None) -> Tensor | float:
         self.grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         return self.grad_norm
 
@@ -167,7 +179,7 @@ class Seeds(TrainerCallback):
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
-    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         rank = f"/{args.process_index}" if args.process_index else ""  # ranks see different rows, and drop different units
         word = hashlib.sha256(f"{self.seed}/{state.global_step}{rank}".encode()).digest()
         number = int.from_bytes(word[:8], "little")
@@ -186,7 +198,7 @@ class Watch(TrainerCallback):
         self.loop, self.every = loop, every
         self.first_bad = torch.zeros((), dtype=torch.long, device=loop.args.device)
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         bad = ~torch.isfinite(self.loop.loss_sum + self.loop.grad_norm) & (self.first_bad == 0)
         self.first_bad += bad * state.global_step
         if state.global_step % self.every == 0 or control.should_save or state.global_step >= state.max_steps:
@@ -208,7 +220,7 @@ class Calendar(TrainerCallback):
         every = None if snapshots is None else snapshots if snapshots >= 1 else snapshots * int(tokens[-1])
         self.snapshots = marks(tokens, every) - {len(tokens)} if every else set()
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         step = state.global_step
         self.bar.to(int(self.tokens[step - 1]))
         control.should_log |= step == state.max_steps
@@ -229,7 +241,7 @@ class StopEarly(TrainerCallback):
         self.loop, self.rule, self.held_out = loop, rule, held_out
         self.steps = marks(tokens, rule.every) | {len(tokens)}
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         if state.global_step not in self.steps:
             return
         loss, best = self.held_out(), self.loop.best
@@ -250,5 +262,5 @@ class Continue(TrainerCallback):
     def __init__(self, loop: Loop, checkpoint: Path) -> None:
         self.loop, self.checkpoint = loop, checkpoint
 
-    def on_train_begin(self, *_: Any, **__: Any) -> None:
+    def on_train_begin(self, *_: object, **__: object) -> None:
         self.loop.continue_log(self.checkpoint)

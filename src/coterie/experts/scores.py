@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,16 +21,15 @@ from coterie.experts.training_rows import require_fit
 from coterie.models.logprob import target_logp
 from coterie.models.open import open_model
 from coterie.progress import bar
+from coterie.spec.json_types import Figures
 from coterie.store import Artifact
 
 TOKENS_AT_ONCE = 4096
 """Positions in one forward pass."""
 
 
-def write_scores(
-    expert: Artifact, blocks: Artifact, base: Artifact | None, where: str, label: str, folder: Path
-) -> dict[str, Any]:
-    """Run the expert over the blocks; see `coterie.experts.score`."""
+def write_scores(expert: Artifact, blocks: Artifact, base: Artifact | None, where: str, label: str, folder: Path) -> Figures:
+    """Run the expert over the blocks; see `coterie.experts.expert_actions.score_expert`."""
     source = Blocks.open(blocks)
     model = open_model(expert, base=base, device=where)
     require_fit(model, source)

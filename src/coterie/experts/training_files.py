@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from transformers import PreTrainedModel
 
 from coterie.errors import WorkError
 from coterie.experts.loop import Loop
@@ -14,6 +14,7 @@ from coterie.experts.training_request import Request
 from coterie.models import parameters
 from coterie.models.checkpoint import contents
 from coterie.models.initialise import copy_tokenizer
+from coterie.spec.json_types import Figures
 
 
 def check_moved(loop: Loop, before: dict[str, str]) -> None:
@@ -47,7 +48,7 @@ def check_moved(loop: Loop, before: dict[str, str]) -> None:
             )
 
 
-def facts(request: Request, loop: Loop, tokens: int, *, loss: float | None) -> dict[str, Any]:
+def facts(request: Request, loop: Loop, tokens: int, *, loss: float | None) -> Figures:
     """The figures beside the weights.
 
     Args:
@@ -67,7 +68,7 @@ def facts(request: Request, loop: Loop, tokens: int, *, loss: float | None) -> d
     }
 
 
-def log(loop: Loop, tokens: np.ndarray) -> list[dict[str, Any]]:
+def log(loop: Loop, tokens: np.ndarray) -> list[Figures]:
     """The lines of metrics.jsonl: no times, so that equal runs log equal bytes.
 
     Args:
@@ -76,16 +77,16 @@ def log(loop: Loop, tokens: np.ndarray) -> list[dict[str, Any]]:
     lines = []
     for entry in loop.state.log_history:
         if "loss" in entry or "eval_loss" in entry:
-            line: dict[str, Any] = {"step": entry["step"], "tokens": int(tokens[int(entry["step"]) - 1])}
+            line: Figures = {"step": entry["step"], "tokens": int(tokens[int(entry["step"]) - 1])}
             lines.append(line | {k: entry[k] for k in ("loss", "eval_loss", "learning_rate", "grad_norm") if k in entry})
     return lines
 
 
-def write(request: Request, loop: Loop, folder: Path, figures: dict[str, Any], lines: list[dict[str, Any]]) -> None:
+def write(request: Request, model: PreTrainedModel, folder: Path, figures: Figures, lines: list[Figures]) -> None:
     """Weights as stock libraries open them, the tokenizer, the log and the figures."""
-    loop.model.config.use_cache = True  # for whoever opens it to generate
-    loop.model.save_pretrained(folder)
-    loop.model.config.use_cache = False
+    model.config.use_cache = True  # for whoever opens it to generate
+    model.save_pretrained(folder)
+    model.config.use_cache = False
     if request.kind == "lora":
         _neutral(folder)
     copy_tokenizer(request.start.path, folder)

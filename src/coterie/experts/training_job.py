@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from torch import nn
 
 from coterie.experts.train_settings import Train
 from coterie.experts.training_rows import Loss, Rows
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Job:
-    """One training run; `coterie.experts.training.train_job` does it.
+    """One training run; `coterie.experts.training.train_job` runs it.
 
     Attributes:
         home: where checkpoints go, and where one that is found is gone on from (``store.scratch(action)``).
@@ -33,7 +35,7 @@ class Job:
 
     home: Path
     output: Path
-    model: Any
+    model: nn.Module
     rows: Rows
     train: Train
     where: str

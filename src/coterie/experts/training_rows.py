@@ -9,12 +9,13 @@ B rows, T positions, N rows of the whole run.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset
+from transformers import PreTrainedModel
 
 from coterie.corpora.blocks import Blocks
 from coterie.corpora.order import Order
@@ -23,7 +24,7 @@ from coterie.models.packed_inputs import block_mask
 
 Batch = dict[str, Tensor]
 
-Loss = Callable[[Any, Batch, Tensor], Tensor]
+Loss = Callable[[nn.Module, Batch, Tensor], Tensor]
 """Of (model, batch, number of counted targets in the whole optimizer step): a sum over the batch's counted targets divided
 by that number, so that accumulated batches add up to one large batch."""
 
@@ -78,12 +79,12 @@ def batch(ids_BT: np.ndarray, position_BT: np.ndarray, target_BT: np.ndarray, *,
     return together | {"attention_mask": block_mask(position)} if mask else together
 
 
-def as_is(batch: Batch) -> Batch:
+def as_is(batch: object) -> Batch:
     """The collator's part: ``Rows`` gives whole batches."""
-    return batch
+    return cast(Batch, batch)
 
 
-def require_fit(model: Any, blocks: Blocks) -> None:
+def require_fit(model: PreTrainedModel, blocks: Blocks) -> None:
     """RequestError if the blocks hold tokens or positions that the model does not have."""
     config = model.config.get_text_config()
     largest = {"vocab_size": int(blocks.ids.max()) + 1, "max_position_embeddings": int(blocks.position.max()) + 1}

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import re
-from typing import Any
+from typing import cast
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from coterie.errors import RequestError
 from coterie.models.lora_settings import Lora
@@ -27,7 +28,7 @@ def train_only_feed_forward(model: nn.Module) -> None:
         )
 
 
-def add_adapter(model: nn.Module, lora: Lora) -> nn.Module:
+def add_adapter(model: PreTrainedModel, lora: Lora) -> PreTrainedModel:
     """Kind ``lora``: a fresh adapter (B is zero: at first it changes nothing) on the frozen model.
 
     The adapter's name is fixed: PEFT loses the weights of adapters named by digits when it saves them.
@@ -36,16 +37,14 @@ def add_adapter(model: nn.Module, lora: Lora) -> nn.Module:
 
     targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
     try:
-        adapted = get_peft_model(
-            model,
-            LoraConfig(
-                task_type="CAUSAL_LM",
-                r=lora.r,
-                lora_alpha=lora.alpha,  # type: ignore[arg-type]
-                lora_dropout=lora.dropout,
-                target_modules=targets,
-            ),
+        config = LoraConfig(
+            task_type="CAUSAL_LM",
+            r=lora.r,
+            lora_alpha=lora.alpha,  # type: ignore[arg-type]  # PEFT computes with any number
+            lora_dropout=lora.dropout,
+            target_modules=targets,
         )
+        return cast(PreTrainedModel, get_peft_model(model, config))  # PEFT passes on what a model of transformers has
     except ValueError as error:
         raise RequestError(
             "the adapter finds none of its layers",
@@ -54,7 +53,15 @@ def add_adapter(model: nn.Module, lora: Lora) -> nn.Module:
             expected="names of linear layers",
             do="use all-linear, or names such as q_proj",
         ) from error
-    return adapted
+
+
+def shape_of_adapter(model: PreTrainedModel) -> tuple[int, float]:
+    """Rank and alpha of the adapter that a model rests under."""
+    from peft import LoraConfig, PeftModel
+
+    config = cast(PeftModel, model).peft_config["default"]
+    assert isinstance(config, LoraConfig)
+    return config.r, config.lora_alpha
 
 
 def fingerprints(model: nn.Module) -> dict[str, str]:
@@ -63,8 +70,8 @@ def fingerprints(model: nn.Module) -> dict[str, str]:
 
 
 def _fingerprint(parameter: torch.Tensor) -> str:
-    raw: Any = parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-    return hashlib.blake2b(raw, digest_size=16).hexdigest()
+    raw = parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+    return hashlib.blake2b(raw.data, digest_size=16).hexdigest()
 
 
 def count(model: nn.Module, *, trained: bool = False) -> int:

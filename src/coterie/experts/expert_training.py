@@ -1,0 +1,115 @@
+"""The training of one expert: its model and data as a job of the Trainer, and what comes out of it as files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from transformers import PreTrainedModel
+
+from coterie.corpora.blocks import Blocks
+from coterie.corpora.order import Order
+from coterie.errors import RequestError
+from coterie.experts import ranks
+from coterie.experts import training_files as files
+from coterie.experts.loop import Loop, require_finite
+from coterie.experts.scores import mean_nll
+from coterie.experts.training import seen
+from coterie.experts.training_job import Job
+from coterie.experts.training_request import Request, snapshot
+from coterie.experts.training_rows import Rows, require_fit
+from coterie.models import parameters
+from coterie.models.lora_settings import Lora
+from coterie.models.open import open_model
+from coterie.models.packed_inputs import needs_mask
+
+
+class ExpertTraining:
+    """What was asked for, with the model open and the data in order.
+
+    Attributes:
+        job: for `coterie.experts.training`.
+    """
+
+    def __init__(self, request: Request) -> None:
+        self.request, self.model = request, opened(request)
+        self.before = parameters.fingerprints(self.model)
+        sources = [Blocks.open(source) for source in request.sources]
+        self.valid = Blocks.open(request.valid) if request.valid else None
+        for blocks in (*sources, *([self.valid] if self.valid else [])):
+            require_fit(self.model, blocks)
+        train = request.train
+        budget = {"tokens": train.tokens} if train.tokens else {"epochs": train.epochs or 1.0}
+        order = Order([source.tokens_per_block for source in sources], request.weights, request.seed, **budget)
+        self.job = Job(
+            home=request.home,
+            output=request.output,
+            model=self.model,
+            rows=Rows(sources, order, mask=needs_mask(self.model)),
+            train=train,
+            where=request.where,
+            precision=request.precision,
+            seed=request.seed,
+            label=request.label,
+            held_out=self.held_out,
+            snapshot=self.publish_snapshot,
+        )
+
+    def held_out(self) -> float:
+        assert self.valid is not None
+        return mean_nll(self.model, self.valid)
+
+    def publish_snapshot(self, loop: Loop, tokens: int) -> None:
+        """The weights as they are, as an artifact of their own, noted for the figures."""
+        request, step = self.request, loop.state.global_step
+        require_finite(loop.moving, step)
+        losses = [entry["loss"] for entry in loop.state.log_history if "loss" in entry]
+
+        def build(folder: Path) -> None:
+            figures = files.facts(request, loop, tokens, loss=losses[-1] if losses else None)
+            files.write(request, self.model, folder, figures, [])
+
+        made = request.store.make(snapshot(request.action, step), build, label=f"{request.label} at {tokens:,} tokens")
+        loop.snapshots.append({"step": step, "tokens": tokens, "digest": made.digest})
+
+    def write(self, loop: Loop, folder: Path) -> None:
+        """Check what moved, and write the expert; of several ranks the first writes."""
+        files.check_moved(loop, self.before)
+        tokens = seen(loop)
+        lines = files.log(loop, tokens)
+        with loop.accelerator.autocast():
+            loss = self.held_out() if self.valid else next(line["loss"] for line in reversed(lines) if "loss" in line)
+        figures = files.facts(self.request, loop, int(tokens[loop.state.global_step - 1]), loss=loss)
+        figures |= {"snapshots": loop.snapshots, "best_step": loop.best.step if loop.best_weights else None}
+        if ranks.first():
+            files.write(self.request, self.model, folder, figures, lines)
+
+
+def opened(request: Request) -> PreTrainedModel:
+    """The model to start from, with what the kind trains set trainable and all else frozen."""
+    adapter, kind, lora = "adapter_config.json" in request.start.files, request.kind, request.lora or Lora()
+    if adapter and kind != "lora":
+        raise RequestError(
+            f"kind {kind} cannot start from an adapter",
+            where=request.label,
+            found="a LoRA adapter",
+            do="set kind: lora, or start from a whole model",
+        )
+    model = open_model(request.start, base=request.base, device=request.where, trainable=True)
+    if adapter:
+        found = parameters.shape_of_adapter(model)
+        if found != (lora.r, lora.alpha):
+            raise RequestError(
+                "the adapter to start from has another shape",
+                where=f"{request.label} (lora)",
+                expected=f"r {found[0]}, alpha {found[1]}",
+                found=f"r {lora.r}, alpha {lora.alpha}",
+            )
+    elif kind == "lora":
+        model = parameters.add_adapter(model, lora)
+    elif kind == "ffn":
+        parameters.train_only_feed_forward(model)
+    else:
+        model.requires_grad_(True)
+    if request.train.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model

@@ -51,7 +51,7 @@ def stacks(tmp_path_factory: pytest.TempPathFactory) -> list[list[str]]:
     return seen
 
 
-@pytest.mark.parametrize(("rooms", "most"), [(ROOMS, 4)], ids=["from the request for an expert on"])
+@pytest.mark.parametrize(("rooms", "most"), [((), 8), (ROOMS, 3)], ids=["all", "from the request for an expert on"])
 def test_few_functions_lie_between_the_command_and_the_trainer(
     stacks: list[list[str]], rooms: tuple[str, ...], most: int
 ) -> None:

@@ -65,18 +65,9 @@ def until(stage: str, meaning: str) -> Callable[..., None]:
         jobs: JobsOption = None,
         slurm: SlurmOption = None,
     ) -> None:
-        from coterie.run import run
+        from coterie.run.execute import execute
 
-        run(
-            recipe,
-            store=store,
-            out=out,
-            settings=set or (),
-            dry_run=dry_run,
-            until=stage,
-            jobs=jobs,
-            slurm=slurm_parameters(slurm),
-        )
+        execute(recipe, store, out, set or (), dry_run, stage, (), jobs, slurm_parameters(slurm))
 
     command.__doc__ = meaning
     return command

@@ -34,16 +34,6 @@ def command(
     ] = None,
 ) -> None:
     """Train a recipe's experts, each distinct one once."""
-    from coterie.run import run
+    from coterie.run.execute import execute
 
-    run(
-        recipe,
-        store=store,
-        out=out,
-        settings=set or (),
-        dry_run=dry_run,
-        until="experts",
-        only=expert or (),
-        jobs=jobs,
-        slurm=slurm_parameters(slurm),
-    )
+    execute(recipe, store, out, set or (), dry_run, "experts", expert or (), jobs, slurm_parameters(slurm))

@@ -54,6 +54,9 @@ def execute(
         return Run(asked, out, plan)
     if where is not None:
         train_in_jobs(parts, where, out, chosen or parts.names)
+    for name in chosen or parts.names:  # the way to the Trainer begins here, and is kept short
+        made = parts.base if name == "base" else parts.expert(name)
+        assert not made.planned
     return _train_only(parts, plan, out, chosen) if chosen else _everything(parts, plan, out, stage)
 
 

@@ -70,7 +70,17 @@ class Store:
         key = action.key
         known = self.used.get(key)
         if known is None or not self._untouched(known):
-            artifact = self.find(action, label) or self._make(action, build, label)
+            artifact = self.find(action, label)
+            if artifact is None:
+                with explained(self.root, label), self._lease(action, label):
+                    # Another process may have finished while this one waited.
+                    artifact = self._read_or_set_aside(action, label) or self._adopt(action, label)
+                    if artifact is None:
+                        with self._unfinished(action) as temp:
+                            started = time.monotonic()
+                            made = dict(build(temp) or {})
+                            made.setdefault("seconds", round(time.monotonic() - started, 3))
+                            artifact = self._publish(action, temp, label, made)
             # What this object made itself and only read again is still new.
             self.used[key] = artifact if known is None or known.reused else replace(artifact, reused=False)
         return self.used[key]
@@ -203,29 +213,27 @@ class Store:
         except (OSError, ValueError):
             return False
 
-    def _make(self, action: Action, build: Build, label: str) -> Artifact:
+    @contextmanager
+    def _unfinished(self, action: Action) -> Iterator[Path]:
+        """A folder to build in; it goes, whatever happens."""
         temp = self.root / "temp" / f"{action.key[:16]}{owner()}"
-        with explained(self.root, label), self._lease(action, label):
-            # Another process may have finished while this one waited.
-            found = self._read_or_set_aside(action, label) or self._adopt(action, label)
-            if found is not None:
-                return found
-            try:
-                if self._out is not None:
-                    self._wanted.setdefault(action.key, None)
-                    self.keep(self._out)
-                make_directory(temp)
-                started = time.monotonic()
-                made = dict(build(temp) or {})
-                made.setdefault("seconds", round(time.monotonic() - started, 3))
-                name, files = publish(temp, self.root, action.statement)
-                self._record(action, name, label, made)
-            finally:
-                discard(temp)
-            shutil.rmtree(self.scratch(action), ignore_errors=True)
-            folder = self.root / action.kind / name
-            self._verified[name] = signature(folder)
-            return Artifact(action.kind, name, folder, files, made)
+        try:
+            if self._out is not None:
+                self._wanted.setdefault(action.key, None)
+                self.keep(self._out)
+            make_directory(temp)
+            yield temp
+        finally:
+            discard(temp)
+
+    def _publish(self, action: Action, temp: Path, label: str, made: Mapping[str, object]) -> Artifact:
+        name, files = publish(temp, self.root, action.statement)
+        self._record(action, name, label, made)
+        discard(temp)
+        shutil.rmtree(self.scratch(action), ignore_errors=True)
+        folder = self.root / action.kind / name
+        self._verified[name] = signature(folder)
+        return Artifact(action.kind, name, folder, files, made)
 
 
 class DryStore(Store):

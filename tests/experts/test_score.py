@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
+from tests.counting import forward_passes
 from tests.experts.making import LENGTH, base, blocks, settings
 
 from coterie.corpora.blocks import Blocks
 from coterie.experts import scores as scoring
 from coterie.experts.expert_actions import score_expert, train_expert
-from coterie.models import logprob
 from coterie.models.open import open_model
 from coterie.store import Store
 
@@ -45,11 +45,11 @@ def test_scores_are_each_document_alone(store: Store, monkeypatch: pytest.Monkey
 def test_an_expert_is_run_once_and_never_again(store: Store) -> None:
     expert, source = base(store), blocks(store, 13)
     first = score_expert(store, expert, source)
-    before = logprob.RUNS
-    assert score_expert(Store(store.root), expert, source, label="renamed").digest == first.digest
-    assert before == logprob.RUNS
-    score_expert(store, expert, blocks(store, 14))
-    assert before < logprob.RUNS
+    with forward_passes() as passes:
+        assert score_expert(Store(store.root), expert, source, label="renamed").digest == first.digest
+        assert not passes
+        score_expert(store, expert, blocks(store, 14))
+        assert passes
 
 
 def test_an_adapter_is_scored_on_its_base(store: Store) -> None:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.counting import forward_passes
 from tests.run.small import WORDS, recipe
 
 import coterie
-from coterie.models import logprob
 
 
 @pytest.fixture(scope="module")
@@ -116,9 +116,9 @@ def test_equal_experts_under_two_names_are_one(done: Any, home: Path) -> None:
 
 
 def test_another_router_runs_no_expert(done: Any, home: Path) -> None:
-    before = logprob.RUNS
     raw = recipe(home / "data")
     raw["mixtures"][2]["router"] = {"kind": "mlp", "hidden": 4, "epochs": 1, "features": ["tokens", "posterior"]}
-    summary = again(home, raw)
+    with forward_passes() as passes:
+        summary = again(home, raw)
     assert summary["mixtures"]["learned"] != done.summary["mixtures"]["learned"]
-    assert before == logprob.RUNS
+    assert not passes

@@ -127,15 +127,6 @@ def test_an_architecture_that_cannot_keep_documents_apart_is_refused() -> None:
         packing.inputs(model, *rows(LENGTHS, seed=5))
 
 
-def test_runs_are_counted() -> None:
-    model = make("llama")
-    ids_BT, position_BT = rows(LENGTHS, seed=6)
-    before = logprob.RUNS
-    target_logp(model, ids_BT, position_BT)
-    log_probs(model, ids_BT)
-    assert before + 2 == logprob.RUNS
-
-
 def test_memory_follows_the_chunk_not_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     """No tensor of the whole vocabulary for all tokens is ever made."""
     model = make("llama", vocab_size=5000)

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.counting import forward_passes
 from tests.run.small import BASE, WORDS, write_corpus
 
 import coterie
 from coterie.errors import RequestError
-from coterie.models import logprob
 
 WINDOWS = {"start": "2013-01-01", "end": "2025-01-01", "every": "4y"}
 RULE = {"at": "outputs", "slots": ["y*"], "eligible": "strict"}
@@ -69,16 +69,15 @@ def test_a_window_more_trains_one_expert_and_one_less_none(tmp_path: Path) -> No
 def test_all_years_of_all_mixtures_run_each_expert_once_a_document(tmp_path: Path) -> None:
     place = {"store": tmp_path / "store", "out": tmp_path / "out"}
     coterie.run(recipe(tmp_path / "data"), until="experts", **place)
-    start = logprob.RUNS
     alone = recipe(tmp_path / "data", mixtures=[])
-    coterie.run(alone, **place)
-    experts_once = logprob.RUNS - start
-    assert experts_once > 0
+    with forward_passes() as passes:
+        coterie.run(alone, **place)
+    assert passes
     valid_only = recipe(tmp_path / "data", evaluation=[])
     coterie.run(valid_only, until="mixtures", **place)  # the routers are fitted on the valid split, scored once too
-    start = logprob.RUNS
-    summary = coterie.run(recipe(tmp_path / "data"), **place).summary
-    assert start == logprob.RUNS
+    with forward_passes() as passes:
+        summary = coterie.run(recipe(tmp_path / "data"), **place).summary
+    assert not passes
     assert {"average", "posterior", "learned"} <= summary["evaluation"]["losses"].keys()
     assert {"2017", "2020", "2024"} <= summary["evaluation"]["losses"]["average"].keys()
 

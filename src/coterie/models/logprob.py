@@ -17,9 +17,6 @@ from torch import Tensor, nn
 
 from coterie.models import packed_inputs as packing
 
-RUNS = 0
-"""Forward passes of any model through this file: whoever promises to run no model can be held to it."""
-
 CHUNK = 2**22
 """Logits held at once: 16 MB in fp32."""
 
@@ -37,8 +34,6 @@ def target_logp(
         position_BT: position of each token in its own document. Documents do not see each other, and the first token of a
             document, which nothing predicts, has log-probability 0. Without it a row is one document.
     """
-    global RUNS
-    RUNS += 1
     target_BT = ids_BT[:, 1:].long()
     given = packing.inputs(model, ids_BT, position_BT)
     if _needs_whole_logits(model):
@@ -55,8 +50,6 @@ def log_probs(
     model: nn.Module, ids_BT: Int[Tensor, "B T"], position_BT: Int[Tensor, "B T"] | None = None
 ) -> Float[Tensor, "B T V"]:
     """log P(. | x_{<=t}) over the whole vocabulary, in nats, fp32."""
-    global RUNS
-    RUNS += 1
     return model(**packing.inputs(model, ids_BT, position_BT)).logits.float().log_softmax(-1)
 
 

@@ -13,11 +13,10 @@ import re
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from coterie.errors import RequestError
@@ -50,22 +49,22 @@ class Directory:
             raise RequestError("a tensor is missing", where=str(folder), expected=missing[0], do="use a whole checkpoint")
 
     def _check_index(self, found: Mapping[str, Stored]) -> None:
-        said = json.loads((self.folder / "model.safetensors.index.json").read_text())["weight_map"]
-        wrong = [n for n, file in said.items() if n not in found or found[n].file.name != file]
+        named = json.loads((self.folder / "model.safetensors.index.json").read_text())["weight_map"]
+        wrong = [n for n, file in named.items() if n not in found or found[n].file.name != file]
         if wrong:
             raise RequestError(
                 "a tensor is not where the index says",
                 where=str(self.folder),
-                expected=f"{wrong[0]} in {said[wrong[0]]}",
+                expected=f"{wrong[0]} in {named[wrong[0]]}",
                 do="fetch the checkpoint again",
             )
 
     @cached_property
-    def config(self) -> Any:
+    def config(self) -> PretrainedConfig:
         return AutoConfig.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
 
     @cached_property
-    def skeleton(self) -> Any:
+    def skeleton(self) -> PreTrainedModel:
         """The model without numbers."""
         with quiet(), torch.device("meta"):
             return AutoModelForCausalLM.from_config(self.config)

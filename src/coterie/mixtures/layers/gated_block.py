@@ -30,19 +30,21 @@ class Block(nn.Module):
         self.gate = gate
         self.experts = nn.ModuleList(experts)
         self.seats = list(slot_to_expert)
-        self.heard: list[Gated] | None = None
-        """While someone listens: what the gate said of each input."""
+        self.tracing = False
+        """Whether what the gate says is kept."""
+        self.gated: Gated | None = None
+        """What it said of the last input while tracing."""
         self.only: int | None = None
         """The one expert that answers whatever the gate says, if there is one."""
 
     def forward(self, x: Float[Tensor, "*N H"]) -> Float[Tensor, "*N H"]:
         if self.only is not None:
             return self.experts[self.only](x)
-        if len(self.experts) == 1 and self.heard is None:
+        if len(self.experts) == 1 and not self.tracing:
             return self.experts[0](x)  # whatever the gate says, the weights sum to 1
         gated = self.gate(x)
-        if self.heard is not None:
-            self.heard.append(gated)
+        if self.tracing:
+            self.gated = gated
         x_NH = x.flatten(0, -2)
         seats_S = torch.tensor(self.seats, device=x.device)
         weight_NU = by_expert(gated.weight_NS.flatten(0, -2), seats_S, len(self.experts))

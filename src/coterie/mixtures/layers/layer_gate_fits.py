@@ -15,17 +15,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoTokenizer
 
 from coterie.corpora.blocks import Blocks
 from coterie.mixtures.layers.layers_mixture import LayersMixture
 from coterie.models import packed_inputs as packing
 from coterie.routing.gates import Centroids, Ridge
+from coterie.store import Artifact
 
 ROWS = 16
 """Sequences in one forward pass."""
@@ -42,7 +42,7 @@ class Text:
     """Tokens that are not padding."""
 
 
-def texts(blocks: Sequence[Any], experts: Sequence[int], tokens: int | None) -> Iterator[Text]:
+def texts(blocks: Sequence[Artifact], experts: Sequence[int], tokens: int | None) -> Iterator[Text]:
     """Batches of blocks, so many tokens of each at most."""
     for artifact, expert in zip(blocks, experts, strict=True):
         source = Blocks.open(artifact)
@@ -61,8 +61,8 @@ def prompts(by_expert: Mapping[int, Sequence[str]], tokenizer: Path, context: in
     """Example prompts, each a sequence of its own."""
     reader = AutoTokenizer.from_pretrained(tokenizer, local_files_only=True)
     first = reader.bos_token_id if reader.bos_token_id is not None else reader.eos_token_id
-    for expert, said in by_expert.items():
-        for text in said:
+    for expert, examples in by_expert.items():
+        for text in examples:
             ids = [*([] if first is None else [first]), *reader(text, add_special_tokens=False)["input_ids"]][-context:]
             ids_BT = torch.tensor([ids])
             yield Text(expert, ids_BT, torch.arange(len(ids))[None], torch.ones_like(ids_BT, dtype=torch.bool))
@@ -78,7 +78,7 @@ def read(model: LayersMixture, text: Text, layers: Sequence[int], own: bool) -> 
     found: list[Tensor] = []
     counted_BT = text.counted_BT.to(model.device)
 
-    def grab(_: Any, inputs: tuple[Tensor, ...]) -> None:
+    def grab(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         found.append(inputs[0][counted_BT])
         if len(found) == len(layers):
             raise _EnoughError
@@ -100,7 +100,7 @@ def fit(
     model: LayersMixture,
     data: Callable[[], Iterator[Text]],
     sums: Callable[[], Ridge | Centroids],
-    solve: Callable[[Any], tuple[Tensor, Tensor]],
+    solve: Callable[[Ridge | Centroids], tuple[Tensor, Tensor]],
     *,
     features: str,
     temperature: float,

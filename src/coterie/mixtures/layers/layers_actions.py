@@ -91,7 +91,7 @@ def fit(
         several = [f"{seat.name!r} ({len(seat.slots)} slots)" for seat in seats if len(seat.slots) > 1]
         if several and isinstance(gate, ClosedFormGate):
             say(f"  {label}: slots of one expert cannot be told apart and get equal rows: {', '.join(several)}")
-        making.write_gates(model, gate, prompts, blocks, seed, where, folder)
+        making.write_gates(model, gate, folder, prompts=prompts, blocks=blocks, seed=seed, where=where)
 
     return store.make(action, build, label=label)
 
@@ -134,10 +134,21 @@ def tune(
     def build(folder: Path) -> dict[str, Any]:
         from coterie.mixtures.layers import tuning
 
-        asked = tuning.Request(
-            store, action, model, what, by_label, losses, blocks, shares, train, seed, label, where, precision
+        request = tuning.Request(
+            model=model,
+            what=what,
+            by_label=by_label,
+            losses=losses,
+            blocks=blocks,
+            weights=shares,
+            train=train,
+            seed=seed,
+            label=label,
+            where=where,
+            precision=precision,
+            home=store.scratch(action),
         )
-        return tuning.make(asked, folder)
+        return tuning.make(request, folder)
 
     return store.make(action, build, label=label, tokens=train.tokens)
 
@@ -187,7 +198,7 @@ def score(store: Store, model: MergedModel, blocks: Artifact, *, label: str, onl
     def build(folder: Path) -> None:
         from coterie.mixtures.layers import layers_making as making
 
-        making.write_scores(model, blocks, only, label, where, folder)
+        making.write_scores(model, blocks, folder, only=only, label=label, where=where)
 
     return store.make(action, build, label=label)
 

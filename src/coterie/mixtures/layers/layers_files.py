@@ -16,7 +16,6 @@ import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,15 +23,17 @@ from torch import Tensor
 from coterie.errors import RequestError
 from coterie.mixtures.layers.layers_mixture import LayersMixture
 from coterie.mixtures.layers.merge import Merge, describe, gate_names, like
+from coterie.mixtures.layers.merged_model import GateSettings
 from coterie.mixtures.layers.tensor_shards import INDEX, SHARD, Stored, index, require_room, stored, write
 from coterie.models.checkpoint import weight_files
 from coterie.models.initialise import copy_tokenizer
 from coterie.models.quiet import quiet
+from coterie.spec.json_types import Figures, Settings
 
 GATES = "gates.safetensors"
 
 
-def write_experts(merge: Merge, folder: Path, shard_bytes: int = SHARD) -> dict[str, Any]:
+def write_experts(merge: Merge, folder: Path, shard_bytes: int = SHARD) -> Figures:
     """Write all tensors but the gates; returns their figures.
 
     Raises:
@@ -52,7 +53,7 @@ def write_gates(gates: Mapping[str, Tensor], folder: Path) -> None:
 
 
 def write_rest(
-    said: Mapping[str, Any],
+    settings: Settings,
     tokenizer: Path,
     experts: Mapping[str, Stored],
     gates: Mapping[str, Tensor],
@@ -65,8 +66,8 @@ def write_rest(
     where = {name: f"{place}/{tensor.file.name}" for name, tensor in experts.items()} | dict.fromkeys(of_gates, GATES)
     size = sum(t.bytes for t in (*experts.values(), *of_gates.values()))
     (folder / INDEX).write_text(index(where, size))
-    (folder / "config.json").write_text(json.dumps(said, indent=1, sort_keys=True) + "\n")
-    ends = {k: said[k] for k in ("bos_token_id", "eos_token_id", "pad_token_id") if said[k] is not None}
+    (folder / "config.json").write_text(json.dumps(settings, indent=1, sort_keys=True) + "\n")
+    ends = {k: settings[k] for k in ("bos_token_id", "eos_token_id", "pad_token_id") if settings[k] is not None}
     (folder / "generation_config.json").write_text(json.dumps(ends, indent=1, sort_keys=True) + "\n")
     copy_tokenizer(tokenizer, folder)
 
@@ -97,25 +98,25 @@ def write_whole(
     merge: Merge,
     names: Sequence[str],
     seats: Sequence[int],
-    gate: dict[str, Any],
+    gate: GateSettings,
     gates: Mapping[str, Tensor],
     folder: Path,
     shard_bytes: int = SHARD,
-) -> dict[str, Any]:
+) -> Figures:
     """A mixture directory outside the store, from experts in directories; returns the figures of the merge."""
     (folder / "experts").mkdir(parents=True)
     figures = write_experts(merge, folder / "experts", shard_bytes)
-    said = describe(merge.base, names, seats, [None] * len(merge.experts), gate)
+    settings = describe(merge.base, names, seats, [None] * len(merge.experts), gate)
     written = stored(sorted((folder / "experts").glob("*.safetensors")))
-    write_rest(said, merge.base.folder, written, gates, folder)
+    write_rest(settings, merge.base.folder, written, gates, folder)
     return figures
 
 
-def open_parts(said: Mapping[str, Any], experts: Path, gates: Mapping[str, Tensor], device: str = "cpu") -> LayersMixture:
+def open_parts(settings: Settings, experts: Path, gates: Mapping[str, Tensor], device: str = "cpu") -> LayersMixture:
     """A mixture from its configuration, the folder of its experts and gates that are in memory, in fp32."""
     with tempfile.TemporaryDirectory() as temp:
         folder = Path(temp)
         found = stored(sorted(experts.glob("model*.safetensors")))
-        write_rest(said, folder, found, gates, folder, experts.absolute().as_posix())
+        write_rest(settings, folder, found, gates, folder, experts.absolute().as_posix())
         with quiet():
             return LayersMixture.from_pretrained(folder, dtype=torch.float32, device_map=device)

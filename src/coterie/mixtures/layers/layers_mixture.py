@@ -9,7 +9,7 @@ Shapes: B rows, T positions, S slots, V vocabulary, U distinct experts, L layers
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -76,17 +76,16 @@ class LayersMixture(SharedBaseMixture):
         return [block.gate for block in self.blocks]
 
     @contextmanager
-    def listening(self) -> Iterator[list[list[Gated]]]:
-        """Inside, what each gate says of each input it sees is kept: a list for each layer."""
-        heard: list[list[Gated]] = []
-        for block in self.blocks:
-            block.heard = []
-            heard.append(block.heard)
+    def traced(self) -> Iterator[Callable[[], list[Gated]]]:
+        """Inside, what every gate says is kept; the value, called, gives it for the last pass, a layer each."""
+        blocks = self.blocks
+        for block in blocks:
+            block.tracing = True
         try:
-            yield heard
+            yield lambda: [block.gated for block in blocks if block.gated is not None]
         finally:
-            for block in self.blocks:
-                block.heard = None
+            for block in blocks:
+                block.tracing, block.gated = False, None
 
     @contextmanager
     def only(self, expert: int) -> Iterator[None]:
@@ -120,10 +119,9 @@ class LayersMixture(SharedBaseMixture):
         )
 
     def _weights(self, query: Query) -> Float[Tensor, "B T S"]:
-        given = query.inputs(self.model)  # may run the model to measure it, so before the gates are listened to
-        with self.listening() as heard:
-            self.model(**given, logits_to_keep=1)
-        return torch.stack([gates[0].weight_NS for gates in heard]).mean(0)
+        with self.traced() as trace:
+            self.model(**query.inputs(self.model), logits_to_keep=1)
+            return torch.stack([gated.weight_NS for gated in trace()]).mean(0)
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.model.set_input_embeddings(value)

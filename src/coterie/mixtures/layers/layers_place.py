@@ -13,7 +13,7 @@ from coterie.errors import RequestError
 from coterie.experts.train_settings import Train
 from coterie.mixtures.layers import layers_actions
 from coterie.mixtures.layers.layer_gates import ClosedFormGate, LayerGate, Uniform
-from coterie.mixtures.layers.merged_model import Cost, MergedModel
+from coterie.mixtures.layers.merged_model import Cost, MergedModel, MergedSettings
 from coterie.mixtures.place import Making, Neighbours, Place, known
 from coterie.mixtures.seats import slot_order
 from coterie.spec.settings import Count, Shares, Spec
@@ -145,7 +145,7 @@ class LayersPlace(Place):
         base = run.origin(seated[0].name)
         label = f"experts of {self.name}, merged"
         merged = layers_actions.merge(run.store, base=base, seats=seated, shared=self.shared, label=label)
-        settings = {
+        settings: MergedSettings = {
             "names": list(self.slots),
             "seats": slot_order(self.slots, seated),
             "digests": [seat.artifact.digest for seat in seated],

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import cycle
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -22,8 +22,10 @@ from torch import Tensor
 from coterie.errors import RequestError
 from coterie.mixtures.layers.expert_weights import Directory, Source
 from coterie.mixtures.layers.gated_block import feed_forward
+from coterie.mixtures.layers.merged_model import GateSettings
 from coterie.mixtures.layers.tensor_shards import AHEAD, SHARD, Wanted, read_ahead, same
 from coterie.mixtures.same_tokenizer import require_same_tokenizer
+from coterie.spec.json_types import Settings
 
 Shared = Literal["base", "average"]
 
@@ -205,8 +207,8 @@ def like(tensor: Tensor, name: str, dtype: torch.dtype) -> Wanted:
 
 
 def describe(
-    base: Directory, names: Sequence[str], seats: Sequence[int], digests: Sequence[str | None], gate: dict[str, Any]
-) -> dict[str, Any]:
+    base: Directory, names: Sequence[str], seats: Sequence[int], digests: Sequence[str | None], gate: GateSettings
+) -> Settings:
     """The text of `config.json` of a mixture with these distinct experts.
 
     Args:

@@ -2,20 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
 from coterie.models.checkpoint import contents
 from coterie.store import Artifact
+
+
+class GateSettings(TypedDict):
+    """Of all gates."""
+
+    kind: str
+    top_k: int | None
+    bias: bool
+
+
+class MergedSettings(TypedDict):
+    """What decides a merged model's configuration besides its base."""
+
+    names: list[str]
+    """Of the slots."""
+    seats: list[int]
+    """The expert in each slot."""
+    digests: list[str]
+    """Of the distinct experts."""
+    gate: GateSettings
 
 
 @dataclass(frozen=True)
 class MergedModel:
     """A merged model: a configuration, and artifacts that hold its experts (all but the gates) and its gates."""
 
-    settings: Mapping[str, Any]
-    """Slots and gate, as `config.json` says them."""
+    settings: MergedSettings
     experts: Artifact
     gates: Artifact | None
     """None: all zero."""

@@ -9,7 +9,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +22,7 @@ from coterie.experts.training import prepared, seen, train_job
 from coterie.experts.training_job import Job
 from coterie.experts.training_rows import Batch, Rows, require_fit
 from coterie.mixtures.layers import layer_gate_fits as fitting
-from coterie.mixtures.layers import layers_files as disk
+from coterie.mixtures.layers import layers_files as files
 from coterie.mixtures.layers.layers_making import opened
 from coterie.mixtures.layers.layers_mixture import LayersMixture
 from coterie.mixtures.layers.merge import like
@@ -32,15 +31,14 @@ from coterie.mixtures.layers.tensor_shards import SHARD, write
 from coterie.models import device, parameters
 from coterie.models.packed_inputs import needs_mask
 from coterie.routing.gates import Gated, auxiliary, by_expert
-from coterie.store import Action, Artifact, Store
+from coterie.spec.json_types import Figures
+from coterie.store import Artifact
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Request:
     """One training of a merged model."""
 
-    store: Store
-    action: Action
     model: MergedModel
     what: str
     """`gate`, `gate+experts` or `all`."""
@@ -55,9 +53,11 @@ class Request:
     label: str
     where: str
     precision: device.Precision
+    home: Path
+    """Where checkpoints go."""
 
 
-def make(request: Request, folder: Path) -> dict[str, Any]:
+def make(request: Request, folder: Path) -> Figures:
     """Train, check, write; returns what the record says of the making."""
     with prepared(request.train.threads, request.seed) as threads:
         _run(request, folder)
@@ -77,8 +77,8 @@ def _run(request: Request, folder: Path) -> None:
     loss = ByLabel(model, request.losses) if request.by_label else ByText(model, request.losses)
     loop = train_job(
         Job(
-            home=request.store.scratch(request.action),
-            output=request.store.scratch(request.action),
+            home=request.home,
+            output=request.home,
             model=model,
             rows=Rows(sources, order, mask=needs_mask(model.model), named=request.by_label),
             train=request.train,
@@ -101,7 +101,7 @@ def _run(request: Request, folder: Path) -> None:
         "trained_parameters": parameters.count(model, trained=True),
     }
     (folder / "facts.json").write_text(json.dumps(figures, sort_keys=True) + "\n")
-    disk.write_gates(fitting.gates(model), folder)
+    files.write_gates(fitting.gates(model), folder)
     if request.what != "gate":
         tensors = {n: p.detach().cpu() for n, p in model.named_parameters() if ".gate." not in n}
         write(folder, [like(t, n, t.dtype) for n, t in tensors.items()], SHARD)
@@ -118,38 +118,32 @@ class ByText:
     """The language-model loss of a batch, and the gates' auxiliary losses over the tokens that predict a counted one."""
 
     def __init__(self, model: LayersMixture, losses: dict[str, float]) -> None:
-        self.losses, self.U = losses, len(model.config.experts)
-        self.seats = model.config.slot_to_expert
+        self.losses, self.U = losses, len(model.names)
+        self.slot_to_expert = model.config.slot_to_expert
 
-    def __call__(self, model: Any, batch: Batch, count: Tensor) -> Tensor:
+    def __call__(self, model: LayersMixture, batch: Batch, count: Tensor) -> Tensor:
         given = {k: batch[k] for k in ("input_ids", "position_ids", "attention_mask") if k in batch}
+        with model.traced() as trace:
+            logits_BT1V = model(**given, use_cache=False).logits[:, :-1]
+            gates = [Gated(*(part[:, :-1] for part in gated)) for gated in trace()]
         target_BT1 = batch["labels"][:, 1:]
-        with model.listening() as heard:
-            logits_BTV = model(**given, use_cache=False).logits
-        gates = [Gated(*(part[:, :-1] for part in one[0])) for one in heard]
         counted_BT1 = target_BT1 != -100
-        return self.loss(logits_BTV[:, :-1], target_BT1, gates, counted_BT1, batch, count)
+        slots_S = torch.tensor(self.slot_to_expert, device=counted_BT1.device)
+        extra = auxiliary(gates, slots_S, self.U, counted_BT1, **self.losses)
+        return self._sum(logits_BT1V, gates, slots_S, batch, counted_BT1) / count + extra * counted_BT1.sum() / count
 
-    def loss(
-        self, logits_BT1V: Tensor, target_BT1: Tensor, gates: list[Gated], counted_BT1: Tensor, batch: Batch, count: Tensor
-    ) -> Tensor:
-        nll = F.cross_entropy(logits_BT1V[counted_BT1].float(), target_BT1[counted_BT1], reduction="sum") / count
-        return nll + self.auxiliary(gates, counted_BT1) * counted_BT1.sum() / count
-
-    def auxiliary(self, gates: list[Gated], counted_BT1: Tensor) -> Tensor:
-        return auxiliary(gates, torch.tensor(self.seats, device=counted_BT1.device), self.U, counted_BT1, **self.losses)
+    def _sum(self, logits_BT1V: Tensor, gates: list[Gated], slots_S: Tensor, batch: Batch, counted_BT1: Tensor) -> Tensor:
+        """Over counted tokens, in nats."""
+        return F.cross_entropy(logits_BT1V[counted_BT1].float(), batch["labels"][:, 1:][counted_BT1], reduction="sum")
 
 
 class ByLabel(ByText):
     """Cross-entropy of every gate's softmax over distinct experts against the source of the text, mean over gates."""
 
-    def loss(
-        self, logits_BT1V: Tensor, target_BT1: Tensor, gates: list[Gated], counted_BT1: Tensor, batch: Batch, count: Tensor
-    ) -> Tensor:
-        seats_S = torch.tensor(self.seats, device=counted_BT1.device)
+    def _sum(self, logits_BT1V: Tensor, gates: list[Gated], slots_S: Tensor, batch: Batch, counted_BT1: Tensor) -> Tensor:
         label_M = batch["source"][:, None].expand_as(counted_BT1)[counted_BT1]
         total = torch.zeros((), device=label_M.device)
         for gated in gates:
-            share_MU = by_expert(gated.logits_NS[counted_BT1].float().softmax(-1), seats_S, self.U)
+            share_MU = by_expert(gated.logits_NS[counted_BT1].float().softmax(-1), slots_S, self.U)
             total = total + F.nll_loss(share_MU.clamp_min(1e-30).log(), label_M, reduction="sum")
-        return total / len(gates) / count + self.auxiliary(gates, counted_BT1) * counted_BT1.sum() / count
+        return total / len(gates)

@@ -56,7 +56,7 @@ def test_a_toy_format_is_read_listed_and_documented(toy: Format, store: Store, t
     (tmp_path / "x.unknown").write_text("a")
     with pytest.raises(RequestError, match=r"\.poem"):
         read_corpus(store, Corpus.model_validate({"path": str(tmp_path / "x.unknown")}), label="c")
-    assert "a file format: stanzas, " in refused("stanza")
+    assert "expected: stanzas, " in refused("stanza")
     assert "| `stanzas` | `.poem` | Documents with a blank line between them. |" in formats.docs_table()
 
 
@@ -72,7 +72,8 @@ def test_a_tag_or_an_ending_belongs_to_one_format(toy: Format, twin: dict[str, s
 def test_an_unknown_format_lists_those_there_are_the_nearest_first(written: str, first: str) -> None:
     message = refused(written)
     assert "corpora.c.format" in message
-    names = re.search(r"a file format: (.*)", message)
+    assert f"no file format is called {written!r}" in message
+    names = re.search(r"expected: (.*)", message)
     assert names is not None
     listed = names[1].split(", ")
     assert listed[0] == first

@@ -77,7 +77,7 @@ def test_toy_strategies_choose_are_compared_listed_and_documented(tmp_path: Path
     compared = report(made, made.chosen)["comparison"]["strategies"]
     assert {"longest", "notes", "strict", "random"} <= compared.keys()
     assert compared["longest"]["mean_tokens"] > compared["random"]["mean_tokens"]
-    assert "a strategy: longest, " in refused("longst")
+    assert "expected: longest, " in refused("longst")
     assert "| `notes` | Notes alone, the best first. | `axes`, `rank` |" in strategies.docs_table()
     assert "| `strict` | The recipe's shares, the best first. | `rank` | None 1999 |" in strategies.docs_table()
 
@@ -118,7 +118,8 @@ def test_a_name_is_taken_once() -> None:
 def test_an_unknown_strategy_lists_those_there_are_the_nearest_first(written: str, first: str) -> None:
     message = refused(written)
     assert "corpora.c.select.strategy" in message
-    assert f"a strategy: {first}, " in message
+    assert f"no strategy is called {written!r}" in message
+    assert f"expected: {first}, " in message
     assert all(tag in message for tag in STRATEGIES)
 
 

@@ -70,7 +70,7 @@ def _arrow() -> Reader:
     return arrow
 
 
-FORMATS: Table[Format] = Table("a file format", AUTO)
+FORMATS: Table[Format] = Table("file format", AUTO)
 """By tag."""
 
 

@@ -16,7 +16,7 @@ from coterie.recipe.expand import expand, long_form
 from coterie.recipe.recipe import Recipe
 from coterie.recipe.select_forms import alone
 from coterie.spec.json_types import Figures
-from coterie.spec.kind import near
+from coterie.spec.named import near
 
 Key = tuple[str | int, ...]
 Lines = dict[Key, int | str]
@@ -177,7 +177,7 @@ def _readable(error: ValidationError, file: str | None, lines: Lines) -> Request
     rest = f" ({more} more problems after it)" if more else ""
     if kind in ("unknown_kind", "no_kind"):
         about = first["ctx"]
-        key.append(about["key"])
+        key += [about["key"]] if about["key"] else []
         names = about["known"]
         what = about["what"] if kind == "unknown_kind" else f"missing key: {about['key']}"
         do = f"did you mean {names[0]!r}?" if kind == "unknown_kind" else f"say {about['key']}: {names[0]}"

@@ -55,7 +55,7 @@ class Strategy:
         return tuple(name for name, yes in changed.items() if yes)
 
 
-STRATEGIES: Table[Strategy] = Table("a strategy")
+STRATEGIES: Table[Strategy] = Table("strategy")
 """By tag."""
 
 

@@ -11,13 +11,13 @@ it calls the family's methods, and never asks for its name.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Self, cast
 
 from pydantic import model_validator
 from pydantic_core import PydanticCustomError
 
+from coterie.spec.named import near
 from coterie.spec.settings import Spec
 
 
@@ -90,9 +90,3 @@ class Kind(Spec):
                 {"what": f"no {cls.noun} is called {tag!r}", "key": cls.tag_key, "found": tag, "known": known},
             )
         return cast(Self, kind.model_validate(value))
-
-
-def near(name: str, known: Mapping[str, object]) -> list[str]:
-    """All names that there are, the most similar first."""
-    alike = difflib.get_close_matches(name, list(known), n=len(known), cutoff=0.5)
-    return [*alike, *(n for n in known if n not in alike)]

@@ -6,6 +6,8 @@ import difflib
 from collections.abc import Collection, Iterable
 from typing import Protocol, TypeVar
 
+from pydantic_core import PydanticCustomError
+
 
 class Named(Protocol):
     """What can be chosen by name."""
@@ -21,7 +23,7 @@ class Table(dict[str, N]):
     """Declarations by tag, in the order in which they were added.
 
     Args:
-        noun: what they are, for messages, such as ``a file format``.
+        noun: what they are, for messages, such as ``file format``.
         also: names with a meaning of their own that may stand for one of them.
     """
 
@@ -36,7 +38,7 @@ class Table(dict[str, N]):
             ValueError: its tag is taken.
         """
         if made.tag in (*self.also, *self):
-            raise ValueError(f"{made.tag!r} is the name of {self.noun} already")
+            raise ValueError(f"{made.tag!r} is the name of a {self.noun} already")
         self[made.tag] = made
         return made
 
@@ -44,11 +46,22 @@ class Table(dict[str, N]):
         """A validator for settings.
 
         Raises:
-            ValueError: no such name; with those there are, the most similar first.
+            PydanticCustomError: no such name; with those there are, the most similar first.
         """
         known = (*self.also, *self)
         if name not in known:
-            raise ValueError(f"{self.noun}: {', '.join(near(name, known))}")
+            names = near(name, known)
+            raise PydanticCustomError(
+                "unknown_kind",
+                "{what}; there are: {names}",
+                {
+                    "what": f"no {self.noun} is called {name!r}",
+                    "key": "",
+                    "found": name,
+                    "known": names,
+                    "names": ", ".join(names),
+                },
+            )
         return name
 
 

@@ -64,8 +64,9 @@ format: install ## rewrite files in house style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: install ## write docs/reference/recipe.md from the models
+docs: install ## write the reference of recipes from the models, and CONTRIBUTING's floors from pyproject.toml
 	$(BIN)/coterie recipe > docs/reference/recipe.md
+	$(BIN)/python tests/docs/floors.py
 
 STUDIES := $(addprefix benchmarks/,price_of_modularity.py selection_helps.py $(notdir $(wildcard benchmarks/*_study.py)))
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 from pydantic import TypeAdapter
+from tests.docs import floors
 
 from coterie.recipe import Recipe, read
 
@@ -114,6 +115,12 @@ def test_commands_on_pages_exist(page: Path) -> None:
         else:
             assert program == "make", command
             assert rest[0] in targets, command
+
+
+def test_contributing_states_the_floors_of_the_import_contract() -> None:
+    assert floors.PAGE.read_text() == floors.page(), "run `make docs`"
+    there = {path.stem for path in (ROOT / "src/coterie").iterdir() if path.suffix == ".py" or path.is_dir()}
+    assert {room for _, room in floors.rooms()} == there - {"__init__", "__main__", "__pycache__"}
 
 
 def test_the_test_command_of_the_readme_is_what_ci_runs() -> None:

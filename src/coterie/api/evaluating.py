@@ -1,7 +1,7 @@
 """`coterie.evaluate`: losses of models at hand on texts at hand, as a recipe's `evaluation:` measures them.
 
-Experts are scored once, and mixtures at the outputs from those scores. What a mixture's store cannot know, because the mixture
-was opened from a directory or has changed in memory, is run.
+Experts are scored once, and mixtures at the outputs from those scores. What a mixture's store cannot know, because the
+mixture was opened from a directory or has changed in memory, is run.
 
 Shapes: N blocks, T positions.
 """

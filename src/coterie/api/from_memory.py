@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from datetime import date
+from pathlib import Path
 from typing import cast
 
 from transformers import PreTrainedModel
@@ -17,7 +17,7 @@ from coterie.corpora.windows import Window
 from coterie.errors import RequestError
 from coterie.mixtures.layers.layers_mixture import LayersMixture
 from coterie.mixtures.layers.take_apart import expert_of
-from coterie.mixtures.mixture import Mixture
+from coterie.mixtures.mixture import Mixture, Model
 from coterie.mixtures.outputs.outputs_mixture import OutputsMixture
 from coterie.mixtures.place import Place
 from coterie.mixtures.seats import Seat
@@ -26,22 +26,28 @@ from coterie.store import Artifact
 from coterie.store.owner import owner
 
 
-def of_memory(mixture: Mixture, workplace: Workplace, before: tuple[Place, Session] | None) -> tuple[Place, Session]:
-    """A place and a session that make a mixture of the same experts. The router's parameters are left behind: with a place and
-    texts from ``before`` it can be fitted again."""
+def of_memory(
+    mixture: Mixture, workplace: Workplace, before: tuple[Place, Session] | None, folder: Path | None
+) -> tuple[Place, Session]:
+    """A place and a session that make a mixture of the same experts.
+
+    Args:
+        before: how it was made, if that is known: with its texts the router can be fitted again, whose parameters are left
+            behind.
+        folder: a directory of the mixture, if it holds these very weights.
+    """
     base: Artifact | None = None
     names = [entry["name"] for entry in mixture.config.experts]
     if isinstance(mixture, OutputsMixture):
-        models = [cast(PreTrainedModel, expert) for expert in mixture.experts]
-        seats = [seat(workplace, n, m) for n, m in zip(names, models, strict=True)]
-        seats = [_with_dates(s, entry) for s, entry in zip(seats, mixture.config.experts, strict=True)]
+        seats = [_at_outputs(mixture, u, workplace, folder) for u in range(len(names))]
     elif isinstance(mixture, LayersMixture):
         whole = [expert_of(mixture, u) for u in range(len(names))]
         base = weights(workplace, whole[0], "base")
         seats = [seat(workplace, n, m) for n, m in zip(names, whole, strict=True)]
     else:
-        folder = workplace.folder / f"mixture{owner()}"
-        mixture.save_pretrained(folder)
+        if folder is None:
+            folder = workplace.folder / f"mixture{owner()}"
+            mixture.save_pretrained(folder)
         base = weights(workplace, folder / "base", "base")
         seats = [seat(workplace, n, folder / "experts" / n, base) for n in names]
     slots = [slot["name"] for slot in mixture.config.slots]
@@ -52,10 +58,18 @@ def of_memory(mixture: Mixture, workplace: Workplace, before: tuple[Place, Sessi
     return _place(mixture, slots), Session(workplace, by_name, base, mixture.tokenizer)
 
 
-def _with_dates(seat: Seat, entry: Mapping[str, str | None]) -> Seat:
-    start, end, knowledge = (entry.get(key) for key in ("start", "end", "knowledge"))
-    window = Window(start=date.fromisoformat(start), end=date.fromisoformat(end)) if start and end else None
-    return replace(seat, window=window, knowledge=date.fromisoformat(knowledge) if knowledge else None)
+def _at_outputs(mixture: OutputsMixture, number: int, workplace: Workplace, folder: Path | None) -> Seat:
+    """One of its experts, with the dates that rules go by."""
+    entry = mixture.config.experts[number]
+    model: Model = cast(PreTrainedModel, mixture.experts[number])
+    base = None
+    if folder is not None:
+        model = there if (there := folder / entry["dir"]).is_dir() else folder  # a folder may be its one expert's own
+        base = weights(workplace, folder / entry["base"], "base") if entry.get("base") else None
+    found = seat(workplace, entry["name"], model, base)
+    start, end, knowledge = (date.fromisoformat(entry[k]) if entry.get(k) else None for k in ("start", "end", "knowledge"))
+    window = Window(start=start, end=end) if start is not None and end is not None else None
+    return replace(found, window=window, knowledge=knowledge)
 
 
 def _place(mixture: Mixture, slots: list[str]) -> Place:

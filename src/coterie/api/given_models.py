@@ -1,26 +1,28 @@
-"""Models at hand as experts: directories, hub ids, models in memory. What a store made itself is found there again; all else is
-checked and copied into it.
+"""Models at hand as experts: directories, hub ids, models in memory. What a store made itself is found there again; all else
+is checked and copied into it.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import torch
+from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from coterie.api.workplace import Workplace
 from coterie.errors import RequestError
-from coterie.experts.adopt import adopt, adopt_model
+from coterie.experts.adopt import FILES, adopt, adopt_model
 from coterie.mixtures.load import load
 from coterie.mixtures.mixture import Mixture, Model
 from coterie.mixtures.outputs.outputs_config import OutputsConfig
 from coterie.mixtures.seats import Seat
-from coterie.models.checkpoint import checkpoint
+from coterie.models.checkpoint import checkpoint, contents, weight_files
 from coterie.models.quiet import quiet
 from coterie.spec.settings import check_name
 from coterie.store import Artifact, Store
@@ -99,7 +101,10 @@ def seat(workplace: Workplace, name: str, model: Model, base: Artifact | None = 
         if Path(folder).parent == workplace.folder:
             discard(Path(folder))  # it was written there for the store to copy
         return Seat(name, made)
-    rests = base or beside(store, Path(folder))
+    own = beside(store, Path(folder))
+    rests = base or own
+    if own is not None and base is not None and contents(own) != contents(base) and _same_tensors(own, base):
+        folder = _without_facts(workplace, Path(folder))  # they name a base that is this one in other files
     if rests is None:
         raise RequestError(
             f"expert {name!r} is an adapter, and the model that it rests on is not known", where=str(folder), do="give base="
@@ -116,6 +121,20 @@ def beside(store: Store, folder: Path) -> Artifact | None:
     if found is None:
         return None
     return (origin(store, folder, ("experts", "weights"), "base") if found == places[0] else None) or checkpoint(found)
+
+
+def _same_tensors(one: Artifact, two: Artifact) -> bool:
+    """Whether two models have the same weights, bit by bit, whatever their configurations say."""
+    tensors = [{name: t for file in weight_files(a.path) for name, t in load_file(file).items()} for a in (one, two)]
+    return tensors[0].keys() == tensors[1].keys() and all(torch.equal(t, tensors[1][name]) for name, t in tensors[0].items())
+
+
+def _without_facts(workplace: Workplace, adapter: Path) -> Path:
+    folder = workplace.folder / f"adapter{owner()}"
+    folder.mkdir()
+    for name in FILES:
+        shutil.copyfile(adapter / name, folder / name)
+    return folder
 
 
 def _targets(adapter: Artifact) -> object:

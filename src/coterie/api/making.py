@@ -6,15 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from pydantic import ValidationError
 
 from coterie.api.session import EVERYONE, Session
 from coterie.corpora.given_texts import Given, Texts, given
 from coterie.errors import RequestError
 from coterie.experts.expert_settings import Expert
-from coterie.mixtures.load import load
-from coterie.mixtures.mixture import Mixture
 from coterie.mixtures.outputs.outputs_place import OutputsPlace
 from coterie.mixtures.place import Neighbours, Place, known
 from coterie.progress import say
@@ -26,9 +23,8 @@ assert PLACES  # importing them makes them known
 
 @dataclass(frozen=True)
 class Made:
-    """A mixture that was made here."""
+    """A mixture that was made here, and lies in a folder."""
 
-    mixture: Mixture
     folder: Path
     place: Place
     """As it was asked for."""
@@ -102,10 +98,8 @@ def _dated(place: Place, texts: Mapping[str, Given]) -> None:
             )
 
 
-def make(
-    place: Place, session: Session, dtype: torch.dtype = torch.float32, device: torch.device | str | None = None
-) -> Made:
-    """The mixture, opened from what the store holds of it."""
+def make(place: Place, session: Session) -> Made:
+    """The mixture, linked from the store into a folder of the session's."""
     current = place
     if place.fitted_on is not None and not session.texts:
         current = place.unfitted
@@ -113,4 +107,4 @@ def make(
     session = replace(session, mixture_made=current.make(session))
     made = session.made(current)
     folder = current.put(session, session.workplace.folder / f"mixture-{made.digest[:16]}")
-    return Made(load(folder, dtype=dtype, device=device), folder, place, current, session)
+    return Made(folder, place, current, session)

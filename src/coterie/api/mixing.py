@@ -57,10 +57,11 @@ def mix(
     """Mix models. Every setting means what it means in a recipe; see `docs/how-to/python.md`.
 
     Args:
-        experts: models in memory, directories or hub ids, by name or in a list; at ``adapters`` LoRA adapters. What stands in a
-            list twice has two slots.
+        experts: models in memory, directories or hub ids, by name or in a list; at ``adapters`` LoRA adapters. What stands in
+            a list twice has two slots.
         at: where they meet.
-        router: who decides. One that is fitted decides only after `fit`, unless ``texts`` are given; till then weights need no data.
+        router: who decides. One that is fitted decides after `fit`, or at once if ``texts`` are given; till then weights need
+            no data.
         base: what adapters rest on, and what experts at ``layers`` branch from.
         texts: to fit the router on, as for `fit`.
         slots: names, repeats allowed, or how many for each; one for each expert by default.
@@ -93,4 +94,4 @@ def mix(
     place = checked(place_of(settings), session)
     if texts is not None:
         session = with_texts(place, session, texts)
-    return opened(make(place, session, dtype, device))
+    return opened(make(place, session), dtype, device)

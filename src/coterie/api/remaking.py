@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from coterie.api.from_memory import of_memory
 from coterie.api.given_models import checked_name, same_weights, seat
 from coterie.api.making import Made, checked, make, with_texts
@@ -21,6 +23,7 @@ from coterie.corpora.given_texts import Texts, given
 from coterie.errors import RequestError
 from coterie.mixtures.export.export_formats import FORMATS
 from coterie.mixtures.layers.layers_mixture import LayersMixture
+from coterie.mixtures.load import load
 from coterie.mixtures.mixture import Mixture, Model, Span
 from coterie.mixtures.place import Place, known
 from coterie.progress import say
@@ -42,10 +45,11 @@ class Remaking:
 
     def parts(self, mixture: Mixture) -> tuple[Place, Session]:
         """What to make it anew from."""
-        if self.made is not None and same_weights(mixture, self.folder):
-            return self.made.place, self.made.session
-        before = (self.made.place, self.made.session) if self.made is not None else None
-        return of_memory(mixture, Workplace() if self.made is None else self.made.session.workplace, before)
+        same = same_weights(mixture, self.folder)
+        if self.made is None:
+            return of_memory(mixture, self.workplace or Workplace(), None, self.folder if same else None)
+        before = self.made.place, self.made.session
+        return before if same else of_memory(mixture, self.made.session.workplace, before, None)
 
     def fit(self, mixture: Mixture, texts: Texts | Mapping[str, Texts]) -> Mixture:
         place, session = self.parts(mixture)
@@ -90,13 +94,20 @@ class Remaking:
         say(f"  read back: largest difference in log-probability {done.difference:.2g}")
 
     def _make(self, mixture: Mixture, place: Place, session: Session) -> Mixture:
-        return opened(make(checked(place, session), session, mixture.dtype))
+        return opened(make(checked(place, session), session), mixture.dtype)
+
+    def __deepcopy__(self, memo: object) -> Remaking:
+        return self  # it is never changed, and holds what there is once: a store's locks, a folder
+
+    def __reduce__(self) -> tuple[type[None], tuple[()]]:
+        return type(None), ()  # a pickled mixture knows its folder no more
 
 
-def opened(made: Made) -> Mixture:
-    """The mixture, which knows how it was made."""
-    made.mixture.source = Remaking(made.folder, made)
-    return made.mixture
+def opened(made: Made, dtype: torch.dtype = torch.float32, device: torch.device | str | None = None) -> Mixture:
+    """The mixture in memory, which knows how it was made."""
+    mixture = load(made.folder, dtype=dtype, device=device)
+    mixture.source = Remaking(made.folder, made)
+    return mixture
 
 
 def _more(place: Place, session: Session, name: str, texts: Texts | None) -> Mapping[str, object]:

@@ -1,5 +1,5 @@
-"""Every router by place, for ``router=``: ``coterie.routers.outputs.Posterior(decay=0.9)``, ``coterie.routers.layers.Label()``,
-``coterie.routers.adapters.Arrow(top_k=1)``."""
+"""Every router by place, for ``router=``: ``coterie.routers.outputs.Posterior(decay=0.9)``,
+``coterie.routers.layers.Label()``, ``coterie.routers.adapters.Arrow(top_k=1)``."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""What a mixture that is made in Python is made of: experts, a base, a tokenizer, texts, a store. The counterpart of a recipe's
-`coterie.run.parts.Parts`; a place makes its mixtures from either.
+"""What a mixture that is made in Python is made of: experts, a base, a tokenizer, texts, a store. The counterpart of a
+recipe's `coterie.run.parts.Parts`; a place makes its mixtures from either.
 
 A session is never changed: with another expert or other texts it is another session on the same store.
 """

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 Texts: TypeAlias = "Sequence[str] | Sequence[Mapping[str, object]] | Dataset | Documents | str | Path"
-"""Texts; or rows ``{"text": ...}`` or ``{"prompt": ..., "response": ...}``, with ``"time"`` where dates matter, as a list or a
-`datasets.Dataset`; or a corpus as in a recipe, or its path."""
+"""Texts; or rows ``{"text": ...}`` or ``{"prompt": ..., "response": ...}``, with ``"time"`` where dates matter, as a list or
+a `datasets.Dataset`; or a corpus as in a recipe, or its path."""
 
 
 @dataclass(frozen=True)

@@ -85,11 +85,12 @@ def third_expert(house: House, kind: Any) -> Any:
 def test_what_was_saved_or_run_opens_and_goes_on(house: House, at: str, tmp_path: Path) -> None:
     m = mixed(house, at, **LEARNS[at]).fit(both(house, at))
     m.save_pretrained(tmp_path / "m")
-    for opened in (coterie.load(tmp_path / "m"), coterie.load(house.out / "mixtures" / RUN[at])):
+    third = llama(9) if at == "outputs" else third_expert(house, KIND[at])
+    for folder, unfitted in ((tmp_path / "m", {}), (house.out / "mixtures" / RUN[at], UNFITTED[at])):
+        opened = coterie.load(folder)
         names = [slot["name"] for slot in opened.slots]
-        opened.add("third", llama(9) if at == "outputs" else third_expert(house, KIND[at]))
-        plain = mixed(house, at)
-        plain.add("third", llama(9) if at == "outputs" else third_expert(house, KIND[at]))
+        opened.add("third", third)
+        plain = mixed(house, at, **unfitted).add("third", third)
         assert [slot["name"] for slot in opened.slots] == [*names, "third"]
         # The router of two experts says nothing of three, so weights need no data until it is fitted again.
         assert (opened.log_probs(ids()) - plain.log_probs(ids())).abs().max() < 1e-5
@@ -101,6 +102,7 @@ def test_what_was_saved_or_run_opens_and_goes_on(house: House, at: str, tmp_path
 
 
 RUN = {"outputs": "posterior", "layers": "told-apart", "adapters": "gated"}
+UNFITTED: dict[str, Any] = {"outputs": {"router": coterie.Posterior(decay=0.9)}, "layers": {}, "adapters": {}}
 
 
 def test_an_expert_becomes_a_mixture(house: House) -> None:

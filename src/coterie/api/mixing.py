@@ -57,11 +57,11 @@ def mix(
     """Mix models. Every setting means what it means in a recipe; see `docs/how-to/python.md`.
 
     Args:
-        experts: models in memory, directories or hub ids, by name or in a list; at ``adapters`` LoRA adapters. What stands in
-            a list twice has two slots.
+        experts: models in memory, directories or hub ids, by name or in a list; at ``adapters`` LoRA adapters. What stands
+            in a list twice has two slots.
         at: where they meet.
-        router: who decides. One that is fitted decides after `fit`, or at once if ``texts`` are given; till then weights need
-            no data.
+        router: who decides. One that is fitted decides after `fit`, or at once if ``texts`` are given; till then weights
+            need no data.
         base: what adapters rest on, and what experts at ``layers`` branch from.
         texts: to fit the router on, as for `fit`.
         slots: names, repeats allowed, or how many for each; one for each expert by default.

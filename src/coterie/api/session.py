@@ -6,7 +6,6 @@ A session is never changed: with another expert or other texts it is another ses
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -22,6 +21,7 @@ from coterie.corpora.tokenizer import make_tokenizer
 from coterie.corpora.windows import Window
 from coterie.errors import RequestError
 from coterie.experts.expert_actions import score_expert
+from coterie.mixtures.mixture_files import context_of
 from coterie.mixtures.place import Place
 from coterie.mixtures.seats import Seat, seated
 from coterie.store.owner import owner
@@ -123,7 +123,7 @@ class Session:
             *(s.base or s.artifact for s in self.seats_by_name.values()),
             *([self.given_base] if self.given_base else []),
         ]
-        context = min((_context(model) for model in models), default=SEQUENCE)
+        context = min((context_of(model.path) for model in models), default=SEQUENCE)
         if self.length is not None and self.length > context:
             raise RequestError(
                 "a model reads shorter sequences",
@@ -177,8 +177,3 @@ class Session:
 
 EVERYONE = "all experts"
 """Where texts are that were given for all experts together; no expert can be called so."""
-
-
-def _context(model: Artifact) -> int:
-    config = json.loads(model.file("config.json").read_text())
-    return next((config[key] for key in ("max_position_embeddings", "n_positions") if config.get(key)), SEQUENCE)

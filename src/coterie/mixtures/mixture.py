@@ -25,7 +25,6 @@ from coterie.mixtures.mixture_config import MixtureConfig
 from coterie.mixtures.query import Layout, Query, Times
 from coterie.routing.eligibility import Eligibility
 
-
 if TYPE_CHECKING:
     from peft import PeftModel
 

@@ -10,8 +10,8 @@ from coterie.mixtures.layers.layers_mixture import LayersMixture
 
 
 def expert_of(mixture: LayersMixture, number: int) -> PreTrainedModel:
-    """The shared part with the feed-forward blocks of one distinct expert, as a model of the base's own architecture. Nothing
-    is copied."""
+    """The shared part with the feed-forward blocks of one distinct expert, as a model of the base's own architecture.
+    Nothing is copied."""
     blocks = [name for name, module in mixture.model.named_modules() if isinstance(module, Block)]
     state = {}
     for name, tensor in mixture.model.state_dict().items():

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
@@ -23,7 +23,7 @@ from coterie.api.workplace import Workplace
 from coterie.corpora.blocks import Blocks
 from coterie.corpora.given_texts import Given, Texts, given
 from coterie.errors import RequestError
-from coterie.evaluation.evaluation_files import tables
+from coterie.evaluation.evaluation_files import Entry, Tables, tables
 from coterie.evaluation.losses import TokenLosses, evaluate_losses
 from coterie.mixtures.mixture import Mixture, Model
 from coterie.mixtures.outputs.outputs_mixture import OutputsMixture
@@ -146,27 +146,20 @@ def _run(mixture: Mixture, blocks: Artifact, dated: bool) -> tuple[np.ndarray, n
     return nll_NT1, answered_NT1 if dated else None
 
 
-def _frame(found: Mapping[str, Mapping[str, Mapping[str, Mapping[str, Any]]]], models: Sequence[str]) -> pl.DataFrame:
+def _frame(found: Tables, models: Sequence[str]) -> pl.DataFrame:
     rows = []
     for model in models:
         differences = found["differences"].get(model, {}).get("best_expert", {})
         for group, figure in found["evaluation"][model].items():
             apart = differences.get(group, {})
-            low, high = figure["ci95"] or (None, None)
-            below, above = apart.get("ci95") or (None, None)
-            row = (
-                model,
-                group,
-                figure["tokens"],
-                figure["nll"],
-                figure["perplexity"],
-                low,
-                high,
-                apart.get("nll"),
-                below,
-                above,
-            )
-            rows.append(row)
+            row = [model, group, figure["tokens"], figure["nll"], figure["perplexity"], *_ends(figure)]
+            rows.append([*row, apart.get("nll"), *_ends(apart)])
     names = ("nll", "perplexity", "low", "high", "difference", "difference_low", "difference_high")
     schema = {"model": pl.String, "group": pl.String, "tokens": pl.Int64, **dict.fromkeys(names, pl.Float64)}
     return pl.DataFrame(rows, schema=schema, orient="row")
+
+
+def _ends(figure: Entry) -> list[object]:
+    """Of its interval, if it has one."""
+    ends = figure.get("ci95")
+    return list(ends) if isinstance(ends, Sequence) else [None, None]

@@ -115,8 +115,8 @@ def seat(workplace: Workplace, name: str, model: Model, base: Artifact | None = 
 
 def beside(store: Store, folder: Path) -> Artifact | None:
     """What an adapter in a directory rests on: the model beside it, or in the directory that it names."""
-    said = json.loads((folder / "adapter_config.json").read_text()).get("base_model_name_or_path")
-    places = [folder / "base", *([folder / said, Path(said)] if said else [])]
+    named = json.loads((folder / "adapter_config.json").read_text()).get("base_model_name_or_path")
+    places = [folder / "base", *([folder / named, Path(named)] if named else [])]
     found = next((place for place in places if (place / "config.json").is_file()), None)
     if found is None:
         return None
@@ -186,12 +186,12 @@ def located(workplace: Workplace, model: Model, where: str) -> Path | str:
 def _one_expert(folder: Path, where: str) -> Path:
     """Where the expert of a directory lies: in itself, or inside a mixture of that expert alone."""
     config = folder / "config.json"
-    said = json.loads(config.read_text()) if config.is_file() else {}
-    if not str(said.get("model_type")).startswith("coterie_"):
+    settings = json.loads(config.read_text()) if config.is_file() else {}
+    if not str(settings.get("model_type")).startswith("coterie_"):
         return folder
-    if said["model_type"] != OutputsConfig.model_type or len(said["experts"]) != 1:
+    if settings["model_type"] != OutputsConfig.model_type or len(settings["experts"]) != 1:
         raise _no_expert(where)
-    return folder / said["experts"][0]["dir"]
+    return folder / settings["experts"][0]["dir"]
 
 
 def _no_expert(where: str) -> RequestError:
@@ -199,7 +199,7 @@ def _no_expert(where: str) -> RequestError:
 
 
 def _saved(model: PreTrainedModel | PeftModel, folder: Path) -> Path:
-    if not hasattr(model, "get_base_model"):
+    if isinstance(model, PreTrainedModel):
         with quiet():
             model.save_pretrained(folder)
         return folder
@@ -208,10 +208,10 @@ def _saved(model: PreTrainedModel | PeftModel, folder: Path) -> Path:
     names = list(model.peft_config)
     if len(names) != 1:
         raise RequestError("an expert is one adapter", where="experts", found=f"{len(names)}: {', '.join(names)}")
-    base = model.get_base_model()
+    base = cast(PreTrainedModel, model.get_base_model())  # type: ignore[operator]  # taken for a tensor
     state = {name.replace(".base_layer.", "."): t for name, t in base.state_dict().items() if ".lora_" not in name}
     with quiet():
-        model.save_pretrained(folder)
+        model.save_pretrained(str(folder))
         base.save_pretrained(folder / "base", state_dict=state)
     adapter = folder if names[0] == "default" else folder / names[0]
     if adapter != folder:

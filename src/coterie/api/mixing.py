@@ -14,6 +14,7 @@ from coterie.api.remaking import opened
 from coterie.api.session import Session
 from coterie.api.spans import dated
 from coterie.api.workplace import Workplace
+from coterie.dates import Time, day
 from coterie.errors import RequestError
 from coterie.mixtures.adapters.adapter_routers import AdapterGate
 from coterie.mixtures.layers.layer_gates import LayerGate
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from coterie.corpora.given_texts import Texts
-    from coterie.dates import Time
     from coterie.mixtures.layers.layers_place import Tune
     from coterie.mixtures.mixture import Mixture, Model, Span
 
@@ -89,8 +89,9 @@ def mix(
             "the adapters rest on different models, and a mixture has one base", where="base", do="give base="
         )
     session = Session(workplace, seats, rests, tokenizer, length=sequence_length, seed=seed)
-    settings = {"at": at, "slots": slots if slots is not None else order, "router": router, "eligible": eligible}
-    settings |= {"fallback": fallback, "default_time": default_time, "shared": shared, "tune": tune}
+    settings: dict[str, object] = {"at": at, "slots": slots if slots is not None else order, "router": router}
+    settings |= {"eligible": eligible, "fallback": fallback, "shared": shared, "tune": tune}
+    settings["default_time"] = day(default_time) if default_time is not None else None
     place = checked(place_of(settings), session)
     if texts is not None:
         session = with_texts(place, session, texts)

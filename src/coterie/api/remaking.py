@@ -19,7 +19,7 @@ from coterie.api.making import Made, checked, make, with_texts
 from coterie.api.session import EVERYONE, Session
 from coterie.api.spans import dated
 from coterie.api.workplace import Workplace
-from coterie.corpora.given_texts import Texts, given
+from coterie.corpora.given_texts import Given, Texts, given
 from coterie.errors import RequestError
 from coterie.mixtures.export.export_formats import FORMATS
 from coterie.mixtures.layers.layers_mixture import LayersMixture
@@ -70,7 +70,8 @@ class Remaking:
     def remove(self, mixture: Mixture, name: str) -> Mixture:
         place, session = self.parts(mixture)
         known(name, session.seats_by_name, "name", "expert")
-        seats, texts = ({n: x for n, x in of.items() if n != name} for of in (session.seats_by_name, session.texts))
+        seats = {n: seat for n, seat in session.seats_by_name.items() if n != name}
+        texts = {n: given for n, given in session.texts.items() if n != name}
         if not seats:
             raise RequestError("no expert would be left", where="name", found=name)
         place = place.model_copy(update={"slots": tuple(slot for slot in place.slots if slot != name)})
@@ -110,7 +111,7 @@ def opened(made: Made, dtype: torch.dtype = torch.float32, device: torch.device 
     return mixture
 
 
-def _more(place: Place, session: Session, name: str, texts: Texts | None) -> Mapping[str, object]:
+def _more(place: Place, session: Session, name: str, texts: Texts | None) -> Mapping[str, Given]:
     """The texts of a session that gets one expert more."""
     by_expert = bool(session.texts) and EVERYONE not in session.texts
     if texts is None:

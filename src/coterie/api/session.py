@@ -76,7 +76,8 @@ class Session:
 
     @cached_property
     def tokenizer(self) -> Artifact:
-        given, places = self.given_tokenizer, []
+        given: str | Path | PreTrainedTokenizerBase | None = self.given_tokenizer
+        places: list[str | Path] = []
         if given is None:
             models = [self.given_base, *(m for s in self.seats_by_name.values() for m in (s.artifact, s.base))]
             places = [m.path for m in models if m is not None and m.file("tokenizer.json").is_file()]

@@ -2,29 +2,72 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from coterie.autoclasses import watch
+from coterie.errors import RequestError, WorkError
 from coterie.run import run
 
 if TYPE_CHECKING:
-    from coterie.mixtures.load import load
+    from coterie.api import router_kinds as routers
+    from coterie.api.evaluating import evaluate
+    from coterie.api.expert_training import train
+    from coterie.api.mixing import mix
+    from coterie.api.opening import load
+    from coterie.corpora.corpus_settings import Documents
+    from coterie.experts.train_settings import EarlyStopping, Train
+    from coterie.mixtures.layers.layers_place import Tune
+    from coterie.models.lora_settings import Lora
+    from coterie.routing.output_routers import Linear, Mlp, Posterior, Uniform
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load", "run"]
+__all__ = [
+    "Documents",
+    "EarlyStopping",
+    "Linear",
+    "Lora",
+    "Mlp",
+    "Posterior",
+    "RequestError",
+    "Train",
+    "Tune",
+    "Uniform",
+    "WorkError",
+    "__version__",
+    "evaluate",
+    "load",
+    "mix",
+    "routers",
+    "run",
+    "train",
+]
 
-
-def __dir__() -> list[str]:
-    return list(__all__)
+_FROM = {
+    "routers": "coterie.api.router_kinds",
+    "evaluate": "coterie.api.evaluating",
+    "train": "coterie.api.expert_training",
+    "mix": "coterie.api.mixing",
+    "load": "coterie.api.opening",
+    "Documents": "coterie.corpora.corpus_settings",
+    "EarlyStopping": "coterie.experts.train_settings",
+    "Train": "coterie.experts.train_settings",
+    "Tune": "coterie.mixtures.layers.layers_place",
+    "Lora": "coterie.models.lora_settings",
+    **dict.fromkeys(("Linear", "Mlp", "Posterior", "Uniform"), "coterie.routing.output_routers"),
+}
+"""Where a name is; it is imported when first used, since some bring torch with them."""
 
 
 def __getattr__(name: str) -> object:
-    """What brings torch with it is imported when first used."""
-    if name == "load":
-        from coterie.mixtures.load import load
+    if name not in _FROM:
+        raise AttributeError(f"module 'coterie' has no attribute {name!r}")
+    module = import_module(_FROM[name])
+    return module if name == "routers" else getattr(module, name)
 
-        return load
-    raise AttributeError(f"module 'coterie' has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 watch()

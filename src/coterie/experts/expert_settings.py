@@ -44,7 +44,7 @@ class Expert(Spec):
     allow: tuple[Literal["gap", "overlap"], ...] = ()
     """What a list of windows may have: gaps between them, overlaps. Either is an error unless it is said."""
     window: Window | None = None
-    """Window of this one expert."""
+    """Window of this one expert; of a finished one, the span of all that it has read, as its maker says."""
     where: dict[str, Any] = Field(default_factory=dict)
     """Train on documents whose column has the value, or one of a list."""
     lora: Lora | None = None
@@ -78,7 +78,7 @@ class Expert(Spec):
         if self.finished:
             if (self.kind == "lora") != (self.adapter is not None):
                 raise ValueError(f"an adapter is of kind lora and a model is not: found kind {self.kind}")
-            fields, ignored = type(self).model_fields, ("lora", "windows", "window", "seed", "where")
+            fields, ignored = type(self).model_fields, ("lora", "windows", "seed", "where")
             if said := [k for k in ignored if getattr(self, k) not in (None, fields[k].default, {})]:
                 raise ValueError(
                     f"{said[0]} has no effect on a finished {'adapter' if self.adapter else 'model'}: remove it"

@@ -88,13 +88,13 @@ def write(request: Request, model: PreTrainedModel, folder: Path, figures: Figur
     model.save_pretrained(folder)
     model.config.use_cache = False
     if request.kind == "lora":
-        _neutral(folder)
+        neutral(folder)
     copy_tokenizer(request.start.path, folder)
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (folder / "facts.json").write_text(json.dumps(figures, indent=1, sort_keys=True) + "\n")
 
 
-def _neutral(folder: Path) -> None:
+def neutral(folder: Path) -> None:
     """Take out of an adapter directory what differs between machines and runs: the base's path (its digest is in the
     facts), the order of a set, and a model card."""
     (folder / "README.md").unlink(missing_ok=True)

@@ -9,7 +9,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, Self, Unpack
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeAlias, Unpack
 
 import torch
 from jaxtyping import Float, Int
@@ -17,12 +17,23 @@ from torch import Tensor, nn
 from transformers import GenerationMixin, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.utils import GenerateOutput
 
+from coterie.dates import Time
 from coterie.errors import RequestError
 from coterie.mixtures import mixture_files as files
 from coterie.mixtures.completion import Decoding
 from coterie.mixtures.mixture_config import MixtureConfig
 from coterie.mixtures.query import Layout, Query, Times
 from coterie.routing.eligibility import Eligibility
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+    from coterie.corpora.given_texts import Texts
+
+Model: TypeAlias = "PreTrainedModel | PeftModel | str | Path"
+"""A model in memory, one with a LoRA adapter, a directory of either, or a hub id."""
+Span = tuple[Time, Time]
+"""First day, and first day after it."""
 
 
 class Experts(Protocol):
@@ -31,6 +42,25 @@ class Experts(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, number: int, /) -> object: ...
+
+
+class Source(Protocol):
+    """What makes a mixture anew: with its router fitted on texts, or with other experts; see `coterie.api.remaking`."""
+
+    @property
+    def folder(self) -> Path | None:
+        """The directory that it was opened from."""
+        ...
+
+    def fit(self, mixture: Mixture, texts: Texts | Mapping[str, Texts]) -> Mixture: ...
+
+    def add(
+        self, mixture: Mixture, name: str, model: Model, *, slots: int, window: Span | None, texts: Texts | None
+    ) -> Mixture: ...
+
+    def remove(self, mixture: Mixture, name: str) -> Mixture: ...
+
+    def export(self, mixture: Mixture, format: str, folder: str | Path, *, expand: bool, dtype: str | None) -> None: ...
 
 
 class Mixture(PreTrainedModel, GenerationMixin):
@@ -70,6 +100,73 @@ class Mixture(PreTrainedModel, GenerationMixin):
     def eligibility(self) -> Eligibility:
         """Which experts a date may use."""
         return self.config.eligibility
+
+    # what it is made of ---------------------------------------------------------------------------------------------------
+
+    source: Source | None = None
+    """Makes it anew; None where `coterie.mix` and `coterie.load` had no part in it."""
+
+    def fit(self, texts: Texts | Mapping[str, Texts]) -> Self:
+        """Fit the router or the gates; experts stay as they are.
+
+        Args:
+            texts: held-out texts; gates that learn whose data a text is take them by expert.
+
+        Raises:
+            RequestError: nothing is to be fitted, or the texts are given in the wrong form.
+        """
+        return self._become(self._source.fit(self, texts))
+
+    def add(
+        self, name: str, model: Model, *, slots: int = 1, window: Span | None = None, texts: Texts | None = None
+    ) -> Self:
+        """Give a model a seat. A fitted router is fitted again on the texts that it was fitted on; where they are not known
+        (of a mixture opened from a directory), weights are equal until `fit`.
+
+        Args:
+            slots: how many.
+            window: start and end of what it has read, where dates rule.
+            texts: of this expert, where the router is fitted on texts of each.
+
+        Raises:
+            RequestError: the name is taken, or the model does not go with the others.
+        """
+        return self._become(self._source.add(self, name, model, slots=slots, window=window, texts=texts))
+
+    def remove(self, name: str) -> Self:
+        """Take an expert out, with all its slots. What `add` says of the router holds.
+
+        Raises:
+            RequestError: there is no such expert, or no other.
+        """
+        return self._become(self._source.remove(self, name))
+
+    def export(self, format: str, folder: str | Path, *, expand: bool = False, dtype: str | None = None) -> None:
+        """Write a checkpoint that other tools load, as ``coterie export`` does.
+
+        Args:
+            format: ``mixtral``, ``qwen2_moe``, ``qwen3_moe``, ``flex_olmo``, ``gguf`` or ``coterie``.
+            expand: write a copy of its expert for every slot.
+            dtype: ``fp32``, ``bf16``, ``fp16``, for gguf also ``q8_0``; the mixture's own by default.
+
+        Raises:
+            RequestError: the format cannot hold it.
+        """
+        self._source.export(self, format, folder, expand=expand, dtype=dtype)
+
+    @property
+    def _source(self) -> Source:
+        if self.source is None:
+            raise RequestError(
+                "what this mixture was made of is not known", do="make it with coterie.mix, or open it with coterie.load"
+            )
+        return self.source
+
+    def _become(self, other: Mixture) -> Self:
+        """Take over another mixture's whole state: the two are one from then on."""
+        nn.Module.to(other, self.device)
+        object.__setattr__(self, "__dict__", other.__dict__)
+        return self
 
     # what each place says -------------------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
 
 from pydantic import model_validator
 
@@ -141,6 +141,16 @@ class Place(Kind):
     def own_corpora(self) -> tuple[str, ...]:
         """Corpora that the mixture itself is trained on, besides its experts' own."""
         return ()
+
+    @property
+    def fitted_on(self) -> Literal["texts", "texts of each expert"] | None:
+        """What its router is fitted on, and whether that must say whose data a text is; None: nothing is fitted."""
+        return None
+
+    @property
+    def unfitted(self) -> Self:
+        """The same before its router is fitted: weights that need no data."""
+        return self
 
     @property
     def names(self) -> tuple[str, ...]:

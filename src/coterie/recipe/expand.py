@@ -194,7 +194,8 @@ def _check_expert(recipe: Recipe, expert: Expert, names: list[str], where: str) 
         known(expert.corpus, recipe.corpora, f"{where}.corpus", "corpus")
     if expert.from_ not in ("base", "fresh", "previous"):
         known(expert.from_, names, f"{where}.from", "expert")
-    if (expert.windows is not None or expert.window is not None) and recipe.corpora[expert.corpus].time is None:
+    dated = expert.windows is not None or expert.window is not None
+    if dated and expert.corpus and recipe.corpora[expert.corpus].time is None:
         raise RequestError(
             "windows need dates",
             where=f"{where}.windows",

@@ -30,10 +30,12 @@ def lineage(recipe: Recipe, experts: Iterable[Expert], name: str) -> Lineage:
     at = name
     while at in by_name:
         expert = by_name[at]
-        if expert.finished:
-            found.unknown.append(f"{expert.adapter or expert.model} was made elsewhere")
-        elif expert.window is not None:
+        if expert.window is not None:
             found.dates.append(expert.window.end)
+            if expert.finished:
+                return found
+        elif expert.finished:
+            found.unknown.append(f"{expert.adapter or expert.model} was made elsewhere")
         else:
             _corpus(recipe, expert.corpus, found)
         at = expert.from_

@@ -60,7 +60,7 @@ def read(source: str | Path | Mapping[str, object], settings: Iterable[str] = ()
         raw = long_form(raw, folder=folder, stem=stem)
         return expand(Recipe.model_validate(raw))
     except ValidationError as error:
-        raise _readable(error, file, lines) from None
+        raise readable(error, file, lines) from None
     except RequestError as error:
         key = tuple(int(k) if k.isdigit() else k for k in (error.where or "").split("."))
         error.where = _where(file, key, lines)
@@ -168,7 +168,9 @@ def _index(items: list[Any], part: str, setting: str) -> int:
     raise RequestError("no such list item", where=f"--set {setting}", expected=known, found=part)
 
 
-def _readable(error: ValidationError, file: str | None, lines: Lines) -> RequestError:
+def readable(error: ValidationError, file: str | None = None, lines: Lines | None = None) -> RequestError:
+    """What is wrong with settings, for people: the key, what was expected and found, the nearest names."""
+    lines = lines or {}
     first = error.errors()[0]
     key, kind = list(first["loc"]), first["type"]
     if key and key[0] == "base" and len(key) > 1 and key[1] in ("fresh", "checkpoint"):

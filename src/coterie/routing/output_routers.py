@@ -35,6 +35,11 @@ class OutputRouter(PolicySettings, Kind):
         """How it is fitted on the experts' cached scores of the valid split; None: it is not."""
         return None
 
+    @property
+    def unfitted(self) -> OutputRouter:
+        """What decides until it is fitted: itself if it needs no fit, else equal weights."""
+        return self if self.fitting is None else Uniform()
+
     def build(self, experts: int, vocab_size: int, seed: int = 0) -> RouterModule:
         """The module for so many distinct experts; fresh parameters come from ``seed`` alone."""
         import torch
@@ -105,6 +110,10 @@ class Posterior(FittedRouter):
     @property
     def fitting(self) -> FitSettings | None:
         return super().fitting if self.fit else None
+
+    @property
+    def unfitted(self) -> Posterior:
+        return self.model_copy(update={"fit": False})
 
     def module(self, experts: int, vocab_size: int) -> RouterModule:
         from coterie.routing.routers import PosteriorModule

@@ -7,10 +7,11 @@ when it is read next. A copy is made where links are not possible, such as on an
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from coterie.errors import RequestError
@@ -19,6 +20,7 @@ from coterie.store.artifact import Artifact, sha256
 from coterie.store.check import walk
 from coterie.store.durable import discard
 from coterie.store.owner import dead, owner
+from coterie.store.store import Store
 from coterie.store.trouble import explained
 
 _Files = Mapping[str, tuple[Path, str]]
@@ -66,6 +68,24 @@ def link_tree(artifact: Artifact, target: Path, parts: Mapping[str, Artifact] | 
     return target
 
 
+def origin(store: Store, folder: Path, kinds: Sequence[str], place: str = ".") -> Artifact | None:
+    """The object of ``store`` that `link_tree` put into ``folder``, if what lies there is still it.
+
+    Args:
+        kinds: of which it may be.
+        place: where in the folder it is.
+    """
+    try:
+        data = (folder / "manifest.json").read_bytes()
+        digest = json.loads(data).get("parts", {".": hashlib.sha256(data).hexdigest()}).get(place, "")
+    except (OSError, ValueError, AttributeError):
+        return None
+    found = next((a for kind in kinds if (a := store.object(kind, digest)) is not None), None) if digest else None
+    if found is None or not _all_there(folder / place, {name: (found.file(name), h) for name, h in found.files.items()}):
+        return None
+    return found
+
+
 def _manifest(artifact: Artifact, parts: Mapping[str, Artifact], files: _Files) -> bytes:
     """The artifact's own manifest; of several together (or of a checkpoint, which has none) one that names them all."""
     if not parts and artifact.file("manifest.json").is_file():
@@ -105,8 +125,10 @@ def _refuse_foreign(target: Path) -> None:
 
 def _is_current(target: Path, manifest: bytes, files: _Files) -> bool:
     here = target / "manifest.json"
-    if not here.is_file() or here.read_bytes() != manifest:
-        return False
+    return here.is_file() and here.read_bytes() == manifest and _all_there(target, files)
+
+
+def _all_there(target: Path, files: _Files) -> bool:
     return all(
         (target / name).is_file() and ((target / name).samefile(origin) or sha256(target / name) == digest)
         for name, (origin, digest) in files.items()

@@ -98,6 +98,19 @@ class Store:
             with self._lease(action, label):
                 return self._read_or_set_aside(action, label)
 
+    def object(self, kind: str, name: str) -> Artifact | None:
+        """The verified object of that digest, whatever action made it; None if there is none, or it is damaged."""
+        folder = self.root / kind / name
+        with explained(self.root, f"{kind}/{name[:12]}", "read"):
+            self.enter()
+            try:
+                manifest, now = read_object(folder, self._verified.get(name))
+            except (FileNotFoundError, DamageError):
+                return None
+        self._verified[name] = now
+        hashes = {file: entry["sha256"] for file, entry in manifest.pop("files").items()}
+        return self.used.setdefault(digest(manifest), Artifact(kind, name, folder, hashes, reused=True))
+
     def scratch(self, action: Action) -> Path:
         """A directory that outlives the process, for checkpoints; removed when the action's result is published."""
         return self.root / "work" / action.key

@@ -58,6 +58,16 @@ class AdaptersPlace(Place):
             return tuple(f"expert-{i + 1}" for i in range(self.joint.experts))
         return self.slots
 
+    @property
+    def fitted_on(self) -> Literal["texts", "texts of each expert"] | None:
+        if isinstance(self.router, ClosedFormGate):
+            return "texts of each expert"
+        return "texts" if self.router.training is not None else None
+
+    @property
+    def unfitted(self) -> Self:
+        return self if self.fitted_on is None else self.model_copy(update={"router": Uniform()})
+
     # checks ---------------------------------------------------------------------------------------------------------------
 
     def checked(self, among: Neighbours, where: str) -> Self:

@@ -69,6 +69,16 @@ class LayersPlace(Place):
                 raise ValueError(f"router.prompts has none for {missing[0]!r}")
         return self
 
+    @property
+    def fitted_on(self) -> Literal["texts", "texts of each expert"] | None:
+        if self.router.reads_expert_data:
+            return "texts of each expert"
+        return "texts" if self.tune is not None else None
+
+    @property
+    def unfitted(self) -> Self:
+        return self if self.fitted_on is None else self.model_copy(update={"router": Uniform(), "tune": None})
+
     # checks ---------------------------------------------------------------------------------------------------------------
 
     def checked(self, among: Neighbours, where: str) -> Self:

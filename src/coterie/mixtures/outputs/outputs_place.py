@@ -65,6 +65,14 @@ class OutputsPlace(Place):
     def needs_date(self) -> bool:
         return self.eligible not in (None, "all") and self.default_time is None
 
+    @property
+    def fitted_on(self) -> Literal["texts"] | None:
+        return "texts" if self.router.fitting is not None else None
+
+    @property
+    def unfitted(self) -> Self:
+        return self.model_copy(update={"router": self.router.unfitted})
+
     # checks ---------------------------------------------------------------------------------------------------------------
 
     def checked(self, among: Neighbours, where: str) -> Self:
@@ -100,7 +108,7 @@ class OutputsPlace(Place):
                     f"eligible: strict needs to know when the knowledge of expert {slot!r} ends",
                     where=f"{where}.eligible",
                     found=among.unknown[slot],
-                    do="give that corpus a time column, set base.knowledge_until, or set eligible: all",
+                    do="give it a window, that corpus a time column, set base.knowledge_until, or set eligible: all",
                 )
         if self.adapt is not None:
             mixture._check_start({n: m for n, m in among.mixtures.items() if isinstance(m, OutputsPlace)}, where)

@@ -208,7 +208,7 @@ def _saved(model: PreTrainedModel | PeftModel, folder: Path) -> Path:
     names = list(model.peft_config)
     if len(names) != 1:
         raise RequestError("an expert is one adapter", where="experts", found=f"{len(names)}: {', '.join(names)}")
-    base = cast(PreTrainedModel, model.get_base_model())  # type: ignore[operator]  # taken for a tensor
+    base = cast(PreTrainedModel, model.get_base_model())
     state = {name.replace(".base_layer.", "."): t for name, t in base.state_dict().items() if ".lora_" not in name}
     with quiet():
         model.save_pretrained(str(folder))

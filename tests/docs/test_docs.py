@@ -47,18 +47,24 @@ def test_the_readmes_recipe_and_example_run(tmp_path: Path) -> None:
         assert large in text
         text = text.replace(large, small)
     (tmp_path / "recipe.yaml").write_text(text)
-    done = subprocess.run(
-        [sys.executable, "-c", marked("example")],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "COTERIE_STORE": str(tmp_path / "store"), "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr
+
+    def python(code: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "COTERIE_STORE": str(tmp_path / "store"), "OMP_NUM_THREADS": "1"},
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    lines = python(marked("example")).splitlines()
     assert (tmp_path / "runs/my-experts/report.html").exists()
-    lines = done.stdout.splitlines()
     assert any(re.fullmatch(r"\d+\.\d+", line) for line in lines), "the loss is printed"
+    assert "nll" in python(marked("mixing")), "the table is printed"
+    assert (tmp_path / "my-mixture/config.json").exists()
 
 
 def test_the_example_is_short() -> None:

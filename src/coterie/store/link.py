@@ -80,7 +80,7 @@ def origin(store: Store, folder: Path, kinds: Sequence[str], place: str = ".") -
         digest = json.loads(data).get("parts", {".": hashlib.sha256(data).hexdigest()}).get(place, "")
     except (OSError, ValueError, AttributeError):
         return None
-    found = next((a for kind in kinds if (a := store.object(kind, digest)) is not None), None) if digest else None
+    found = next((a for kind in kinds if (a := store.by_digest(kind, digest)) is not None), None) if digest else None
     if found is None or not _all_there(folder / place, {name: (found.file(name), h) for name, h in found.files.items()}):
         return None
     return found

@@ -98,7 +98,7 @@ class Store:
             with self._lease(action, label):
                 return self._read_or_set_aside(action, label)
 
-    def object(self, kind: str, name: str) -> Artifact | None:
+    def by_digest(self, kind: str, name: str) -> Artifact | None:
         """The verified object of that digest, whatever action made it; None if there is none, or it is damaged."""
         folder = self.root / kind / name
         with explained(self.root, f"{kind}/{name[:12]}", "read"):
@@ -239,7 +239,7 @@ class Store:
         finally:
             discard(temp)
 
-    def _publish(self, action: Action, temp: Path, label: str, made: Mapping[str, object]) -> Artifact:
+    def _publish(self, action: Action, temp: Path, label: str, made: Mapping[str, Any]) -> Artifact:
         name, files = publish(temp, self.root, action.statement)
         self._record(action, name, label, made)
         discard(temp)

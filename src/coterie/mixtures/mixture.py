@@ -20,7 +20,7 @@ from transformers.generation.utils import GenerateOutput
 from coterie.errors import RequestError
 from coterie.mixtures import mixture_files as files
 from coterie.mixtures.completion import Decoding
-from coterie.mixtures.mixture_config import MixtureConfig
+from coterie.mixtures.mixture_config import MixtureConfig, Slot
 from coterie.mixtures.query import Layout, Query, Times
 from coterie.routing.eligibility import Eligibility
 
@@ -31,6 +31,12 @@ class Experts(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, number: int, /) -> object: ...
+
+
+class NumberedSlot(Slot):
+    """A slot as people see it."""
+
+    slot: int
 
 
 class Mixture(PreTrainedModel, GenerationMixin):
@@ -57,8 +63,8 @@ class Mixture(PreTrainedModel, GenerationMixin):
         def router(self) -> object: ...
 
     @property
-    def slots(self) -> list[dict[str, Any]]:
-        """``{"slot", "name", "expert": index into experts}`` of each slot."""
+    def slots(self) -> list[NumberedSlot]:
+        """Number, name and expert (its index in `experts`) of each slot."""
         return [{"slot": i, **slot} for i, slot in enumerate(self.config.slots)]
 
     @property

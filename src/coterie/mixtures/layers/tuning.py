@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from coterie.corpora.blocks import Blocks
 from coterie.corpora.order import Order
@@ -121,7 +121,8 @@ class ByText:
         self.losses, self.U = losses, len(model.names)
         self.slot_to_expert = model.config.slot_to_expert
 
-    def __call__(self, model: LayersMixture, batch: Batch, count: Tensor) -> Tensor:
+    def __call__(self, model: nn.Module, batch: Batch, count: Tensor) -> Tensor:
+        assert isinstance(model, LayersMixture)
         given = {k: batch[k] for k in ("input_ids", "position_ids", "attention_mask") if k in batch}
         with model.traced() as trace:
             logits_BT1V = model(**given, use_cache=False).logits[:, :-1]

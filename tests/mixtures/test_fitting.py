@@ -16,7 +16,7 @@ from tests.tiny import blocks_artifact, tokenizer_artifact
 
 from coterie import progress
 from coterie.errors import WorkError
-from coterie.mixtures.outputs.cached_scores import held_documents, open_scored, routed_nll
+from coterie.mixtures.outputs.cached_scores import held_out_documents, open_scored, routed_nll
 from coterie.mixtures.outputs.outputs_actions import fit_router, routed
 from coterie.mixtures.seats import eligibility
 from coterie.store import Artifact, DryStore, Store
@@ -70,10 +70,10 @@ def test_several_sets_of_blocks_are_one(store: Store, tiny_tokenizer: Path) -> N
 
 def test_held_out_documents_go_by_content_and_seed() -> None:
     contents = [f"document {i}" for i in range(4000)]
-    held = held_documents(contents, 0)
+    held = held_out_documents(contents, 0)
     assert 0.17 < held.float().mean() < 0.23
-    assert torch.equal(held.flip(0), held_documents(contents[::-1], 0))
-    assert not torch.equal(held, held_documents(contents, 1))
+    assert torch.equal(held.flip(0), held_out_documents(contents[::-1], 0))
+    assert not torch.equal(held, held_out_documents(contents, 1))
 
 
 def test_slots_of_one_expert_are_said_to_be_one(

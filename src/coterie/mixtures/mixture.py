@@ -21,7 +21,7 @@ from coterie.dates import Time
 from coterie.errors import RequestError
 from coterie.mixtures import mixture_files as files
 from coterie.mixtures.completion import Decoding
-from coterie.mixtures.mixture_config import MixtureConfig
+from coterie.mixtures.mixture_config import MixtureConfig, Slot
 from coterie.mixtures.query import Layout, Query, Times
 from coterie.routing.eligibility import Eligibility
 
@@ -63,6 +63,12 @@ class Source(Protocol):
     def export(self, mixture: Mixture, format: str, folder: str | Path, *, expand: bool, dtype: str | None) -> None: ...
 
 
+class NumberedSlot(Slot):
+    """A slot as people see it."""
+
+    slot: int
+
+
 class Mixture(PreTrainedModel, GenerationMixin):
     """Slots over experts, and a router.
 
@@ -87,8 +93,8 @@ class Mixture(PreTrainedModel, GenerationMixin):
         def router(self) -> object: ...
 
     @property
-    def slots(self) -> list[dict[str, Any]]:
-        """``{"slot", "name", "expert": index into experts}`` of each slot."""
+    def slots(self) -> list[NumberedSlot]:
+        """Number, name and expert (its index in `experts`) of each slot."""
         return [{"slot": i, **slot} for i, slot in enumerate(self.config.slots)]
 
     @property

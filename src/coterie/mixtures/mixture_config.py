@@ -4,23 +4,31 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import field
-from typing import Any
+from typing import Any, TypedDict
 
 from transformers import PretrainedConfig
 
 from coterie.routing.eligibility import Eligibility
 
 
+class Slot(TypedDict):
+    """A slot of a mixture."""
+
+    name: str
+    expert: int
+    """Number of its expert."""
+
+
 class MixtureConfig(PretrainedConfig):
     """Slots over experts, and the special tokens of their tokenizer.
 
-    ``slots``: ``[{"name", "expert": index}]``. ``experts``: one entry for each distinct expert, with its ``name``; what else
+    ``experts``: one entry for each distinct expert, with its ``name``; what else
     it says depends on the place.
     """
 
     keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012 (the library's own form)
 
-    slots: list[dict[str, Any]] = field(default_factory=list)
+    slots: list[Slot] = field(default_factory=list)
     experts: list[dict[str, Any]] = field(default_factory=list)
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from coterie.errors import RequestError
+from coterie.spec.json_types import Settings
 
 MEANING = ("model", "added_tokens", "normalizer", "pre_tokenizer")
 """Parts of tokenizer.json that decide which ids a text becomes."""
@@ -36,7 +36,7 @@ def require_same_tokenizer(experts: Sequence[tuple[str, Path]]) -> None:
             )
 
 
-def difference(one: dict[str, Any], two: dict[str, Any]) -> str | None:
+def difference(one: Settings, two: Settings) -> str | None:
     """The first difference that changes what ids mean; None if there is none."""
     vocabularies = [t["model"].get("vocab") or {} for t in (one, two)]
     a, b = (v if isinstance(v, dict) else {str(token): i for i, token in enumerate(v)} for v in vocabularies)

@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NotRequired, TypedDict
 
 from coterie.corpora.windows import Window
 from coterie.store import Artifact
@@ -54,6 +54,22 @@ class Seat:
         return json.loads((self.base or self.artifact).file("config.json").read_text())["vocab_size"]
 
 
+class Rule(TypedDict):
+    """A rule of eligibility as JSON, the form in which it is hashed and stored."""
+
+    rule: str
+    fallback: NotRequired[int | None]
+    """Number of the expert that answers where no other may."""
+    default_time: NotRequired[str | None]
+
+
+class Eligible(TypedDict):
+    """A rule and the dates that it goes by, of each seat."""
+
+    rule: Rule
+    dates: list[dict[str, str | None]]
+
+
 def seated(
     slots: Sequence[str], artifacts: Mapping[str, Artifact], seat: Callable[[str, tuple[str, ...]], Seat]
 ) -> list[Seat]:
@@ -75,8 +91,8 @@ def slot_order(slots: Sequence[str], seats: Sequence[Seat]) -> list[int]:
     return [place[name] for name in slots]
 
 
-def rule(eligible: str | None, fallback: str | None, default_time: date | None, seats: Sequence[Seat]) -> dict:
-    """The eligibility rule as JSON, the form in which it is hashed and stored."""
+def rule(eligible: str | None, fallback: str | None, default_time: date | None, seats: Sequence[Seat]) -> Rule:
+    """A recipe's rule of eligibility."""
     return {
         "rule": eligible or "all",
         "fallback": next((i for i, seat in enumerate(seats) if fallback in seat.slots), None),
@@ -84,7 +100,7 @@ def rule(eligible: str | None, fallback: str | None, default_time: date | None, 
     }
 
 
-def eligibility(rule: dict, names: Sequence[str], dates: Sequence[dict[str, str | None]]) -> Eligibility:
+def eligibility(rule: Rule, names: Sequence[str], dates: Sequence[Mapping[str, str | None]]) -> Eligibility:
     """The rule in force.
 
     Raises:
@@ -94,7 +110,7 @@ def eligibility(rule: dict, names: Sequence[str], dates: Sequence[dict[str, str 
     from coterie.routing.eligibility import Eligibility
 
     def days(key: str) -> tuple[int | None, ...]:
-        return tuple(date.fromisoformat(d[key]).toordinal() if d.get(key) else None for d in dates)  # type: ignore[arg-type]
+        return tuple(date.fromisoformat(day).toordinal() if (day := d.get(key)) else None for d in dates)
 
     default = rule.get("default_time")
     return Eligibility(

@@ -227,10 +227,10 @@ class AdaptersMixture(SharedBaseMixture):
         use_cache: bool | None = None,
         time: Times = None,
         return_dict: bool | None = None,
+        num_items_in_batch: Tensor | None = None,
         **kwargs: object,
     ) -> CausalLMOutputWithPast:
         """As Hugging Face's causal models; with ``labels``, their mean nll as loss. ``time`` changes nothing."""
-        items: Any = kwargs.pop("num_items_in_batch", None)
         if past_key_values is None and use_cache:
             past_key_values = AdaptersCache(config=self.base.config)
         given: dict[str, Any] = {"attention_mask": attention_mask, "position_ids": position_ids, "use_cache": False}
@@ -250,7 +250,7 @@ class AdaptersMixture(SharedBaseMixture):
         if past_key_values is not None:
             given |= {"past_key_values": past_key_values, "use_cache": True}
         output = self.base(**given, **kwargs)
-        loss = None if labels is None else ForCausalLMLoss(output.logits, labels, self.config.vocab_size, items)
+        loss = None if labels is None else ForCausalLMLoss(output.logits, labels, self.config.vocab_size, num_items_in_batch)
         output = CausalLMOutputWithPast(
             loss=loss,
             logits=output.logits,

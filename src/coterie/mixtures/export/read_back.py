@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import PretrainedConfig
 
 from coterie.mixtures.export.folding import Seating
 from coterie.mixtures.layers.layers_mixture import LayersMixture
@@ -21,7 +23,7 @@ from coterie.models.strict_loading import load_strictly
 ROWS, LENGTH = 4, 64
 
 
-def probe(config: Any) -> Tensor:
+def probe(config: PretrainedConfig) -> Tensor:
     """Tokens to ask both about: random ones, the same for the same vocabulary. [B, T]"""
     text = config.get_text_config()
     T = min(LENGTH, text.max_position_embeddings)
@@ -29,8 +31,8 @@ def probe(config: Any) -> Tensor:
 
 
 @torch.no_grad()
-def log_probs(model: Any, ids_BT: Tensor) -> Tensor:
-    """[B, T, V] in nats."""
+def log_probs(model: nn.Module, ids_BT: Tensor) -> Float[Tensor, "B T V"]:
+    """In nats."""
     return model(input_ids=ids_BT, use_cache=False).logits.float().log_softmax(-1)
 
 

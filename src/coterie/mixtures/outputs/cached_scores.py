@@ -25,7 +25,7 @@ from coterie.routing.eligibility import Eligibility
 from coterie.routing.fit import Scored, mix
 from coterie.store import Artifact
 
-HELD = 0.2
+HELD_OUT = 0.2
 """Share of the documents on which a router's fit is stopped early."""
 
 
@@ -75,10 +75,10 @@ def open_scored(
     )
 
 
-def held_documents(contents: Sequence[str], seed: int) -> Tensor:
+def held_out_documents(contents: Sequence[str], seed: int) -> Tensor:
     """Which documents are kept for early stopping: by content, so that neither order nor company matters. [D] bool."""
     hashes = [hashlib.sha256(f"{seed}:{c}".encode()).digest()[:8] for c in contents]
-    return torch.tensor([int.from_bytes(h, "big") < HELD * 2**64 for h in hashes], dtype=torch.bool)
+    return torch.tensor([int.from_bytes(h, "big") < HELD_OUT * 2**64 for h in hashes], dtype=torch.bool)
 
 
 @dataclass(frozen=True)

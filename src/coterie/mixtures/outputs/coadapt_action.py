@@ -5,17 +5,17 @@ It states what decides its result (the action); only if the store lacks that doe
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from coterie.experts.train_settings import Train
 from coterie.launch import on_ranks
-from coterie.mixtures.seats import Seat
+from coterie.mixtures.seats import Eligible, Seat
 from coterie.models import device
 from coterie.models.checkpoint import contents
 from coterie.routing.output_routers import OutputRouter
+from coterie.spec.json_types import Figures, Settings
 from coterie.store import Action, Artifact, Store
 
 
@@ -24,7 +24,7 @@ def coadapt(
     *,
     adapt: Train,
     router: OutputRouter,
-    eligible: Mapping[str, Any],
+    eligible: Eligible,
     seats: Sequence[Seat],
     fitted: Artifact | None,
     blocks: Sequence[Artifact],
@@ -38,11 +38,11 @@ def coadapt(
     is the mixture's. Documents are read as of the end of their expert's knowledge: the first date at which it may answer.
 
     Args:
-        adapt: training settings.
+        adapt: training adapt.
         eligible: the rule of eligibility, and the dates that it goes by.
         seats: the experts to start from.
         fitted: the router to start from; None: fresh.
-        blocks: training blocks of each member's own slice; an expert with several slots has one slice.
+        blocks: training blocks of each expert's own slice; an expert with several slots has one slice.
         valid: held-out blocks of the same, for the losses in the facts and early stopping.
 
     Returns:
@@ -52,30 +52,30 @@ def coadapt(
         RequestError: the request cannot be met.
         WorkError: the run diverged, a parameter did not do what it was declared to, or ranks disagree.
     """
-    settings, where = adapt, device.pick()
-    precision = device.precision(settings.precision, where)
-    asked: dict[str, Any] = {
-        "train": {key: value for key, value in settings.identity().items() if key != "start"},
+    where = device.pick()
+    precision = device.precision(adapt.precision, where)
+    spec: Settings = {
+        "train": {key: value for key, value in adapt.identity().items() if key != "start"},
         "router": router.model_dump(mode="json"),
         "counts": [len(seat.slots) for seat in seats],
-        "eligible": dict(eligible),
+        "eligible": eligible,
         "seed": seed,
     }
     inputs = {f"experts.{u}": contents(seat.artifact) for u, seat in enumerate(seats)}
     inputs |= {f"blocks.{u}": b.content("blocks.safetensors") for u, b in enumerate(blocks)}
     inputs |= {f"valid.{u}": b.content("blocks.safetensors") for u, b in enumerate(valid)}
     inputs |= {"router": fitted.content("router.safetensors")} if fitted else {}
-    action = Action("adaptations", asked, inputs, ("torch", "transformers"), device.numerics(where, precision))
+    action = Action("adaptations", spec, inputs, ("torch", "transformers"), device.numerics(where, precision))
 
-    def build(folder: Path) -> dict[str, Any]:
+    def build(folder: Path) -> Figures:
         payload = {
             "experts": [seat.artifact.said() for seat in seats],
             "names": [seat.name for seat in seats],
             "router": fitted.said() if fitted else None,
             "blocks": [b.said() for b in blocks],
             "valid": [b.said() for b in valid],
-            "train": settings.model_dump(mode="json"),
-            "asked": asked,
+            "train": adapt.model_dump(mode="json"),
+            "spec": spec,
             "where": where,
             "precision": precision,
             "home": str(store.scratch(action)),
@@ -83,17 +83,17 @@ def coadapt(
             "label": label,
             "folder": str(folder),
         }
-        if settings.parallel is None:
+        if adapt.parallel is None:
             from coterie.mixtures.outputs import coadaptation
 
             return coadaptation.make(payload)
         from coterie.experts import ranks
 
         return on_ranks(
-            "coterie.mixtures.outputs.coadaptation:make", payload, processes=ranks.wanted(settings, where), label=label
+            "coterie.mixtures.outputs.coadaptation:make", payload, processes=ranks.wanted(adapt, where), label=label
         )
 
-    return store.make(action, build, label=label, tokens=settings.tokens)
+    return store.make(action, build, label=label, tokens=adapt.tokens)
 
 
 def adapted(adaptation: Artifact, seats: Sequence[Seat]) -> list[Seat]:

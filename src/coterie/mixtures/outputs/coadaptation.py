@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from coterie.corpora.blocks import Blocks
 from coterie.corpora.order import Order
@@ -31,7 +31,7 @@ from coterie.experts.train_settings import Train
 from coterie.experts.training import prepared, seen, train_job
 from coterie.experts.training_job import Job
 from coterie.experts.training_rows import Rows, require_fit
-from coterie.mixtures.seats import eligibility
+from coterie.mixtures.seats import Eligible, eligibility
 from coterie.models import parameters
 from coterie.models.initialise import copy_tokenizer
 from coterie.models.logprob import target_logp
@@ -40,6 +40,7 @@ from coterie.routing.fit import Scored, objective
 from coterie.routing.fit_settings import FitSettings
 from coterie.routing.output_routers import OutputRouter
 from coterie.routing.routers import RouterModule
+from coterie.spec.json_types import Figures, Settings
 from coterie.store import Artifact
 
 
@@ -62,7 +63,7 @@ class Together(nn.Module):
         self.experts, self.router, self.settings = nn.ModuleList(experts), router, settings
         self.eligible_UU, self.log_count_U = eligible_UU, log_count_U
 
-    def forward(self, input_ids: Tensor, position_ids: Tensor, labels: Tensor, source: Tensor, **_: Any) -> Tensor:
+    def forward(self, input_ids: Tensor, position_ids: Tensor, labels: Tensor, source: Tensor, **_: object) -> Tensor:
         """Sum over counted tokens of the mixture's nll and of the router's auxiliary terms."""
         active = int(source[0])
         assert bool((source == active).all()), "a batch of two slices"
@@ -92,9 +93,17 @@ class Agreement(TrainerCallback):
     def __init__(self) -> None:
         self.loop: loops.Loop | None = None
 
-    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module | None = None,
+        **_: object,
+    ) -> None:
         if args.world_size == 1:
             return
+        assert model is not None
         sums = [p.detach().double().abs().sum() for p in model.parameters() if p.requires_grad]
         mine = torch.stack(sums)
         all_of = [torch.empty_like(mine) for _ in range(args.world_size)]
@@ -108,28 +117,28 @@ class Agreement(TrainerCallback):
             )
 
 
-def make(payload: dict[str, Any]) -> dict[str, Any]:
-    """Train and write; see `coterie.mixtures.coadapt`."""
+def make(payload: Settings) -> Figures:
+    """Train and write; see `coterie.mixtures.outputs.coadapt_action`."""
     train = Train.model_validate({k: v for k, v in payload["train"].items() if k != "start"})
-    with prepared(train.threads, payload["asked"]["seed"]) as threads:
+    with prepared(train.threads, payload["spec"]["seed"]) as threads:
         _run(payload, train)
     return {"threads": threads, "device": payload["where"], "processes": ranks.count()}
 
 
-def _run(payload: dict[str, Any], train: Train) -> None:
-    asked, label = payload["asked"], payload["label"]
-    origins = [Artifact.of(said) for said in payload["experts"]]
+def _run(payload: Settings, train: Train) -> None:
+    spec, label = payload["spec"], payload["label"]
+    origins = [Artifact.of(expert) for expert in payload["experts"]]
     experts = [_opened(origin, payload["where"], name) for origin, name in zip(origins, payload["names"], strict=True)]
-    recipe = OutputRouter.model_validate(asked["router"])
-    router = recipe.build(len(experts), experts[0].config.vocab_size, asked["seed"])
+    recipe = OutputRouter.model_validate(spec["router"])
+    router = recipe.build(len(experts), experts[0].config.vocab_size, spec["seed"])
     if payload["router"]:
         router.load_state_dict(load_file(Artifact.of(payload["router"]).file("router.safetensors")))
     router.to(payload["where"])
-    log_count_U = torch.tensor(asked["counts"], dtype=torch.float32).log()
+    log_count_U = torch.tensor(spec["counts"], dtype=torch.float32).log()
     model = Together(
         experts,
         router,
-        own_eligible(asked["eligible"], payload["names"]),
+        own_eligible(spec["eligible"], payload["names"]),
         log_count_U,
         recipe.fitting or FitSettings(temperature=recipe.temperature),
     )
@@ -140,7 +149,7 @@ def _run(payload: dict[str, Any], train: Train) -> None:
             require_fit(expert, one)
     budget: dict[str, Any] = {"tokens": train.tokens} if train.tokens else {"epochs": train.epochs or 1.0}
     group = train.batch_size * train.accumulation
-    order = Order([s.tokens_per_block for s in sources], None, asked["seed"], group=group, **budget)
+    order = Order([s.tokens_per_block for s in sources], None, spec["seed"], group=group, **budget)
     drawn = set(order.source.tolist())
     if missing := [name for u, name in enumerate(payload["names"]) if u not in drawn]:
         raise RequestError(
@@ -165,7 +174,7 @@ def _run(payload: dict[str, Any], train: Train) -> None:
             train=train,
             where=payload["where"],
             precision=payload["precision"],
-            seed=asked["seed"],
+            seed=spec["seed"],
             label=label,
             sparse=True,
             callbacks=[Agreement()],
@@ -178,12 +187,12 @@ def _run(payload: dict[str, Any], train: Train) -> None:
         _write(Path(payload["folder"]), payload, model, origins, loop, order, (start, held_out()))
 
 
-def own_eligible(eligible: dict[str, Any], names: Sequence[str]) -> Tensor:
+def own_eligible(eligible: Eligible, names: Sequence[str]) -> Tensor:
     """Which experts answer on the slice of each: those that may once its own knowledge is complete (`strict`), or on the
     last day of its window (`inclusive`). [U, U] bool; every expert answers on its own slice."""
     rule, dates = eligibility(eligible["rule"], names, eligible["dates"]), eligible["dates"]
     key, early = {"all": (None, 0), "strict": ("knowledge", 0), "inclusive": ("end", 1)}[rule.rule]
-    return rule.mask([date.fromisoformat(d[key]).toordinal() - early if key else 0 for d in dates])
+    return rule.mask([date.fromisoformat(str(d[key])).toordinal() - early if key else 0 for d in dates])
 
 
 def _opened(origin: Artifact, where: str, name: str) -> Any:
@@ -227,7 +236,7 @@ def _held_out(model: Together, valid: Sequence[Blocks]) -> float:
 
 def _write(
     folder: Path,
-    payload: dict[str, Any],
+    payload: Settings,
     model: Together,
     origins: Sequence[Artifact],
     loop: loops.Loop,
@@ -250,7 +259,7 @@ def _write(
     home.mkdir()
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.router.state_dict().items()}
     save_file(state, home / "router.safetensors")
-    record = {key: payload["asked"][key] for key in ("router", "counts")} | {"experts": len(origins)}
+    record = {key: payload["spec"][key] for key in ("router", "counts")} | {"experts": len(origins)}
     (home / "router.json").write_text(json.dumps(record, indent=1, sort_keys=True))
     facts = {"tokens": int(tokens[-1]), "steps": len(tokens), "start_loss": losses[0], "loss": losses[1]}
     (folder / "facts.json").write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")

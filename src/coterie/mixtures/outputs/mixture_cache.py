@@ -5,10 +5,10 @@ Shapes: B rows, V vocabulary.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 from torch import Tensor
-from transformers import Cache, DynamicCache
+from transformers import Cache, DynamicCache, PretrainedConfig
 
 from coterie.errors import RequestError
 from coterie.routing.routers import State
@@ -26,7 +26,7 @@ class MixtureCache(Cache):
         self.last_logp_BV: dict[int, Tensor] = {}
         """Each expert's distribution of the next token, if the router reads how likely that one will have been."""
 
-    def of(self, expert: int, config: Any) -> DynamicCache:
+    def of(self, expert: int, config: PretrainedConfig) -> DynamicCache:
         """The expert's cache, fresh at the first token.
 
         Raises:
@@ -42,7 +42,7 @@ class MixtureCache(Cache):
             self.experts[expert] = DynamicCache(config=config)
         return self.experts[expert]
 
-    def _rows(self, change: Any) -> None:
+    def _rows(self, change: Callable[[Tensor], Tensor]) -> None:
         self.state = {key: change(value) for key, value in self.state.items()}
         self.last_logp_BV = {key: change(value) for key, value in self.last_logp_BV.items()}
 
@@ -61,7 +61,7 @@ class MixtureCache(Cache):
             cache.batch_select_indices(indices)
         self._rows(lambda x: x[indices])
 
-    def crop(self, *args: Any, **kwargs: Any) -> None:
+    def crop(self, tokens_to_remove: int) -> None:
         raise RequestError(
             "a mixture's cache cannot be rolled back: its router's sums go forward only",
             do="generate without an assistant model or prompt lookup",

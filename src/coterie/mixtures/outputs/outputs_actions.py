@@ -6,13 +6,14 @@ Each states what decides its result (the action); only if the store lacks that d
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from coterie.mixtures.seats import Seat, slot_order
+from coterie.mixtures.seats import Eligible, Rule, Seat, slot_order
 from coterie.progress import say
 from coterie.routing.output_routers import OutputRouter
+from coterie.spec.json_types import Settings
 from coterie.store import Action, Artifact, Store, link_tree
 
 LATER = {"top_k", "top_p"}
@@ -43,7 +44,7 @@ def fit_router(
         a ``routers`` artifact: ``router.safetensors``, and ``router.json`` with the settings and the losses by epoch.
 
     Raises:
-        RequestError: eligibility needs a date that a member does not have.
+        RequestError: eligibility needs a date that a seat does not have.
         WorkError: the loss is not finite, or there is nothing to fit on.
     """
     counts = [len(seat.slots) for seat in seats]
@@ -55,7 +56,7 @@ def fit_router(
         inputs[f"blocks.{b}"] = block.digest
         inputs |= {f"scores.{b}.{u}": score.content("scores.safetensors") for u, score in enumerate(row)}
     spec: dict[str, Any] = {"router": router.model_dump(mode="json", exclude=LATER), "counts": counts, "seed": seed}
-    spec["eligible"] = dict(eligible)
+    spec["eligible"] = eligible
     if router.fitting is not None and router.fitting.balance:
         spec["balance"] = "switch"  # until then it was the squared variation of the mean weights
     action = Action("routers", spec=spec, inputs=inputs, libraries=("torch",), numerics="cpu-fp32")
@@ -63,20 +64,16 @@ def fit_router(
     def build(folder: Path) -> None:
         from coterie.mixtures.outputs.router_fits import write
 
-        write(router, spec["router"], seats, eligible, blocks, scores, seed, label, folder)
+        write(router, spec, seats, folder, blocks=blocks, scores=scores, label=label)
 
     return store.make(action, build, label=label)
-
-
-Eligible = Mapping[str, Any]
-"""``rule`` as JSON and ``dates``, those it goes by, of each seat; see `coterie.mixtures.seats`."""
 
 
 def assemble(
     store: Store,
     *,
     router: OutputRouter,
-    rule: Mapping[str, Any],
+    rule: Rule,
     slots: Sequence[str],
     seats: Sequence[Seat],
     fitted: Artifact | None,
@@ -104,11 +101,11 @@ def assemble(
         }
         for m in seats
     ]
-    said: dict[str, Any] = {
+    settings: Settings = {
         "slots": [{"name": name, "expert": u} for name, u in zip(slots, slot_order(slots, seats), strict=True)],
         "experts": experts,
         "router": router.model_dump(mode="json"),
-        "eligible": dict(rule),
+        "eligible": rule,
     }
     inputs = {f"experts.{i}": m.artifact.digest for i, m in enumerate(seats)} | {"tokenizer": tokenizer.digest}
     inputs |= {f"bases.{i}": m.base.digest for i, m in enumerate(seats) if m.base}
@@ -117,9 +114,9 @@ def assemble(
     def build(folder: Path) -> None:
         from coterie.mixtures.outputs.outputs_files import write
 
-        write(said, seats, fitted, tokenizer, folder)
+        write(settings, seats, fitted, tokenizer, folder)
 
-    return store.make(Action("mixtures", said, inputs, libraries=("transformers",)), build, label=label)
+    return store.make(Action("mixtures", settings, inputs, libraries=("transformers",)), build, label=label)
 
 
 def routed(store: Store, mixture: Artifact, blocks: Artifact, scores: Sequence[Artifact], *, label: str) -> Artifact:

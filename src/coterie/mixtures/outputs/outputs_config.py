@@ -8,7 +8,7 @@ from typing import Any
 from transformers import AutoConfig
 
 from coterie.mixtures.mixture_config import MixtureConfig
-from coterie.mixtures.seats import eligibility
+from coterie.mixtures.seats import Rule, eligibility
 from coterie.routing.eligibility import Eligibility
 from coterie.routing.policy import Policy
 
@@ -24,7 +24,7 @@ class OutputsConfig(MixtureConfig):
     model_type = "coterie_outputs"
 
     router: dict[str, Any] = field(default_factory=dict)
-    eligible: dict[str, Any] = field(default_factory=dict)
+    eligible: Rule = field(default_factory=lambda: Rule(rule="all"))
     vocab_size: int = 0
     max_position_embeddings: int = 0
     """Longest sequence that every expert supports."""

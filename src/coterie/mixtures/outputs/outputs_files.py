@@ -15,7 +15,6 @@ import copy
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
@@ -28,16 +27,17 @@ from coterie.mixtures.seats import Seat, eligibility
 from coterie.models.open import open_model
 from coterie.routing.output_routers import OutputRouter
 from coterie.routing.routers import RouterModule
+from coterie.spec.json_types import Settings
 from coterie.store import Artifact
 
 
-def write(said: dict[str, Any], seats: Sequence[Seat], router: Artifact | None, tokenizer: Artifact, folder: Path) -> None:
-    """Write all of a mixture but its experts; see `coterie.mixtures.assemble`."""
-    eligibility(said["eligible"], [seat.name for seat in seats], said["experts"])
+def write(settings: Settings, seats: Sequence[Seat], router: Artifact | None, tokenizer: Artifact, folder: Path) -> None:
+    """Write all of a mixture but its experts; see `coterie.mixtures.outputs.outputs_actions.assemble`."""
+    eligibility(settings["eligible"], [seat.name for seat in seats], settings["experts"])
     require_same_tokenizer([(seat.name, seat.artifact.path) for seat in seats])
     require_same_vocabulary({seat.name: seat.vocab_size for seat in seats})
     config = OutputsConfig(
-        **said,
+        **settings,
         vocab_size=seats[0].vocab_size,
         max_position_embeddings=min(context_of((seat.base or seat.artifact).path) for seat in seats),
         architectures=["OutputsMixture"],

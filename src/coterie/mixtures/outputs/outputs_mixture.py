@@ -92,7 +92,8 @@ class OutputsMixture(Mixture):
         time: Times = None,
         logits_to_keep: int | Tensor = 0,
         return_dict: bool | None = None,
-        **kwargs: Any,
+        num_items_in_batch: Tensor | None = None,
+        **kwargs: object,
     ) -> CausalLMOutputWithPast:
         """As Hugging Face's causal models, with log-probabilities as logits; with ``labels``, their mean nll as loss.
 
@@ -116,7 +117,7 @@ class OutputsMixture(Mixture):
         logits_BKV = self._mixed(query, kept_K, cache)
         loss = None
         if labels is not None:
-            loss = ForCausalLMLoss(logits_BKV, labels, self.config.vocab_size, kwargs.get("num_items_in_batch"))
+            loss = ForCausalLMLoss(logits_BKV, labels, self.config.vocab_size, num_items_in_batch)
         output = CausalLMOutputWithPast(loss=loss, logits=logits_BKV, past_key_values=cache)
         return output if return_dict is not False else output.to_tuple()  # type: ignore[return-value]
 

@@ -13,7 +13,7 @@ from coterie.errors import RequestError
 from coterie.experts.train_settings import Train
 from coterie.mixtures.outputs import coadapt_action, outputs_actions
 from coterie.mixtures.place import Making, Neighbours, Place, known
-from coterie.mixtures.seats import rule
+from coterie.mixtures.seats import Eligible, rule
 from coterie.routing.output_routers import OutputRouter, Uniform
 from coterie.spec.settings import Positive
 
@@ -225,7 +225,7 @@ class OutputsPlace(Place):
             label=f"co-adaptation {self.name}",
         )
 
-    def eligibility(self, seats: Sequence[Seat]) -> dict[str, object]:
+    def eligibility(self, seats: Sequence[Seat]) -> Eligible:
         """The rule and the dates it goes by; nothing where every date may use every expert."""
         if self.eligible in (None, "all"):
             return {"rule": {"rule": "all"}, "dates": [{} for _ in seats]}

@@ -3,42 +3,40 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
 
 from coterie.errors import WorkError
-from coterie.mixtures.outputs.cached_scores import held_documents, open_scored
+from coterie.mixtures.outputs.cached_scores import held_out_documents, open_scored
 from coterie.mixtures.seats import Seat, eligibility
 from coterie.progress import say
 from coterie.routing.fit import Scored, fit
 from coterie.routing.output_routers import OutputRouter
+from coterie.spec.json_types import Settings
 from coterie.store import Artifact
 
 
 def write(
     router: OutputRouter,
-    settings: Mapping[str, Any],
+    spec: Settings,
     seats: Sequence[Seat],
-    eligible: Mapping[str, Any],
+    folder: Path,
+    *,
     blocks: Sequence[Artifact],
     scores: Sequence[Sequence[Artifact]],
-    seed: int,
     label: str,
-    folder: Path,
 ) -> None:
     """Fit, and write the router; see `coterie.mixtures.outputs.outputs_actions.fit_router`.
 
     Args:
-        settings: of the router, as its record has them.
-        eligible: the rule, and the dates that it goes by.
+        spec: of the action: ``router`` (its settings for the record), ``counts``, ``eligible``, ``seed``.
     """
+    counts, seed, eligible = spec["counts"], spec["seed"], spec["eligible"]
     how = router.fitting
     assert how is not None
-    counts = [len(seat.slots) for seat in seats]
     module = router.build(len(seats), seats[0].vocab_size, seed)
     allowed = eligibility(eligible["rule"], [seat.name for seat in seats], eligible["dates"])
     share = None if how.tokens is None else how.tokens // len(blocks)
@@ -54,14 +52,14 @@ def write(
     gain = f"{trace[0]['held']:.4f} -> {trace[best]['held']:.4f}"
     say(f"  {label}: {gain} nats a token on held-out documents, epoch {best} of {len(trace) - 1}")
     save_file(module.state_dict(), folder / "router.safetensors")
-    record = {"router": dict(settings), "counts": counts, "experts": len(seats), "tokens": counted, "trace": trace}
+    record = {"router": spec["router"], "counts": counts, "experts": len(seats), "tokens": counted, "trace": trace}
     (folder / "router.json").write_text(json.dumps(record, indent=1, sort_keys=True))
 
 
 def _together(parts: Sequence[tuple[Scored, torch.Tensor, list[str]]], seed: int) -> tuple[Scored, torch.Tensor]:
     """All sets of blocks as one, and the tokens of documents kept for early stopping."""
-    held = torch.cat(
-        [held_documents(contents, seed)[document_NT] & (document_NT >= 0) for _, document_NT, contents in parts]
+    held_out = torch.cat(
+        [held_out_documents(contents, seed)[document_NT] & (document_NT >= 0) for _, document_NT, contents in parts]
     )
     data = [part for part, _, _ in parts]
     T = max(part.eligible_NTU.shape[1] for part in data)
@@ -72,4 +70,4 @@ def _together(parts: Sequence[tuple[Scored, torch.Tensor, list[str]]], seed: int
         torch.cat([p.logp_UNT1 for p in data], dim=1),
         torch.cat([p.eligible_NTU.expand(-1, T, -1) for p in data]),
     )
-    return whole, held
+    return whole, held_out

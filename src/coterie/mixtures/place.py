@@ -157,11 +157,6 @@ class Place(Kind):
         """Names of its slots; of a mixture that makes its own experts, theirs."""
         return self.slots
 
-    @property
-    def router_settings(self) -> Mapping[str, object]:
-        """The router's settings."""
-        return {}
-
     @abstractmethod
     def checked(self, among: Neighbours, where: str) -> Self:
         """Itself with defaults that depend on the experts filled in.

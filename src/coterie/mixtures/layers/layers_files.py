@@ -22,7 +22,7 @@ from torch import Tensor
 
 from coterie.errors import RequestError
 from coterie.mixtures.layers.layers_mixture import LayersMixture
-from coterie.mixtures.layers.merge import Merge, describe, gate_names, like
+from coterie.mixtures.layers.merge import Merge, describe, like
 from coterie.mixtures.layers.merged_model import GateSettings
 from coterie.mixtures.layers.tensor_shards import INDEX, SHARD, Stored, index, require_room, stored, write
 from coterie.models.checkpoint import weight_files
@@ -87,11 +87,6 @@ def tensors_of(folder: Path) -> dict[str, Stored]:
         if not (folder / name).is_file():
             raise RequestError("a part of the weights is missing", where=str(folder / name), expected="named in the index")
     return stored([folder / name for name in names])
-
-
-def zero_gates(blocks: Sequence[str], slots: int, hidden: int) -> dict[str, Tensor]:
-    """Gates that weigh all slots equally."""
-    return {name: torch.zeros(slots, hidden) for name in gate_names(blocks, bias=False)}
 
 
 def write_whole(

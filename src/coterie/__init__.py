@@ -12,9 +12,9 @@ from coterie.run import run
 if TYPE_CHECKING:
     from coterie.api import router_kinds as routers
     from coterie.api.evaluating import evaluate
-    from coterie.api.expert_training import train
     from coterie.api.mixing import mix
     from coterie.api.opening import load
+    from coterie.api.train_from_data import train
     from coterie.corpora.corpus_settings import Documents
     from coterie.experts.train_settings import EarlyStopping, Train
     from coterie.mixtures.layers.layers_place import Tune
@@ -46,7 +46,7 @@ __all__ = [
 _FROM = {
     "routers": "coterie.api.router_kinds",
     "evaluate": "coterie.api.evaluating",
-    "train": "coterie.api.expert_training",
+    "train": "coterie.api.train_from_data",
     "mix": "coterie.api.mixing",
     "load": "coterie.api.opening",
     "Documents": "coterie.corpora.corpus_settings",

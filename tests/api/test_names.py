@@ -7,7 +7,7 @@ import sys
 import typing
 
 import coterie
-from coterie.api.expert_training import TrainSettings
+from coterie.api.train_from_data import TrainSettings
 from coterie.experts.train_settings import Train
 
 

@@ -67,9 +67,15 @@ def missing_trainings(parts: Parts, names: Sequence[str]) -> dict[str, frozenset
         finished = name in parts.by_name and parts.by_name[name].finished
         if artifact.planned and not finished:
             name_of.setdefault(artifact.digest, name)  # of what is missing, the digest is its step's key
-    wanted = {made[name].digest for name in names}
-    wanted |= {key for digest in wanted & plan.steps.keys() for key in plan.before(digest, name_of)}
-    return {name: frozenset(name_of[k] for k in plan.before(key, name_of)) for key, name in name_of.items() if key in wanted}
+    before = {key: plan.before(key, name_of) for key in name_of}
+    left = [made[name].digest for name in names]
+    wanted: set[str] = set()
+    while left:
+        key = left.pop()
+        if key in plan.steps and key not in wanted:
+            wanted.add(key)
+            left += before[key] if key in before else plan.before(key, name_of)
+    return {name: frozenset(map(name_of.__getitem__, before[key])) for key, name in name_of.items() if key in wanted}
 
 
 def profile_selections(parts: Parts, place: Place) -> None:

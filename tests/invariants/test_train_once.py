@@ -36,7 +36,7 @@ def test_a_second_run_makes_nothing_and_says_so(done: Any, home: Path, monkeypat
     def never(*_: Any) -> None:
         raise AssertionError("something was made again")
 
-    monkeypatch.setattr(Store, "_make", never)
+    monkeypatch.setattr(Store, "_publish", never)
     summary = again(home, recipe(home / "data"))
     assert summary["reuse"] == {"requested": 3, "distinct": 2, "trained": 0, "reused": 2}
     assert summary["evaluation"] == done.summary["evaluation"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -116,9 +117,9 @@ def test_a_batch_with_left_padding_is_its_rows(case: dict[str, Any], time: list[
 def test_cached_scores_are_live_ones(store: Store, tiny_tokenizer: Path, tmp_path: Path, recipe_: Any, rule: str) -> None:
     """Losses and weights from cached scores of packed blocks against the live mixture on each document by itself."""
     seated = members(store, tiny_tokenizer, ("a", "b"), repeats=2)
-    seated[1].slots.pop()
+    seated[1] = replace(seated[1], slots=seated[1].slots[:-1])
     valid = blocks(store, times=True)
-    spec = recipe(seated, {**recipe_.model_dump(), **({} if recipe_.kind == "uniform" else {"epochs": 2})}, eligible=rule)
+    spec = recipe(seated, {**recipe_.model_dump(), **({} if recipe_.fitting is None else {"epochs": 2})}, eligible=rule)
     mixture_ = whole(store, tiny_tokenizer, spec, seated, valid)
     m = load(materialise(mixture_, seated, tmp_path / "mix"))
     routed = routed_nll(mixture_, valid, scores(store, seated, valid), chunk=3)

@@ -48,7 +48,7 @@ def pack_blocks(
     split: str,
     length: int,
     window: Window | None = None,
-    where: Mapping[str, Any] | None = None,
+    where: Mapping[str, object] | None = None,
     limit_tokens: int | None = None,
     label: str,
 ) -> Artifact:
@@ -104,7 +104,9 @@ def pack_blocks(
 class _Choice:
     """The documents that were asked for, in order."""
 
-    def __init__(self, documents: Artifact, split: str, window: Window | None, where: Mapping[str, Any], label: str) -> None:
+    def __init__(
+        self, documents: Artifact, split: str, window: Window | None, where: Mapping[str, object], label: str
+    ) -> None:
         self.documents, self.split, self.window, self.label = documents, split, window, label
         self.where = wanted(where)
         self.file = pq.ParquetFile(documents.file("documents.parquet"))

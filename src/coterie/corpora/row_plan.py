@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from datetime import date
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from coterie.corpora.corpus_settings import Documents
 from coterie.corpora.template import RowError, Template, day, plain, string, wanted
@@ -65,7 +65,7 @@ class Plan:
             if single is not None:
                 self.needed[single] = name
 
-    def document(self, row: Mapping[str, Any]) -> Document | str:
+    def document(self, row: Mapping[str, object]) -> Document | str:
         """The document of a row, or why the row is filtered.
 
         Raises:
@@ -89,7 +89,7 @@ class Plan:
             found = found._replace(extra=(*found.extra, None if found.time else corpus.undated))
         return found if text.strip() else "empty"
 
-    def _time(self, row: Mapping[str, Any]) -> date | None:
+    def _time(self, row: Mapping[str, object]) -> date | None:
         """The row's date; None only where the recipe says what becomes of documents without one."""
         column = self.corpus.time
         if column is None or (self.corpus.undated is not None and row.get(column) in (None, "")):

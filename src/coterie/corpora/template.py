@@ -11,7 +11,6 @@ import re
 from calendar import monthrange
 from collections.abc import Mapping
 from datetime import date, datetime
-from typing import Any
 
 _TOKEN = re.compile(r"\{\{|\}\}|\{([^{}]+)\}|[{}]|[^{}]+")
 _KINDS = {str: "a string", bool: "true or false", int: "a number", float: "a number", list: "an array", dict: "an object"}
@@ -50,7 +49,7 @@ class Template:
     def columns(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(value for is_column, value in self.parts if is_column))
 
-    def render(self, row: Mapping[str, Any]) -> str:
+    def render(self, row: Mapping[str, object]) -> str:
         """The text of one row.
 
         Raises:
@@ -61,7 +60,7 @@ class Template:
         return "".join(string(row, value, numbers=True) if is_column else value for is_column, value in self.parts)
 
 
-def string(row: Mapping[str, Any], column: str, *, numbers: bool = False) -> str:
+def string(row: Mapping[str, object], column: str, *, numbers: bool = False) -> str:
     """A column that must hold text; with ``numbers`` a whole number will do."""
     value = row.get(column)
     if type(value) is not str:
@@ -81,7 +80,7 @@ def string(row: Mapping[str, Any], column: str, *, numbers: bool = False) -> str
     return value
 
 
-def plain(value: Any) -> str | None:
+def plain(value: object) -> str | None:
     """How a further column is kept, and what `where:` compares: the value's one plain spelling."""
     if value is None or isinstance(value, str):
         return value
@@ -92,7 +91,7 @@ def plain(value: Any) -> str | None:
     return json.dumps(value, ensure_ascii=False, sort_keys=True, default=str)
 
 
-def wanted(where: Mapping[str, Any]) -> dict[str, frozenset[str | None]]:
+def wanted(where: Mapping[str, object]) -> dict[str, frozenset[str | None]]:
     """The plain spellings that each column of a `where:` may have."""
     return {
         column: frozenset(map(plain, value)) if isinstance(value, list | tuple) else frozenset({plain(value)})
@@ -100,7 +99,7 @@ def wanted(where: Mapping[str, Any]) -> dict[str, frozenset[str | None]]:
     }
 
 
-def day(row: Mapping[str, Any], column: str) -> date:
+def day(row: Mapping[str, object], column: str) -> date:
     """A column that must hold a date.
 
     A month or a year stands for its last day: text of "2016" may have been written on any day of it, and an expert must not
@@ -130,7 +129,7 @@ def day(row: Mapping[str, Any], column: str) -> date:
     raise RowError(f'field "{column}" is {found} (expected a date: 2016-05-01, 2016-05 or 2016{zone})')
 
 
-def _kind(row: Mapping[str, Any], column: str) -> str:
+def _kind(row: Mapping[str, object], column: str) -> str:
     if column not in row:
         return "missing"
     value = row[column]

@@ -20,13 +20,13 @@ import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from coterie.progress import say
+from coterie.spec.json_types import Figures
 from coterie.store import sha256
 from coterie.store.durable import make_directory, sync
 from coterie.store.owner import dead, owner
@@ -76,7 +76,7 @@ def tensors(folder: Path, name: str) -> dict[str, Tensor]:
     return load_file(path) if path.exists() else {}
 
 
-def state(folder: Path) -> dict[str, Any]:
+def state(folder: Path) -> Figures:
     return json.loads((folder / "state.json").read_text(encoding="utf-8"))
 
 

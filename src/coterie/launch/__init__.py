@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from coterie.launch.job_queue import Job, Place, run_jobs
 from coterie.launch.local import Local
@@ -12,7 +11,7 @@ from coterie.launch.torchrun import on_ranks
 __all__ = ["Job", "Place", "on_ranks", "place", "run_jobs"]
 
 
-def place(jobs: int | None, slurm: Mapping[str, Any] | None) -> Place | None:
+def place(jobs: int | None, slurm: Mapping[str, object] | None) -> Place | None:
     """Where jobs run: SLURM if it is told anything, else this machine; None: there are to be no jobs.
 
     Raises:

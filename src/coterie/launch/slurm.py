@@ -89,7 +89,7 @@ ASK = 5.0
 """Seconds between questions to SLURM."""
 
 
-def parameters(given: Mapping[str, Any]) -> dict[str, Any]:
+def parameters(given: Mapping[str, object]) -> dict[str, object]:
     """What submitit's executor is told.
 
     Args:
@@ -160,7 +160,7 @@ class Command:
 class Slurm:
     """Jobs of a cluster."""
 
-    def __init__(self, given: Mapping[str, Any], at_once: int | None = None) -> None:
+    def __init__(self, given: Mapping[str, object], at_once: int | None = None) -> None:
         self.parameters, self.at_once = parameters(given), at_once
         if importlib.util.find_spec("submitit") is None:
             raise RequestError(

@@ -16,17 +16,17 @@ import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from coterie import errors
 from coterie.errors import WorkError
 from coterie.launch import process
 from coterie.progress import say
+from coterie.spec.json_types import Figures
 
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone")
 
 
-def on_ranks(call: str, payload: Mapping[str, Any], *, processes: int, label: str) -> Any:
+def on_ranks(call: str, payload: Mapping[str, object], *, processes: int, label: str) -> Figures:
     """Call a function on every rank.
 
     Args:

@@ -11,7 +11,7 @@ from coterie.errors import RequestError
 from coterie.models.quiet import quiet
 
 
-def load_strictly(folder: Path, **options: Any) -> PreTrainedModel:
+def load_strictly(folder: Path, **options: object) -> PreTrainedModel:
     """``from_pretrained`` where a missing, unexpected or misshapen tensor is an error (tied weights are not missing)."""
     try:
         with quiet():

@@ -96,7 +96,7 @@ class Posterior(FittedRouter):
     """Weights from the experts' own likelihood of the prefix: w_s(t) proportional to
     prior_s exp(sum over u < t of decay^(t-u) log P_s(x_u) / tau)."""
 
-    examples = ({"fit": False}, {"fit": False, "decay": 0.8, "tau": 2.0}, {"fit": True, "decay": 0.9})
+    examples = ({}, {"fit": False, "decay": 0.8, "tau": 2.0})
 
     kind: Literal["posterior"] = "posterior"
     """The router."""
@@ -124,7 +124,7 @@ class Posterior(FittedRouter):
 class Linear(FittedRouter):
     """Linear in causal prefix features."""
 
-    examples = ({}, {"features": ["tokens", "posterior"]})
+    examples = ({}, {"features": ["posterior"]}, {"features": ["tokens", "posterior"]})
 
     kind: Literal["linear"] = "linear"
     """The router."""
@@ -140,7 +140,7 @@ class Linear(FittedRouter):
 class Mlp(FittedRouter):
     """One hidden layer on causal prefix features."""
 
-    examples = ({"hidden": 8}, {"features": ["posterior"], "hidden": 8})
+    examples = ({"hidden": 4}, {"hidden": 4, "features": ["posterior"]}, {"hidden": 4, "features": ["tokens", "posterior"]})
 
     kind: Literal["mlp"] = "mlp"
     """The router."""

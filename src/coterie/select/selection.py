@@ -9,7 +9,6 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -23,6 +22,7 @@ from coterie.select.profile_shards import profiled
 from coterie.select.select_settings import RESERVED, Select
 from coterie.select.shortfall import met, refuse_unmet
 from coterie.select.topics import Space, topics
+from coterie.spec.json_types import Figures
 from coterie.store import Action, Artifact, Store
 
 _MANY = 200
@@ -186,10 +186,10 @@ def _places_in_cell(cell: np.ndarray, score: np.ndarray) -> np.ndarray:
     return place
 
 
-def plan_json(chosen: Chosen) -> dict[str, Any]:
+def plan_json(chosen: Chosen) -> Figures:
     """The plan as a file: axes, certificate, table."""
     made = chosen.plan
-    out: dict[str, Any] = {"unit": chosen.budget.unit, "strategy": chosen.strategy}
+    out: Figures = {"unit": chosen.budget.unit, "strategy": chosen.strategy}
     if made is None:
         return out
     out |= {

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float64
@@ -14,6 +13,7 @@ from jaxtyping import Float64
 from coterie.select.candidates import Labels
 from coterie.select.choose import Chosen
 from coterie.shares import gini
+from coterie.spec.json_types import Figures
 
 
 def balance(share_V: Float64[np.ndarray, " V"], there_V: np.ndarray) -> dict[str, float]:
@@ -51,7 +51,7 @@ def label_figures(labels: Labels, chosen: np.ndarray, size_N: np.ndarray) -> dic
     return balance(mine, pool) | {f"{k}_to_pool": v for k, v in distance(mine, pool).items()}
 
 
-def of_selection(chosen: Chosen) -> dict[str, Any]:
+def of_selection(chosen: Chosen) -> Figures:
     """Figures that are compared between strategies: tokens, documents, lengths, quality, balance over every label."""
     pool, at = chosen.pool, chosen.at
     tokens = pool.tokens_N[at]
@@ -81,11 +81,11 @@ def ks(pool: np.ndarray, mine: np.ndarray) -> float:
     return float(max(np.abs(ours - theirs).max(), np.abs(before - theirs_before).max()))
 
 
-def band(draw: Callable[[int], Chosen], draws: int = 20) -> dict[str, Any]:
+def band(draw: Callable[[int], Chosen], draws: int = 20) -> Figures:
     """Mean and 95 % band of the figures of random draws: what chance alone gives."""
     drawn = [of_selection(draw(seed)) for seed in range(draws)]
 
-    def over(path: Callable[[dict[str, Any]], float]) -> dict[str, float]:
+    def over(path: Callable[[Figures], float]) -> dict[str, float]:
         values = np.array([path(d) for d in drawn])
         low, high = np.percentile(values, (2.5, 97.5))
         return {"mean": float(values.mean()), "low": float(low), "high": float(high)}
@@ -98,11 +98,11 @@ def band(draw: Callable[[int], Chosen], draws: int = 20) -> dict[str, Any]:
     return {k: over(lambda d, k=k: d[k]) for k in plain} | {"labels": labels, "draws": draws}  # type: ignore[misc]
 
 
-def axis_figures(chosen: Chosen) -> dict[str, Any]:
+def axis_figures(chosen: Chosen) -> Figures:
     """Per axis: target, capacity, selected, deficit of each value; distance to the target; balance."""
     pool, in_tokens = chosen.pool, chosen.budget.in_tokens
     size = pool.size_N(in_tokens)
-    out: dict[str, Any] = {}
+    out: Figures = {}
     for a, (name, asked) in enumerate(chosen.axes.items()):
         values = np.array([cell[a] for cell in chosen.cells])
         position = {v: i for i, v in enumerate(pool.labels[name].values)}
@@ -121,7 +121,7 @@ def axis_figures(chosen: Chosen) -> dict[str, Any]:
     return out
 
 
-def cell_figures(chosen: Chosen) -> list[dict[str, Any]]:
+def cell_figures(chosen: Chosen) -> list[Figures]:
     """Per cell: quota, capacity, selected, share of the cell taken, percentiles of quality and length, the cut-off score."""
     pool, in_tokens = chosen.pool, chosen.budget.in_tokens
     size = pool.size_N(in_tokens)
@@ -130,7 +130,7 @@ def cell_figures(chosen: Chosen) -> list[dict[str, Any]]:
     rows = []
     for c, cell in enumerate(chosen.cells):
         mine = by_cell[bounds[c] : bounds[c + 1]]
-        row: dict[str, Any] = {
+        row: Figures = {
             "cell": list(cell),
             "quota": float(chosen.quota_C[c]),
             "capacity": float(chosen.capacity_C[c]),

@@ -7,10 +7,12 @@ from typing import Any
 
 import jinja2
 
+from coterie.spec.json_types import Figures
+
 _WIDTH, _HEIGHT = 420, 130
 
 
-def page(report: dict[str, Any]) -> str:
+def page(report: Figures) -> str:
     """Render what ``report`` gives."""
     here = files("coterie.select")
     environment = jinja2.Environment(
@@ -46,7 +48,7 @@ def _count(value: float) -> str:
     return f"{value:,.0f}".replace("-", "−")
 
 
-def _heat(report: dict[str, Any]) -> dict[str, Any] | None:
+def _heat(report: Figures) -> Figures | None:
     """The table of the first two axes: what is taken of each cell, shaded by its share of the selection."""
     axes = list(report["axes"])
     if len(axes) < 2:
@@ -64,7 +66,7 @@ def _heat(report: dict[str, Any]) -> dict[str, Any] | None:
     return {"axes": axes[:2], "columns": columns, "rows": lines}
 
 
-def _histogram(data: dict[str, Any]) -> dict[str, Any]:
+def _histogram(data: Figures) -> Figures:
     """Two outlines on one scale."""
     top = max([*data["pool"], *data["selected"], 1e-9])
     n = len(data["pool"])
@@ -84,7 +86,7 @@ def _histogram(data: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _bars(report: dict[str, Any]) -> list[tuple[str, int, float]]:
+def _bars(report: Figures) -> list[tuple[str, int, float]]:
     """The funnel: name, documents, share of what was read."""
     funnel = report["funnel"]
     total = max(funnel["read"], 1)
@@ -96,7 +98,7 @@ def _bars(report: dict[str, Any]) -> list[tuple[str, int, float]]:
     return [(name, n, round(100 * n / total, 2)) for name, n in steps]
 
 
-def _strategies(report: dict[str, Any]) -> dict[str, Any]:
+def _strategies(report: Figures) -> Figures:
     """A row a strategy: tokens, documents, quality, length, then Gini, coverage of each label."""
     labels = list(report["comparison"]["random"]["labels"])
     rows = []

@@ -28,6 +28,7 @@ from coterie.select.selection import Profiled, chosen_table, plan_json
 from coterie.select.sketch import chance
 from coterie.select.strategies import RANDOM
 from coterie.spec.digest import digest
+from coterie.spec.json_types import Figures
 
 DRAWS = 20
 """Random selections that chance is judged by."""
@@ -36,7 +37,7 @@ _LIBRARIES = ("coterie", "numpy", "polars", "pyarrow", "scipy", "scikit-learn")
 _BINS = 40
 
 
-def report(it: Profiled, chosen: Chosen, *, paired: Path | None = None) -> dict[str, Any]:
+def report(it: Profiled, chosen: Chosen, *, paired: Path | None = None) -> Figures:
     """All figures.
 
     Args:
@@ -65,7 +66,7 @@ def report(it: Profiled, chosen: Chosen, *, paired: Path | None = None) -> dict[
     }
 
 
-def _funnel(it: Profiled, chosen: Chosen) -> dict[str, Any]:
+def _funnel(it: Profiled, chosen: Chosen) -> Figures:
     funnel = dict(it.artifact.facts["funnel"])
     funnel["selected"] = {"documents": len(chosen.at), "tokens": chosen.tokens}
     funnel["not_selected"] = {key: funnel["kept"][key] - funnel["selected"][key] for key in ("documents", "tokens")}
@@ -75,7 +76,7 @@ def _funnel(it: Profiled, chosen: Chosen) -> dict[str, Any]:
     return funnel
 
 
-def _comparison(it: Profiled, chosen: Chosen) -> dict[str, Any]:
+def _comparison(it: Profiled, chosen: Chosen) -> Figures:
     """Every strategy with the same budget, and the band of random draws."""
     by_lot = it.select.model_copy(update={"strategy": RANDOM.tag})
     table = {"this selection": figures.of_selection(chosen)}
@@ -93,7 +94,7 @@ def _comparison(it: Profiled, chosen: Chosen) -> dict[str, Any]:
     return {"strategies": table, "random": band, "pool": pool}
 
 
-def _distributions(chosen: Chosen) -> dict[str, Any]:
+def _distributions(chosen: Chosen) -> Figures:
     """Histograms of length and quality, pool and selection, as shares of documents."""
     out = {}
     for name, values in (("tokens", chosen.pool.tokens_N), ("quality", chosen.pool.quality_N)):
@@ -110,12 +111,12 @@ def _distributions(chosen: Chosen) -> dict[str, Any]:
     return out
 
 
-def _duplicates(it: Profiled) -> dict[str, Any]:
+def _duplicates(it: Profiled) -> Figures:
     facts = it.artifact.facts
     pairs = it.pool.pairs()
     near = it.select.keep.near_dup
     width = (near or NearDup()).bands
-    border: list[dict[str, Any]] = []
+    border: list[Figures] = []
     if near is not None and len(pairs):
         closest = pairs.sort((pl.col("jaccard") - near.jaccard).abs()).head(10)
         names, likes = it.pool.ids(closest["row"].to_numpy()), it.pool.ids(closest["like"].to_numpy())
@@ -139,7 +140,7 @@ def _duplicates(it: Profiled) -> dict[str, Any]:
     }
 
 
-def _clusters(it: Profiled, chosen: Chosen) -> dict[str, Any] | None:
+def _clusters(it: Profiled, chosen: Chosen) -> Figures | None:
     if it.topics is None:
         return None
     facts, labels = it.topics.facts, chosen.pool.labels[CLUSTER]
@@ -156,7 +157,7 @@ def _clusters(it: Profiled, chosen: Chosen) -> dict[str, Any] | None:
     return {"k": facts["k"], "clusters": listed} | {key: facts[key] for key in keys}
 
 
-def _tokens(it: Profiled, chosen: Chosen) -> dict[str, Any]:
+def _tokens(it: Profiled, chosen: Chosen) -> Figures:
     asked = it.select.budget
     got = chosen.tokens if asked.tokens is not None else len(chosen.at)
     wanted = asked.tokens or asked.docs or 1
@@ -175,7 +176,7 @@ def _tokens(it: Profiled, chosen: Chosen) -> dict[str, Any]:
     }
 
 
-def _provenance(it: Profiled) -> dict[str, Any]:
+def _provenance(it: Profiled) -> Figures:
     used = resource.getrusage(resource.RUSAGE_SELF)
     return {
         "seed": it.seed,
@@ -189,7 +190,7 @@ def _provenance(it: Profiled) -> dict[str, Any]:
     }
 
 
-def _paired(path: Path | None) -> dict[str, Any] | None:
+def _paired(path: Path | None) -> Figures | None:
     if path is None:
         return None
     try:

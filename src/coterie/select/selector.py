@@ -28,6 +28,7 @@ from coterie.select.profile import key_of
 from coterie.select.select_settings import Select
 from coterie.select.shortfall import refuse_unmet
 from coterie.select.topics import SAMPLE, means, nearest, sample
+from coterie.spec.json_types import Figures
 from coterie.store import Store
 
 SCORE, TOPIC, LABEL = "score", "topic", "label"
@@ -160,6 +161,6 @@ class Selected:
         """What happened to one document."""
         return "\n".join(explain.why(self._it, self._it.chosen, name))
 
-    def report(self) -> dict[str, Any]:
+    def report(self) -> Figures:
         """The eleven groups of figures."""
         return report.report(self._it, self._it.chosen)

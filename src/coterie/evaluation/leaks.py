@@ -190,14 +190,14 @@ def check_leaks(
     )
 
     def build(folder: Path) -> None:
-        held = list({d.content: d for d in (*_texts(evaluated), *_asked(questions))}.values())
+        unique = list({d.content: d for d in (*_texts(evaluated), *_asked(questions))}.values())
         contents = {c for blocks, _ in trained for c in _contents(blocks)}
-        found = find_leaks(held, _texts(trained))
+        found = find_leaks(unique, _texts(trained))
         exact = [{"id": d.id, "content": d.content} for d in found.exact]
         near = [{"id": d.id, "content": d.content, "share": round(s, 3), "like": t.id} for d, s, t in found.near]
         facts = {
             "evaluation": "leaks",
-            "evaluated": len(held),
+            "evaluated": len(unique),
             "trained": len(contents),
             "exact": len(exact),
             "near": len(near),

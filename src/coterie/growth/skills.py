@@ -50,7 +50,7 @@ class Skill:
     mean_H: Float[np.ndarray, " H"]
     covariance_HH: Float[np.ndarray, "H H"]
     shrinkage: float
-    held_DH: Float[np.ndarray, "D H"]
+    held_out_DH: Float[np.ndarray, "D H"]
 
     def distances(self, batch_mean_KH: Float[np.ndarray, "K H"], size: int, origin_H: np.ndarray) -> np.ndarray:
         """Cosine and Mahalanobis distance [K, 2] of means of ``size`` documents; cosines are seen from the origin."""
@@ -103,29 +103,31 @@ class Library:
     def __init__(self, skills: list[Skill]) -> None:
         self.skills = skills
 
-    def add(self, name: str, expert: str, learned_DH: Float[np.ndarray, "D H"], held_DH: Float[np.ndarray, "D H"]) -> None:
+    def add(
+        self, name: str, expert: str, learned_DH: Float[np.ndarray, "D H"], held_out_DH: Float[np.ndarray, "D H"]
+    ) -> None:
         """Count a skill.
 
         Args:
             learned_DH: features of its training documents.
-            held_DH: of others like them.
+            held_out_DH: of others like them.
 
         Raises:
             RequestError: too few documents to know it by.
         """
         from sklearn.covariance import ledoit_wolf
 
-        if len(learned_DH) < 2 or len(held_DH) < LEAST:
+        if len(learned_DH) < 2 or len(held_out_DH) < LEAST:
             raise RequestError(
                 f"the skill {name!r} has too few documents to be known again",
                 where=name,
                 expected=f"at least 2 to learn and {LEAST} held out",
-                found=f"{len(learned_DH)} and {len(held_DH)}",
+                found=f"{len(learned_DH)} and {len(held_out_DH)}",
                 do="give the corpus more documents, or a larger valid split",
             )
         covariance_HH, shrinkage = ledoit_wolf(learned_DH)
         covariance_HH = covariance_HH + 1e-6 * np.trace(covariance_HH) / len(covariance_HH) * np.eye(len(covariance_HH))
-        skill = Skill(name, expert, len(learned_DH), learned_DH.mean(0), covariance_HH, float(shrinkage), held_DH)
+        skill = Skill(name, expert, len(learned_DH), learned_DH.mean(0), covariance_HH, float(shrinkage), held_out_DH)
         self.skills.append(skill)
 
     @property
@@ -145,7 +147,7 @@ class Library:
         new_KH, size = _parts(features_DH, draw)
         by_skill, scores = {}, []
         for skill in self.skills:
-            known = skill.distances(_draws(skill.held_DH, size, draw), size, self.origin_H)
+            known = skill.distances(_draws(skill.held_out_DH, size, draw), size, self.origin_H)
             limits = np.maximum(np.quantile(known, 1 - alarm / 2, axis=0), 1e-9)  # two distances, half the alarms each
             found = skill.distances(new_KH, size, self.origin_H)
             score_K = (found / limits).max(1)
@@ -176,16 +178,21 @@ class Library:
 
     def write(self, folder: Path) -> None:
         """``library.json`` to be read, ``library.safetensors`` beside it."""
-        said = [
-            {"name": s.name, "expert": s.expert, "documents": s.documents, "held": len(s.held_DH), "shrinkage": s.shrinkage}
+        skills = [
+            {
+                "name": s.name,
+                "expert": s.expert,
+                "documents": s.documents,
+                "held": len(s.held_out_DH),
+                "shrinkage": s.shrinkage,
+            }
             for s in self.skills
         ]
-        text = json.dumps({"version": VERSION, "width": len(self.skills[0].mean_H), "skills": said}, indent=1)
+        text = json.dumps({"version": VERSION, "width": len(self.skills[0].mean_H), "skills": skills}, indent=1)
         (folder / "library.json").write_text(text + "\n")
         (folder / "facts.json").write_text(text + "\n")
-        tensors: dict[str, np.ndarray] = {}
-        for s in self.skills:
-            tensors |= {f"{s.name}/mean": s.mean_H, f"{s.name}/covariance": s.covariance_HH, f"{s.name}/held": s.held_DH}
+        parts = {"mean": "mean_H", "covariance": "covariance_HH", "held": "held_out_DH"}
+        tensors = {f"{s.name}/{part}": getattr(s, field) for s in self.skills for part, field in parts.items()}
         save_file(tensors, folder / "library.safetensors")
 
     @classmethod
@@ -195,26 +202,17 @@ class Library:
         Raises:
             RequestError: it is of another version.
         """
-        said = json.loads((folder / "library.json").read_text())
-        if said["version"] != VERSION:
-            raise RequestError(
-                "the library is of another version", where=str(folder), expected=str(VERSION), found=str(said["version"])
-            )
+        library = json.loads((folder / "library.json").read_text())
+        if library["version"] != VERSION:
+            found = str(library["version"])
+            raise RequestError("the library is of another version", where=str(folder), expected=str(VERSION), found=found)
         tensors = load_file(folder / "library.safetensors")
-        return cls(
-            [
-                Skill(
-                    s["name"],
-                    s["expert"],
-                    s["documents"],
-                    tensors[f"{s['name']}/mean"],
-                    tensors[f"{s['name']}/covariance"],
-                    s["shrinkage"],
-                    tensors[f"{s['name']}/held"],
-                )
-                for s in said["skills"]
-            ]
-        )
+
+        def skill(name: str, expert: str, documents: int, shrinkage: float, held: int) -> Skill:
+            mean, covariance, held_out = (tensors[f"{name}/{part}"] for part in ("mean", "covariance", "held"))
+            return Skill(name, expert, documents, mean, covariance, shrinkage, held_out)
+
+        return cls([skill(**settings) for settings in library["skills"]])
 
 
 def _parts(features_DH: np.ndarray, draw: np.random.Generator) -> tuple[Float[np.ndarray, "K H"], int]:

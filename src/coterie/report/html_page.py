@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from importlib.resources import files
 from math import log
 from pathlib import Path
-from typing import Any
-
-import jinja2
 
 from coterie.report import charts, figures, tables
+from coterie.report.page_template import template
 from coterie.report.read_summary import Summary, read, trained_models
+from coterie.spec.json_types import Figures
 
 COLUMNS = ("kind", "corpus", "from", "parameters", "tokens", "seconds", "loss")
 """Of the table of what was trained."""
@@ -51,17 +49,9 @@ def write_report(out: str | Path) -> Path:
 
 def render(summary: Summary) -> str:
     """The page, from what `read` gives."""
-    here = files("coterie.report")
-    environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(lambda name: here.joinpath(name).read_text(encoding="utf-8")),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update({f.__name__: f for f in (figures.nats, figures.count, figures.seconds)})
+    page = Path(__file__).with_name("report.html")
     trained = list(trained_models(summary).items())
-    return environment.get_template("report.html").render(
+    return template(page, figures.nats, figures.count, figures.seconds).render(
         summary={**dict.fromkeys(OPTIONAL), **summary},
         headlines=headlines(summary),
         evaluations=tables.evaluation_tables(summary),
@@ -72,8 +62,8 @@ def render(summary: Summary) -> str:
         routing=[_routing(summary, name, figures_) for name, figures_ in summary.get("routing", {}).items() if figures_],
         trained=trained,
         columns=[c for c in COLUMNS if any(c in m for _, m in trained)],
-        css=here.joinpath("report.css").read_text(encoding="utf-8"),
-        js=here.joinpath("report.js").read_text(encoding="utf-8"),
+        css=page.with_suffix(".css").read_text(encoding="utf-8"),
+        js=page.with_suffix(".js").read_text(encoding="utf-8"),
     )
 
 
@@ -93,12 +83,12 @@ def headlines(summary: Summary) -> list[Headline]:
         wanted = {"best mixture": "mixture", "best expert": "best_expert", "single model": "single", "oracle": "oracle"}
         found = {what: next((r for r in rows if who in (r.name, r.kind)), None) for what, who in wanted.items()}
         if table.kind == "losses" and found["best mixture"]:
-            said = [(what, r.cells[0].text, r.name if r.kind == "mixture" else r.detail) for what, r in found.items() if r]
-            out.append(Headline(table.name, said))
+            named = ((what, r, r.name if r.kind == "mixture" else r.detail) for what, r in found.items() if r)
+            out.append(Headline(table.name, [(what, r.cells[0].text, name) for what, r, name in named]))
     return out
 
 
-def _routing(summary: Summary, name: str, use: dict[str, Any]) -> Routing:
+def _routing(summary: Summary, name: str, use: Figures) -> Routing:
     slots: dict[str, int] = {}
     names_by_hash: dict[str, str] = {}
     for slot in summary.get("slots", {}).get(name, []):
@@ -109,7 +99,7 @@ def _routing(summary: Summary, name: str, use: dict[str, Any]) -> Routing:
     if len(experts) != len(mean):
         experts = [f"expert {i + 1}" for i in range(len(mean))]
     heat = [(g, list(w)) for g, w in use.get("by_group", {}).items()]
-    said = [
+    meanings = [
         ("gini", "how unevenly experts are used: 0 all alike, near 1 all on one"),
         ("entropy", f"nats of doubt a token: 0 sure, {figures.nats(log(max(len(mean), 1)))} even among all"),
         ("confidence", "mean of the largest weight"),
@@ -121,7 +111,7 @@ def _routing(summary: Summary, name: str, use: dict[str, Any]) -> Routing:
         experts,
         {n: c for n, c in slots.items() if c > 1},
         [*heat, *([("all", list(mean))] if mean else [])],
-        [(k.replace("_", " "), figures.nats(use[k]), text) for k, text in said if use.get(k) is not None]
+        [(k.replace("_", " "), figures.nats(use[k]), text) for k, text in meanings if use.get(k) is not None]
         + [(f"gate accuracy, {g}", f"{a:.0%}", right) for g, a in use.get("gate_accuracy", {}).items()],
         charts.bands(experts, use.get("by_position", {})),
     )

@@ -15,6 +15,7 @@ from coterie.report import figures
 from coterie.report.read_summary import Summary
 
 REFERENCES = {"best_expert": "the expert best over all groups", "oracle": "the best expert of each group"}
+UNITS = {"losses": "nats a token, lower is better", "choices": "percent right, higher is better"}
 SINGLE = "one model on all the data"
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from coterie.report.read_summary import Summary
-from coterie.report.tables import Table, evaluation_tables
-
-UNITS = {"losses": "nats a token, lower is better", "choices": "percent right, higher is better"}
+from coterie.report.tables import UNITS, Table, evaluation_tables
 
 
 def terminal(summary: Summary) -> str:

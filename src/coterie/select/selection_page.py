@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
-import jinja2
+from coterie.report.page_template import template
 
 from coterie.spec.json_types import Figures
 
@@ -14,16 +14,7 @@ _WIDTH, _HEIGHT = 420, 130
 
 def page(report: Figures) -> str:
     """Render what ``report`` gives."""
-    here = files("coterie.select")
-    environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(lambda name: here.joinpath(name).read_text(encoding="utf-8")),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update({"figure": _figure, "count": _count})
-    return environment.get_template("page.html").render(
+    return template(Path(__file__).with_name("page.html"), _figure, _count).render(
         r=report,
         heat=_heat(report),
         bars=_bars(report),

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from coterie.report.page_template import template
-
 from coterie.spec.json_types import Figures
 
 _WIDTH, _HEIGHT = 420, 130

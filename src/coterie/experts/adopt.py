@@ -9,6 +9,7 @@ from pathlib import Path
 
 from coterie.errors import RequestError
 from coterie.models.checkpoint import checkpoint, contents
+from coterie.models.local_files import refuse_remote_code
 from coterie.spec.digest import digest
 from coterie.store import Action, Artifact, Store, sha256
 
@@ -29,6 +30,7 @@ def adopt(store: Store, folder: str | Path, base: Artifact, *, label: str) -> Ar
     for name in FILES:
         if not (folder / name).is_file():
             raise RequestError("no adapter is here", where=str(folder), expected=name, do="correct the expert's adapter")
+    refuse_remote_code(folder)
     _same_base(folder, base)
     files = {name: sha256(folder / name) for name in FILES}
     action = Action("experts", {"adopted": True}, {"adapter": digest(files), "base": contents(base)}, ("peft",))

@@ -16,6 +16,7 @@ from coterie.mixtures.mixture import Mixture
 from coterie.mixtures.mixture_files import open_tokenizer, special_tokens
 from coterie.mixtures.outputs.outputs_config import OutputsConfig
 from coterie.mixtures.outputs.outputs_mixture import OutputsMixture
+from coterie.models.local_files import refuse_remote_code
 from coterie.models.missing_model import no_model
 from coterie.models.open import open_model
 from coterie.routing.output_routers import OutputRouter, Uniform
@@ -42,6 +43,7 @@ def load(
     folder = Path(path).expanduser()
     if not folder.is_dir():
         raise no_model(folder)
+    refuse_remote_code(folder)
     adapter, config = folder / "adapter_config.json", folder / "config.json"
     if adapter.is_file():
         named = json.loads(adapter.read_text()).get("base_model_name_or_path")

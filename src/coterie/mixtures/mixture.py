@@ -23,6 +23,7 @@ from coterie.mixtures import mixture_files as files
 from coterie.mixtures.completion import Decoding
 from coterie.mixtures.mixture_config import MixtureConfig, Slot
 from coterie.mixtures.query import Layout, Query, Times
+from coterie.models.local_files import refuse_remote_code
 from coterie.routing.eligibility import Eligibility
 
 if TYPE_CHECKING:
@@ -321,6 +322,7 @@ class Mixture(PreTrainedModel, GenerationMixin):
     ) -> Self:
         """Open a mixture directory, strictly: nothing missing, nothing unexpected."""
         folder = Path(pretrained_model_name_or_path)
+        refuse_remote_code(folder)
         model = cls._open(folder, config, options)
         model.tokenizer = files.open_tokenizer(folder)
         model.generation_config = files.open_generation_config(folder) or model.generation_config

@@ -21,6 +21,7 @@ from coterie.errors import RequestError
 from coterie.mixtures.mixture_config import MixtureConfig
 from coterie.models import device
 from coterie.models.initialise import copy_tokenizer
+from coterie.models.local_files import refuse_remote_code
 
 HARMLESS = {
     "_commit_hash",
@@ -125,7 +126,8 @@ def open_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
     """The tokenizer in a directory, if there is one."""
     if not (folder / "tokenizer_config.json").is_file():
         return None
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    refuse_remote_code(folder)
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
 def open_generation_config(folder: Path) -> GenerationConfig | None:

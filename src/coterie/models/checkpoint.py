@@ -6,13 +6,11 @@ numbers that are not finite are refused here, before a plan is made, because eac
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from coterie.errors import RequestError
+from coterie.models.local_files import read_json, refuse_remote_code
 from coterie.spec.digest import digest
 from coterie.store import Artifact, sha256
 from coterie.store.artifact import Content
@@ -67,8 +65,12 @@ def checkpoint(path_or_id: str | Path, revision: str | None = None) -> Artifact:
         folder = _download(str(path_or_id), revision)
     elif revision is not None:
         raise RequestError("a local directory has no revision", where=str(folder), found=revision, do="remove base.revision")
-    config = _json(folder / "config.json")
-    _refuse_code(folder, config)
+    config = read_json(folder / "config.json")
+    refuse_remote_code(folder)
+    if "model_type" not in config:
+        raise RequestError(
+            "the configuration names no architecture", where=str(folder / "config.json"), expected="model_type"
+        )
     shards = weight_files(folder)
     _check_finite(shards)
     _check_complete(folder)
@@ -102,49 +104,6 @@ def _download(name: str, revision: str | None) -> Path:
         ) from None
 
 
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RequestError(
-            "not a Hugging Face model directory", where=str(path.parent), expected=path.name, found="no such file"
-        ) from None
-    except (ValueError, OSError) as error:
-        raise RequestError("cannot be read as JSON", where=str(path), found=str(error)) from None
-    if not isinstance(value, dict):
-        raise RequestError("cannot be read", where=str(path), expected="a JSON object", found=type(value).__name__)
-    return value
-
-
-def _refuse_code(folder: Path, config: dict[str, Any]) -> None:
-    """No code that comes with the weights is run, nor kernels that its configuration names."""
-    for file in (folder / "config.json", folder / "tokenizer_config.json"):
-        value = _json(file) if file.exists() else {}
-        for key, setting in _walk(value):
-            named_kernel = key.endswith("_implementation") and isinstance(setting, str) and "/" in setting
-            if key == "auto_map" or named_kernel:
-                raise RequestError(
-                    "the model asks for code from elsewhere to be run, which is refused",
-                    where=f"{file} ({key})",
-                    found=str(setting),
-                    do="convert it to an architecture of transformers",
-                )
-    if "model_type" not in config:
-        raise RequestError(
-            "the configuration names no architecture", where=str(folder / "config.json"), expected="model_type"
-        )
-
-
-def _walk(value: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict):
-        for key, child in value.items():
-            yield key, child
-            yield from _walk(child)
-    elif isinstance(value, list):
-        for child in value:
-            yield from _walk(child)
-
-
 def weight_files(folder: Path) -> list[Path]:
     """The weight files: one, or those an index names, which must lie in the directory itself."""
     index = folder / "model.safetensors.index.json"
@@ -160,7 +119,7 @@ def weight_files(folder: Path) -> list[Path]:
             found=", ".join(pickled) or adapter or "none",
             do="convert them once in a sandbox and save with save_pretrained",
         )
-    names = _json(index).get("weight_map", {})
+    names = read_json(index).get("weight_map", {})
     shards = []
     for name in sorted(set(names.values())):
         if Path(name).name != name or not name.endswith(".safetensors"):

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from coterie.errors import RequestError
+from coterie.models.local_files import refuse_remote_code
 from coterie.models.stack import Factors, shape_of
 from coterie.spec.settings import check_name
 
@@ -52,6 +53,7 @@ def read(folder: Path, places: Mapping[str, tuple[int, int]]) -> Adapter:
     Raises:
         RequestError: it is no LoRA adapter, not whole, not finite, or not of this base; names the first tensor.
     """
+    refuse_remote_code(folder)
     config = _config(folder)
     tensors = _tensors(folder)
     halves: dict[str, dict[str, torch.Tensor]] = {}

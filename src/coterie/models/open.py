@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import cast
 
 import torch
 from transformers import PreTrainedModel
 
 from coterie.errors import RequestError, WorkError
 from coterie.models.checkpoint import checkpoint, contents
+from coterie.models.local_files import refuse_remote_code
 from coterie.models.quiet import quiet
 from coterie.models.strict_loading import load_strictly
 from coterie.store import Artifact
@@ -34,9 +36,12 @@ def open_model(
         trainable: leave an adapter's weights trainable.
 
     Raises:
-        RequestError: the weights are not those of the architecture, or the base is not the adapter's.
+        RequestError: a configuration names code to be run, the weights are not those of the architecture, or the base is
+            not the adapter's.
     """
     folder = _folder(what)
+    for place in (folder, *([] if base is None else [_folder(base)])):
+        refuse_remote_code(place)
     if not (folder / "adapter_config.json").is_file():
         model = load_strictly(folder, dtype=dtype)
     else:
@@ -63,7 +68,7 @@ def _on_base(folder: Path, model: PreTrainedModel, trainable: bool) -> PreTraine
     for name, tensor in saved.items():
         if not torch.isfinite(tensor).all() or not torch.equal(loaded[name].float(), tensor.float()):
             raise WorkError("the adapter was not loaded as it was saved", where=f"{folder} ({name})")
-    return adapted  # type: ignore[return-value]
+    return cast(PreTrainedModel, adapted)  # PEFT passes on what a model of transformers has
 
 
 def _check_base(folder: Path, base: Openable) -> None:

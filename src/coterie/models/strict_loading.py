@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import cast
 
+import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from coterie.errors import RequestError
 from coterie.models.quiet import quiet
 
 
-def load_strictly(folder: Path, **options: object) -> PreTrainedModel:
+def load_strictly(folder: Path, *, dtype: torch.dtype | str | None = None, device_map: str | None = None) -> PreTrainedModel:
     """``from_pretrained`` where a missing, unexpected or misshapen tensor is an error (tied weights are not missing)."""
     try:
         with quiet():
-            model, report = _from_pretrained(folder, **options)
+            model, report = _from_pretrained(folder, dtype, device_map)
     except RequestError:
         raise
     except (ValueError, KeyError, OSError, RuntimeError, TypeError, ImportError) as error:
@@ -32,17 +33,23 @@ def load_strictly(folder: Path, **options: object) -> PreTrainedModel:
     return model
 
 
-def _from_pretrained(folder: Path, **options: Any) -> Any:
-    options |= {
-        "local_files_only": True,
-        "trust_remote_code": False,
-        "use_safetensors": True,
-        "output_loading_info": True,
-        "ignore_mismatched_sizes": True,  # they are in the report, and the report must be empty
-    }
+def _from_pretrained(
+    folder: Path, dtype: torch.dtype | str | None, device_map: str | None, attention: str = "sdpa"
+) -> tuple[PreTrainedModel, dict[str, list[object]]]:
     try:
-        return AutoModelForCausalLM.from_pretrained(folder, attn_implementation="sdpa", **options)
+        opened: object = AutoModelForCausalLM.from_pretrained(
+            folder,
+            attn_implementation=attention,
+            dtype=dtype,
+            device_map=device_map,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are in the report, and the report must be empty
+        )
     except ValueError as error:
-        if "scaled_dot_product_attention" not in str(error):
+        if "scaled_dot_product_attention" not in str(error) or attention == "eager":
             raise
-        return AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", **options)
+        return _from_pretrained(folder, dtype, device_map, "eager")
+    return cast("tuple[PreTrainedModel, dict[str, list[object]]]", opened)

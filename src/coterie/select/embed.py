@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from coterie.errors import RequestError
+from coterie.models.local_files import refuse_remote_code
 from coterie.spec.digest import digest
 from coterie.store import Store
 
@@ -67,5 +68,6 @@ class SentenceModel:
 def _opened(path: str) -> tuple[Any, Any]:
     from transformers import AutoModel, AutoTokenizer
 
+    refuse_remote_code(Path(path))
     model: Any = AutoModel.from_pretrained(path, trust_remote_code=False, use_safetensors=True)
     return AutoTokenizer.from_pretrained(path, trust_remote_code=False), model.eval()

@@ -30,6 +30,7 @@ from coterie.mixtures.layers.layers_config import LayersConfig
 from coterie.mixtures.layers.layers_files import tensors_of
 from coterie.mixtures.layers.tensor_shards import INDEX, SHARD, Stored, Wanted, index, require_room, write
 from coterie.models.initialise import copy_tokenizer
+from coterie.models.local_files import refuse_remote_code
 from coterie.models.missing_model import no_model
 from coterie.store.durable import discard, sync
 from coterie.store.owner import dead, owner
@@ -107,6 +108,7 @@ def model_type(folder: Path) -> str:
     """
     if not (folder / "config.json").is_file():
         raise no_model(folder)
+    refuse_remote_code(folder)
     return json.loads((folder / "config.json").read_text()).get("model_type")
 
 

@@ -23,6 +23,7 @@ from coterie.errors import RequestError
 from coterie.mixtures.layers.tensor_shards import Stored, stored
 from coterie.models import lora_files as adapters
 from coterie.models.checkpoint import weight_files
+from coterie.models.local_files import refuse_remote_code
 from coterie.models.quiet import quiet
 
 _NO_WEIGHT = re.compile(r"(^|\.)(rotary_emb\.inv_freq|attn\.(masked_)?bias)$")
@@ -36,6 +37,7 @@ class Directory:
         self.folder, self.name = Path(folder), name
         if not (self.folder / "config.json").is_file():
             raise RequestError("not a Hugging Face model directory", where=str(folder), expected="config.json")
+        refuse_remote_code(self.folder)
         files = weight_files(self.folder)
         found = stored(files)
         if len(files) > 1:

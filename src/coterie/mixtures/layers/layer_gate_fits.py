@@ -59,7 +59,7 @@ def texts(blocks: Sequence[Artifact], experts: Sequence[int], tokens: int | None
 
 def prompts(by_expert: Mapping[int, Sequence[str]], tokenizer: Path, context: int) -> Iterator[Text]:
     """Example prompts, each a sequence of its own."""
-    reader = AutoTokenizer.from_pretrained(tokenizer, local_files_only=True)
+    reader = AutoTokenizer.from_pretrained(tokenizer, local_files_only=True, trust_remote_code=False)
     first = reader.bos_token_id if reader.bos_token_id is not None else reader.eos_token_id
     for expert, examples in by_expert.items():
         for text in examples:

@@ -51,11 +51,11 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COTERIE_STORE", str(tmp_path / "store"))
 
 
-def run(*arguments: str) -> tuple[int, str, str]:
+def run(*arguments: str, verb: str = "select") -> tuple[int, str, str]:
     """Exit code, standard output, the error; in this process, because starting one takes a second."""
     from coterie.cli import app
 
-    done = CliRunner().invoke(app, ["select", *arguments])
+    done = CliRunner().invoke(app, [verb, *arguments])
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         assert isinstance(done.exception, CoterieError), done.exception
         return done.exception.exit_code, done.stdout, str(done.exception)
@@ -95,6 +95,28 @@ def test_profile_plan_pick_report_why(recipe: Path) -> None:
     assert code == 0
     assert "published" in said
     assert "proportional" in said
+
+
+@pytest.mark.parametrize(
+    "more", ["", "experts: []\n", "experts:\n", "mixtures: [{name: m, at: outputs, slots: [x], router: uniform}]\n"]
+)
+def test_a_recipe_that_only_selects(recipe: Path, more: str) -> None:
+    """Every verb of `select` takes it; `run` says who does."""
+    recipe.write_text(recipe.read_text() + more)
+    out = ["--out", "out"]
+    for name, rest in (("profile", []), ("plan", []), ("pick", out), ("report", out)):
+        assert run(name, "select.yaml", *rest)[::2] == (0, ""), name
+    assert run("why", "d3", "select.yaml")[0] == 0
+    for dry in ([], ["--dry-run"]):
+        code, _, error = run("select.yaml", *dry, verb="run")
+        assert code == 2
+        assert "the recipe only selects" in error
+        assert "coterie select pick select.yaml --out DIR" in error
+
+
+def test_an_ending_in_capitals_is_a_recipe(recipe: Path) -> None:
+    upper = recipe.rename(recipe.with_name("SELECT.YAML"))
+    assert run("plan", upper.name)[0] == 0
 
 
 def test_an_infeasible_plan_ends_with_2_unless_relaxed(recipe: Path) -> None:

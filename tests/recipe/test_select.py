@@ -67,6 +67,53 @@ def test_seed_and_paths_come_from_the_recipe(tmp_path: Path) -> None:
         read(tmp_path / "r.yaml")
 
 
+MIXTURE = {"name": "m", "at": "outputs", "slots": ["e*"], "router": "uniform"}
+ALONE: list[dict[str, Any]] = [
+    {},
+    {"experts": []},
+    {"experts": None},
+    {"mixtures": [MIXTURE]},
+    {"experts": [], "mixtures": [MIXTURE], "evaluation": [{"name": "losses", "corpora": ["prose"]}], "single": True},
+    {"base": {"init": "llama", "pretrain": {"corpora": ["prose"], "tokens": 10}}, "train": {"tokens": 5}},
+]
+
+
+@pytest.mark.parametrize("more", ALONE, ids=lambda more: " ".join(more) or "corpora alone")
+def test_a_recipe_without_experts_only_selects(more: dict[str, Any]) -> None:
+    asked = read(recipe(BUDGET, **more), selecting=True)
+    assert asked.corpora["prose"].split.valid == 0, "nothing is held out"
+    with pytest.raises(RequestError, match="the recipe only selects") as caught:
+        read(recipe(BUDGET, **more))
+    assert "coterie select pick" in str(caught.value)
+    assert "experts" in str(caught.value)
+
+
+@pytest.mark.parametrize("more", ALONE, ids=lambda more: " ".join(more) or "corpora alone")
+def test_a_recipe_without_experts_and_selections_misses_experts(more: dict[str, Any]) -> None:
+    with pytest.raises(RequestError) as caught:
+        read({"name": "r", "corpora": {"prose": {"path": "p.jsonl"}}, **more})
+    assert "select" not in str(caught.value)
+
+
+def test_what_trains_holds_out_what_it_trains_without() -> None:
+    """Experts of a mixture are experts: `coterie select` chooses from what the run chooses from."""
+    joint = {
+        "name": "m",
+        "at": "adapters",
+        "router": "learned",
+        "joint": {"experts": 2, "lora": {"r": 2, "alpha": 4}, "corpora": {"prose": 1.0}, "tokens": 100},
+    }
+    base = {"init": "llama", "hidden_size": 16, "layers": 1, "heads": 2}
+    made = recipe(BUDGET, base=base, mixtures=[joint])
+    assert read(made, selecting=True).corpora == read(made).corpora
+
+
+def test_an_empty_selection_misses_its_budget() -> None:
+    with pytest.raises(RequestError) as caught:
+        read(recipe({}), selecting=True)
+    assert "corpora.prose.select.budget" in str(caught.value)
+
+
 def test_experts_per_cluster_group_and_value() -> None:
     select = {**BUDGET, "axes": {"cluster": {"k": 3, "groups": 2}, "format": {"target": {"Novel": 0.5, "lesson": 0.5}}}}
     clusters = read(recipe(select, experts={"per": "cluster", "kind": "lora", "train": {"tokens": 5}}))

@@ -165,7 +165,7 @@ def _recipe(sources: list[Path], settings: list[str] | None, corpus: str | None)
     """The corpus with a selection that is meant, and its name."""
     from coterie.recipe import read
 
-    if (len(sources) == 1 and sources[0].suffix in (".yaml", ".yml")) or _is_recipe(sources):
+    if _is_recipe(sources):
         asked = read(sources[0], settings or (), selecting=True)
     else:
         raw = {"name": "select", "corpora": {"data": {"path": [str(p.absolute()) for p in sources]}}}
@@ -185,9 +185,9 @@ def _recipe(sources: list[Path], settings: list[str] | None, corpus: str | None)
 
 
 def _is_recipe(sources: list[Path]) -> bool:
-    """A JSON file may be a recipe or data: a recipe has corpora."""
-    if len(sources) != 1 or sources[0].suffix != ".json":
-        return False
+    """YAML is; a JSON file may be a recipe or data: a recipe has corpora."""
+    if len(sources) != 1 or sources[0].suffix.lower() != ".json":
+        return len(sources) == 1 and sources[0].suffix.lower() in (".yaml", ".yml")
     try:
         return "corpora" in json.loads(sources[0].read_text())
     except (OSError, ValueError):

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from coterie.errors import RequestError
 from coterie.recipe.expand import expand, long_form
 from coterie.recipe.recipe import Recipe
-from coterie.recipe.select_forms import alone
+from coterie.recipe.select_forms import for_selecting, only_selects
 from coterie.spec.json_types import Figures
 from coterie.spec.named import near
 
@@ -55,7 +55,13 @@ def read(source: str | Path | Mapping[str, object], settings: Iterable[str] = ()
     for setting in settings:
         _set(raw, setting, lines)
     if selecting:
-        raw = alone(raw)
+        raw = for_selecting(raw)
+    elif only_selects(raw):
+        raise RequestError(
+            "the recipe only selects: it has no experts",
+            where=_where(file, ("experts",), lines),
+            do=f"coterie select pick {file or 'RECIPE'} --out DIR chooses; to train on what is chosen, add experts",
+        )
     try:
         raw = long_form(raw, folder=folder, stem=stem)
         return expand(Recipe.model_validate(raw))

@@ -1,37 +1,39 @@
-"""Selections while a recipe is read: paths, seeds, files that only select, experts for each value of an axis."""
+"""Selections while a recipe is read: paths, seeds, recipes that only select, experts for each value of an axis."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from coterie.errors import RequestError
+from coterie.recipe.recipe import Recipe
 from coterie.select.plan_settings import CLUSTER, GROUP, Axis, cluster_names, group_names
+from coterie.spec.json_types import Settings
 
-if TYPE_CHECKING:
-    from coterie.recipe.recipe import Recipe
+_OF_EXPERTS = {"mixtures", "evaluation", "single"}
+"""Keys that mean nothing where there are no experts."""
 
 
-def absolute(select: Any, folder: Path) -> Any:
+# paths and seeds ----------------------------------------------------------------------------------------------------------
+
+
+def absolute(select: object, folder: Path) -> object:
     """Paths in a selection are relative to the recipe's folder."""
     if not isinstance(select, dict):
         return select
 
-    def at(value: Any) -> Any:
+    def placed(value: object) -> object:
         if isinstance(value, list):
-            return [at(v) for v in value]
+            return [placed(v) for v in value]
         return str(folder / Path(value).expanduser()) if isinstance(value, str) else value
 
-    def inside(part: Any, *keys: str) -> Any:
-        return {k: at(v) if k in keys else v for k, v in part.items()} if isinstance(part, dict) else part
+    def inside(part: object, *keys: str) -> object:
+        return {k: placed(v) if k in keys else v for k, v in part.items()} if isinstance(part, dict) else part
 
     out = dict(select)
     if isinstance(out.get("axes"), dict):
-        out["axes"] = {
-            name: inside(axis if axis is not None else {}, "model", "embed") for name, axis in out["axes"].items()
-        }
+        out["axes"] = {name: inside({} if axis is None else axis, "model", "embed") for name, axis in out["axes"].items()}
     if isinstance(out.get("keep"), dict):
         out["keep"] = {**out["keep"], "contamination": inside(out["keep"].get("contamination"), "path")}
     if "tokens" in out:
@@ -50,103 +52,124 @@ def seeded(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"corpora": corpora})
 
 
-def alone(raw: dict[str, Any]) -> dict[str, Any]:
-    """A file that only selects: without experts nothing is held out, and a corpus without a selection is only profiled."""
-    if "experts" in raw or "datasets" in raw:
-        return raw
+# recipes that only select -------------------------------------------------------------------------------------------------
+
+
+def _corpora(raw: Settings) -> Settings:
+    """The corpora that are mappings, by name; what else stands there is refused later."""
     corpora = raw.get("corpora")
-    if not isinstance(corpora, dict) or not corpora:
+    return {name: c for name, c in corpora.items() if isinstance(c, dict)} if isinstance(corpora, dict) else {}
+
+
+def _selections(raw: Settings) -> Settings:
+    """The corpora that have a selection."""
+    return {name: c for name, c in _corpora(raw).items() if c.get("select") is not None}
+
+
+def _trains(raw: Settings) -> bool:
+    """Whether there are experts, those that are trained together with their mixture included."""
+    mixtures = raw.get("mixtures")
+    joint = isinstance(mixtures, list) and any(isinstance(m, dict) and m.get("joint") for m in mixtures)
+    return bool(raw.get("experts")) or "datasets" in raw or joint
+
+
+def only_selects(raw: Settings) -> bool:
+    """Whether a recipe has selections, and no experts to train on them."""
+    return bool(_selections(raw)) and not _trains(raw)
+
+
+def for_selecting(raw: Settings) -> Settings:
+    """A recipe as `coterie select` reads it: without experts nothing is held out, and where no corpus has a selection the
+    corpora are only profiled."""
+    corpora, chosen = _corpora(raw), _selections(raw)
+    if _trains(raw) or not corpora:
         return raw
     bare = {"budget": {"docs": 1}, "axes": {CLUSTER: {"k": "auto"}}}
-    asked = [name for name, c in corpora.items() if isinstance(c, dict) and c.get("select")]
-    complete = {
-        name: {"split": {"valid": 0, "test": 0}, **c, "select": c.get("select") or (None if asked else bare)}
-        if isinstance(c, dict)
-        else c
-        for name, c in corpora.items()
+    whole = {"split": {"valid": 0, "test": 0}}
+    complete = {name: {**whole, **c, "select": c.get("select") if chosen else bare} for name, c in corpora.items()}
+    return {
+        **{key: value for key, value in raw.items() if key not in _OF_EXPERTS},
+        "corpora": {**raw["corpora"], **complete},
+        "experts": [{"name": "chosen", "corpus": next(iter([*chosen, *corpora]))}],
     }
-    return {**raw, "corpora": complete, "experts": [{"name": "chosen", "corpus": next(iter([*asked, *corpora]))}]}
 
 
-def per_axis(recipe: Mapping[str, Any]) -> dict[str, Any]:
+# experts for each value ---------------------------------------------------------------------------------------------------
+
+
+def per_axis(raw: Settings) -> Settings:
     """`experts: {per: cluster, ...}` written out: one expert for each value of an axis.
 
     Further keys: `corpus` (the one with a selection by default), `name` (a pattern with ``{value}``), `only` (some of the
     values), and every key of an expert.
     """
-    asked = recipe.get("experts")
-    if not isinstance(asked, dict):
-        return dict(recipe)
-    if "per" not in asked:
+    per = raw.get("experts")
+    if not isinstance(per, dict):
+        return dict(raw)
+    if "per" not in per:
         raise RequestError(
             "experts are a list, or a mapping with per",
             where="experts",
             expected="per: cluster",
-            found=", ".join(map(str, asked)),
+            found=", ".join(map(str, per)),
         )
-    corpora = {n: c for n, c in (recipe.get("corpora") or {}).items() if isinstance(c, dict) and c.get("select")}
-    rest = dict(asked)
-    axis, corpus = rest.pop("per"), rest.pop("corpus", None)
-    if corpus is None and len(corpora) == 1:
-        corpus = next(iter(corpora))
-    if corpus not in corpora:
+    rest = dict(per)
+    axis, corpus, only = str(rest.pop("per")), rest.pop("corpus", None), rest.pop("only", None)
+    selections = _selections(raw)
+    if corpus is None and len(selections) == 1:
+        corpus = next(iter(selections))
+    if corpus not in selections:
         raise RequestError(
             "experts per value need a corpus with a selection",
             where="experts.corpus",
-            expected=", ".join(corpora) or "a corpus with select",
+            expected=", ".join(selections) or "a corpus with select",
             found=str(corpus),
         )
-    values = _values(corpora[corpus]["select"].get("axes") or {}, str(axis))
-    only = rest.pop("only", None)
-    if only is not None:
-        unknown = [v for v in only if v not in values]
-        if unknown:
-            raise RequestError(f"no {axis} is called {unknown[0]!r}", where="experts.only", expected=", ".join(values))
-        values = list(only)
+    select = selections[corpus]["select"]
+    axes = {name: given or {} for name, given in ((select.get("axes") or {}) if isinstance(select, dict) else {}).items()}
+    values = _values(axes, axis)
+    unknown = [v for v in only or () if v not in values]
+    if unknown:
+        raise RequestError(f"no {axis} is called {unknown[0]!r}", where="experts.only", expected=", ".join(values))
     pattern = str(rest.pop("name", "{value}"))
     if "{value}" not in pattern:
         raise RequestError("the name of such experts needs {value}", where="experts.name", found=pattern)
-    column = axis if axis in (CLUSTER, GROUP) else (corpora[corpus]["select"]["axes"][axis] or {}).get("column") or axis
-    where = rest.pop("where", None) or {}
+    column, where = axes.get(axis, {}).get("column") or axis, rest.pop("where", None) or {}
     experts = [
-        {**rest, "name": pattern.replace("{value}", _plain(v)), "corpus": corpus, "where": {**where, column: v}}
-        for v in values
+        {**rest, "name": pattern.replace("{value}", _as_name(v)), "corpus": corpus, "where": {**where, column: v}}
+        for v in (values if only is None else only)
     ]
-    return {**recipe, "experts": experts}
+    return {**raw, "experts": experts}
 
 
-def _values(axes: Mapping[str, Any], axis: str) -> list[str]:
+def _values(axes: Mapping[str, Settings], axis: str) -> list[str]:
     """The values that an axis is known to have before any data is read."""
-    if axis == GROUP:
-        groups = (axes.get(CLUSTER) or {}).get("groups")
+    if axis == GROUP and axis not in axes:
+        groups = axes.get(CLUSTER, {}).get("groups")
         if isinstance(groups, int):
             return group_names(groups)
         raise RequestError("no groups are asked for", where="experts.per", do="set the axis's groups: cluster: {groups: 4}")
     if axis not in axes:
         raise RequestError(f"no axis is called {axis!r}", where="experts.per", expected=", ".join(axes) or "none is defined")
-    given = axes[axis] or {}
+    given = axes[axis]
     if axis == CLUSTER and not given.get("column"):
         k = given.get("k", Axis.model_fields["k"].default)
         if isinstance(k, int) and not given.get("model"):
             return cluster_names(k)
-        raise RequestError(
-            "how many experts there will be must be known before the data is read",
-            where="experts.per",
-            found="k: auto" if not given.get("model") else "clusters fitted earlier",
-            do="give k as a number, or cluster: {groups: 4} and experts: {per: cluster_group}",
-        )
+        found = "clusters fitted earlier" if given.get("model") else "k: auto"
+        raise _not_known(found, do="give k as a number, or cluster: {groups: 4} and experts: {per: cluster_group}")
     target = given.get("target") or {}
-    plain = [v for v in target if not set(v) & set("*?[|")]
-    if not target or len(plain) < len(target):
-        raise RequestError(
-            "how many experts there will be must be known before the data is read",
-            where="experts.per",
-            expected=f"a target for axis {axis!r} that names each value",
-            found=", ".join(target) or "no target",
-        )
-    return plain
+    named = [v for v in target if not set(v) & set("*?[|")]
+    if not target or len(named) < len(target):
+        raise _not_known(", ".join(target) or "no target", expected=f"a target for axis {axis!r} that names each value")
+    return named
 
 
-def _plain(value: str) -> str:
+def _not_known(found: str, *, expected: str | None = None, do: str | None = None) -> RequestError:
+    what = "how many experts there will be must be known before the data is read"
+    return RequestError(what, where="experts.per", expected=expected, found=found, do=do)
+
+
+def _as_name(value: str) -> str:
     """A value as a part of a name."""
     return re.sub(r"[^a-z0-9._-]", "-", value.lower()).lstrip("._-") or "none"

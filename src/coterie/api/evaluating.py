@@ -125,9 +125,7 @@ def _goes_by_dates(mixture: Mixture) -> bool:
 def _require_one_language(seats: Mapping[str, Seat], mixtures: Mapping[str, Mixture]) -> None:
     """One tokenizer cuts the texts for all."""
     folders = [(name, seat.artifact.path) for name, seat in seats.items()]
-    folders += [
-        (name, m.source.folder) for name, m in mixtures.items() if m.source is not None and m.source.folder is not None
-    ]
+    folders += [(name, m.source.folder) for name, m in mixtures.items() if m.source is not None]
     require_same_tokenizer(folders)
     sizes = {name: m.config.get_text_config().vocab_size for name, m in mixtures.items()}
     require_same_vocabulary({name: seat.vocab_size for name, seat in seats.items()} | sizes)

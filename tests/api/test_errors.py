@@ -73,7 +73,7 @@ CASES: dict[str, Case] = {
         "a mixture cannot be an expert of another",
         "one by one",
     ),
-    "nowhere": (lambda h: coterie.mix(["./no/such/place"]), "no such directory", "hub id"),
+    "nowhere": (lambda h: coterie.mix(["./no/such/place"]), "no such directory", "the folder of a mixture or an expert"),
     "one list for a gate": (
         lambda h: coterie.mix(h.experts("ffn"), at="layers", base=h.base, router="ridge").fit(texts_of("fruit")),
         "needs texts of each expert",
@@ -115,6 +115,11 @@ CASES: dict[str, Case] = {
         "at most 64",
     ),
     "no models": (lambda h: coterie.evaluate({}, texts_of("fruit")), "there are no models", ""),
+    "two languages": (
+        lambda h: coterie.evaluate({"A": h.experts()["fruit"], "B": llama(2, vocab_size=50)}, texts_of("fruit")),
+        "different vocabularies",
+        "train both with one tokenizer",
+    ),
     "all": (lambda h: coterie.evaluate(h.experts(), {"all": texts_of("fruit")}), "'all' is that of all groups", ""),
     "train setting": (
         lambda h: coterie.train(h.base, texts_of("fruit"), learing_rate=1.0),  # type: ignore[call-arg]

@@ -9,6 +9,7 @@ Shapes: N blocks, T positions.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,17 +17,19 @@ import numpy as np
 import polars as pl
 import torch
 
-from coterie.api.given_models import checked_name, same_weights, seat, weights
+from coterie.api.given_models import same_weights, seat, weights
 from coterie.api.remaking import Remaking
 from coterie.api.session import Session
 from coterie.api.workplace import Workplace
 from coterie.corpora.blocks import Blocks
-from coterie.corpora.given_texts import Given, Texts, given
+from coterie.corpora.given_texts import Texts, given
 from coterie.errors import RequestError
 from coterie.evaluation.evaluation_files import Entry, Tables, tables
 from coterie.evaluation.losses import TokenLosses, evaluate_losses
 from coterie.mixtures.mixture import Mixture, Model
 from coterie.mixtures.outputs.outputs_mixture import OutputsMixture
+from coterie.mixtures.same_tokenizer import require_same_tokenizer, require_same_vocabulary
+from coterie.mixtures.seats import Seat
 from coterie.models.parameters import fingerprints
 from coterie.spec.digest import digest
 
@@ -75,29 +78,34 @@ def evaluate(
     workplace = Workplace(store)
     rests = weights(workplace, base, "base") if base is not None else None
     mixtures = {name: m for name, m in models.items() if isinstance(m, Mixture) and not _is_expert(m)}
-    seats = {n: seat(workplace, checked_name(n), m, rests) for n, m in models.items() if n not in mixtures}
+    seats = {n: seat(workplace, n, m, rests) for n, m in models.items() if n not in mixtures}
+    _require_one_language(seats, mixtures)
     groups = texts if isinstance(texts, Mapping) else {"texts": texts}
     if "all" in groups or not groups:
         raise RequestError("a group needs a name, and 'all' is that of all groups", where="texts", found=", ".join(groups))
     found = {name: given(some, workplace.folder, where=f"texts[{name!r}]", by=by) for name, some in groups.items()}
-    reader = tokenizer or next((m.tokenizer for m in mixtures.values() if not seats and m.tokenizer is not None), None)
+    reader = tokenizer or next((m.tokenizer for m in mixtures.values() if m.tokenizer is not None), None)
     session = Session(workplace, seats, rests, reader, found, sequence_length, seed)
     blocks = {name: session.blocks(name, "test") for name in found}
-    losses: dict[str, dict[str, TokenLosses]] = {}
-    for name in models:
-        losses[name] = {
-            g: _of_mixture(mixtures[name], b, found[g], name)
-            if name in mixtures
-            else TokenLosses.of(seats[name].artifact, session.score(seats[name], b))
-            for g, b in blocks.items()
-        }
+    losses: dict[str, dict[str, TokenLosses]] = {
+        name: {g: TokenLosses.of(seat.artifact, session.score(seat, b)) for g, b in blocks.items()}
+        for name, seat in seats.items()
+    }
+    for name, mixture in mixtures.items():
+        if _goes_by_dates(mixture) and (undated := [g for g, one in found.items() if one.corpus.time is None]):
+            raise RequestError(
+                f"the mixture {name!r} answers as of a date, and the texts have none",
+                where=f"texts[{undated[0]!r}]",
+                do='give rows {"text": ..., "time": "2016-05-01"}',
+            )
+        losses[name] = _of_mixture(mixture, blocks)
     made = evaluate_losses(
         workplace.store,
         name="losses",
         by=by,
         resamples=bootstrap,
         corpora=blocks,
-        models=losses,
+        models={name: losses[name] for name in models},
         experts=list(seats),
         seed=seed,
         label="evaluation",
@@ -109,25 +117,33 @@ def _is_expert(mixture: Mixture) -> bool:
     return isinstance(mixture, OutputsMixture) and len(mixture.config.experts) == 1
 
 
-def _of_mixture(mixture: Mixture, blocks: Artifact, texts: Given, name: str) -> TokenLosses:
+def _goes_by_dates(mixture: Mixture) -> bool:
+    """Whether it must be told one."""
+    return mixture.eligibility.rule != "all" and mixture.eligibility.default is None
+
+
+def _require_one_language(seats: Mapping[str, Seat], mixtures: Mapping[str, Mixture]) -> None:
+    """One tokenizer cuts the texts for all."""
+    folders = [(name, seat.artifact.path) for name, seat in seats.items()]
+    folders += [(name, m.source.folder) for name, m in mixtures.items() if m.source is not None]
+    require_same_tokenizer(folders)
+    sizes = {name: m.config.get_text_config().vocab_size for name, m in mixtures.items()}
+    require_same_vocabulary({name: seat.vocab_size for name, seat in seats.items()} | sizes)
+
+
+def _of_mixture(mixture: Mixture, blocks: Mapping[str, Artifact]) -> dict[str, TokenLosses]:
     made = mixture.source.made if isinstance(mixture.source, Remaking) else None
-    dated = isinstance(mixture, OutputsMixture) and mixture.config.eligible["rule"] != "all"
-    if dated and mixture.config.eligible.get("default_time") is None and texts.corpus.time is None:
-        raise RequestError(
-            f"the mixture {name!r} answers as of a date, and the texts have none",
-            where="texts",
-            do='give rows {"text": ..., "time": "2016-05-01"}',
-        )
     if made is not None and same_weights(mixture, made.folder):
-        return TokenLosses.of(made.session.made(made.current), made.current.scores(made.session, blocks))
-    weights_now = digest([mixture.config.to_json_string(use_diff=False), fingerprints(mixture)])
-    return TokenLosses(weights_now, digest([weights_now, blocks.digest]), lambda: _run(mixture, blocks, dated))
+        whole = made.session.made(made.current)
+        return {name: TokenLosses.of(whole, made.current.scores(made.session, b)) for name, b in blocks.items()}
+    now = digest([mixture.config.to_json_string(use_diff=False), fingerprints(mixture)])
+    return {name: TokenLosses(now, digest([now, b.digest]), partial(_run, mixture, b)) for name, b in blocks.items()}
 
 
 @torch.no_grad()
-def _run(mixture: Mixture, blocks: Artifact, dated: bool) -> tuple[np.ndarray, np.ndarray | None]:
+def _run(mixture: Mixture, blocks: Artifact) -> tuple[np.ndarray, np.ndarray | None]:
     """Losses [N, T-1] of a mixture that is in memory and, where it goes by dates, at which tokens it has an answer."""
-    source, where = Blocks.open(blocks), mixture.device
+    source, where, dated = Blocks.open(blocks), mixture.device, mixture.eligibility.rule != "all"
     ids_NT, position_NT = (torch.from_numpy(np.array(a)).long() for a in (source.ids, source.position))
     document_NT = np.array(source.document)
     times_D = source.documents.sort("row")["time"].to_list()
@@ -137,7 +153,7 @@ def _run(mixture: Mixture, blocks: Artifact, dated: bool) -> tuple[np.ndarray, n
         mine_NT1 = np.isin(document_NT, [d for d, t in enumerate(times_D) if t == time])[:, 1:] if dated else answered_NT1
         rows = torch.from_numpy(np.flatnonzero(mine_NT1.any(1)))
         day = None if time is None else time.toordinal()
-        if dated and not mixture.config.eligibility.mask([day], none_is_error=False).any():
+        if dated and not mixture.eligibility.mask([day], none_is_error=False).any():
             answered_NT1 &= ~mine_NT1
             continue
         for some in rows.split(max(TOKENS_AT_ONCE // ids_NT.shape[1], 1)):

@@ -23,6 +23,7 @@ from coterie.mixtures.mixture import Mixture, Model
 from coterie.mixtures.outputs.outputs_config import OutputsConfig
 from coterie.mixtures.seats import Seat
 from coterie.models.checkpoint import checkpoint, contents, weight_files
+from coterie.models.missing_model import no_model
 from coterie.models.quiet import quiet
 from coterie.spec.settings import check_name
 from coterie.store import Artifact, Store
@@ -161,13 +162,15 @@ def located(workplace: Workplace, model: Model, where: str) -> Path | str:
     """
     if isinstance(model, str | Path):
         folder = Path(model).expanduser()
-        return (
-            _one_expert(folder, where) if (folder / "config.json").is_file() else folder if folder.is_dir() else str(model)
-        )
+        if not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
+            if isinstance(model, Path) or folder.is_dir() or model.startswith((".", "~")) or model.count("/") > 1:
+                raise no_model(folder)
+            return model
+        return _one_expert(folder, where)
     if isinstance(model, Mixture):
         if len(model.config.experts) != 1 or not isinstance(model.config, OutputsConfig):
             raise _no_expert(where)
-        if model.source is not None and model.source.folder is not None and same_weights(model, model.source.folder):
+        if model.source is not None and same_weights(model, model.source.folder):
             return _one_expert(model.source.folder, where)
         folder = _saved(cast(PreTrainedModel, model.experts[0]), workplace.folder / f"model{owner()}")
         if model.tokenizer is not None:

@@ -49,7 +49,7 @@ class Source(Protocol):
     """What makes a mixture anew: with its router fitted on texts, or with other experts; see `coterie.api.remaking`."""
 
     @property
-    def folder(self) -> Path | None:
+    def folder(self) -> Path:
         """The directory that it was opened from."""
         ...
 

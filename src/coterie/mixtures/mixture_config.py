@@ -10,6 +10,9 @@ from transformers import PretrainedConfig
 
 from coterie.routing.eligibility import Eligibility
 
+SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
+"""Names under which a configuration says what generation goes by."""
+
 
 class Slot(TypedDict):
     """A slot of a mixture."""

@@ -251,7 +251,8 @@ def assemble(
 def scores(
     store: Store, mixture: Artifact, seats: Sequence[Seat], base: Artifact, blocks: Artifact, *, label: str
 ) -> Artifact:
-    """A mixture's log-probabilities on blocks and who was used, as `coterie.mixtures.routed`; weights: means over gates."""
+    """A mixture's log-probabilities on blocks and who was used; see `coterie.mixtures.score_files`. Weights are means over
+    gates."""
     where = device.pick()
     inputs = {"mixture": mixture.digest, "blocks": blocks.content("blocks.safetensors", "documents.parquet")}
     action = Action("scores", {"of": "adapters"}, inputs, ("torch", "transformers"), numerics=device.numerics(where, "fp32"))

@@ -13,8 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from coterie.errors import RequestError
-
-Settings = dict[str, Any]
+from coterie.spec.json_types import Settings
 
 
 @dataclass(frozen=True)

@@ -93,21 +93,21 @@ def export_gguf(
     if kind is None:
         raise RequestError("gguf files are written as fp32, fp16 or q8_0", where="--dtype", found=dtype)
     placed = seating(mixture, expand)
-    held = list(_tensors(mixture, placed, base))
-    types = {t.name: _type(gguf, t, kind) for t in held}
-    sizes = {t.name: _size(gguf, t, types[t.name]) for t in held}
+    tensors = list(_tensors(mixture, placed, base))
+    types = {t.name: _type(gguf, t, kind) for t in tensors}
+    sizes = {t.name: _size(gguf, t, types[t.name]) for t in tensors}
     say(f"gguf, {len(placed.experts)} experts, {sum(sizes.values()) / 1e9:,.2f} GB")
     with appearing_file(to, sum(sizes.values())) as draft:
         writer = gguf.GGUFWriter(draft, "llama")
         _describe(gguf, writer, base, rope, placed, kind, mixture.folder)
-        for t in held:
+        for t in tensors:
             shape = gguf.quant_shape_to_byte_shape(t.shape, types[t.name]) if types[t.name].name == "Q8_0" else t.shape
             number = {"F32": np.float32, "F16": np.float16}.get(types[t.name].name, np.uint8)
             writer.add_tensor_info(t.name, shape, np.dtype(number), sizes[t.name], types[t.name])
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        for t in held:
+        for t in tensors:
             tensor = t.get().float()
             if not finite(tensor):
                 raise RequestError("the weights are not finite", where=t.name, found="NaN or infinity")
@@ -235,8 +235,8 @@ def _tokenizer(gguf: Any, writer: Any, folder: Path, vocabulary: int) -> None:
         types.append(gguf.TokenType.UNUSED)
     writer.add_tokenizer_model(vocab.tokenizer_model)
     if vocab.tokenizer_model == "gpt2":
-        said = json.loads(file.read_text(encoding="utf-8")).get("pre_tokenizer") or {}
-        plain = said.get("type") == "ByteLevel" and said.get("use_regex", True)
+        splitter = json.loads(file.read_text(encoding="utf-8")).get("pre_tokenizer") or {}
+        plain = splitter.get("type") == "ByteLevel" and splitter.get("use_regex", True)
         writer.add_tokenizer_pre("gpt-2" if plain else "default")
     else:
         writer.add_token_scores(scores)

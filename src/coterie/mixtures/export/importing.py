@@ -17,8 +17,10 @@ from typing import Any
 import torch
 
 from coterie.errors import RequestError
-from coterie.mixtures.export.export_formats import FORMATS, Format, Settings
+from coterie.mixtures.export.export_formats import FORMATS, Format
 from coterie.mixtures.layers.tensor_shards import Stored, Wanted
+from coterie.mixtures.mixture_config import SPECIAL_TOKENS
+from coterie.spec.json_types import Settings
 
 _DENSE = {"mixtral": "mistral", "qwen2_moe": "qwen2", "qwen3_moe": "qwen3", "flex_olmo": "olmo2"}
 """What each format is without its experts. A Llama is a Mistral without a window."""
@@ -47,17 +49,17 @@ def read(folder: Path, tensors: Mapping[str, Stored]) -> tuple[Settings, list[Wa
         RequestError: it holds something that ours does not: fused experts, weights that are not divided by their sum, a
             shared expert that is not zero, dense layers between.
     """
-    said: Settings = json.loads((folder / "config.json").read_text())
-    kind = FORMATS[said["model_type"]]
-    if not said.get("norm_topk_prob", kind.name == "mixtral"):
+    checkpoint: Settings = json.loads((folder / "config.json").read_text())
+    kind = FORMATS[checkpoint["model_type"]]
+    if not checkpoint.get("norm_topk_prob", kind.name == "mixtral"):
         raise RequestError(
             "its weights are not divided by their sum, and those of a mixture are",
             where=str(folder / "config.json"),
             expected="norm_topk_prob: true",
             do="keep it as it is",
         )
-    E = said.get("num_experts") or said["num_local_experts"]
-    layers = [f"model.layers.{i}" for i in range(said["num_hidden_layers"])]
+    E = checkpoint.get("num_experts") or checkpoint["num_local_experts"]
+    layers = [f"model.layers.{i}" for i in range(checkpoint["num_hidden_layers"])]
     _check(folder, kind, layers, E, tensors)
     seats = _seats(kind, layers, E, tensors)
     first = {u: e for e, u in reversed(list(enumerate(seats)))}
@@ -73,19 +75,18 @@ def read(folder: Path, tensors: Mapping[str, Stored]) -> tuple[Settings, list[Wa
         ours |= {kind.expert(layer, e, matrix) for e in range(E) for matrix in kind.parts}
     rest = {n: t for n, t in tensors.items() if n not in ours and "shared_expert" not in n}
     wanted += [Wanted(f"model.{n}", t.dtype, t.shape, t.read) for n, t in rest.items()]
-    text = {k: v for k, v in said.items() if k not in _OF_EXPERTS} | {"model_type": _DENSE[kind.name]}
-    if "moe_intermediate_size" in said:
-        text["intermediate_size"] = said["moe_intermediate_size"]
-    ends = {k: said.get(k) for k in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    config: dict[str, Any] = {
+    text = {k: v for k, v in checkpoint.items() if k not in _OF_EXPERTS} | {"model_type": _DENSE[kind.name]}
+    if "moe_intermediate_size" in checkpoint:
+        text["intermediate_size"] = checkpoint["moe_intermediate_size"]
+    config: Settings = {
         "model_type": "coterie_layers",
         "architectures": ["LayersMixture"],
         "text_config": text,
         "slots": [{"name": f"expert-{u + 1}", "expert": u} for u in seats],
         "experts": [{"name": f"expert-{u + 1}", "digest": None} for u in range(len(first))],
-        "gate": {"kind": "given", "top_k": said["num_experts_per_tok"], "bias": False},
-        "tie_word_embeddings": bool(said.get("tie_word_embeddings", False)),
-        **ends,
+        "gate": {"kind": "given", "top_k": checkpoint["num_experts_per_tok"], "bias": False},
+        "tie_word_embeddings": bool(checkpoint.get("tie_word_embeddings", False)),
+        **{k: checkpoint.get(k) for k in SPECIAL_TOKENS},
     }
     return config, wanted
 

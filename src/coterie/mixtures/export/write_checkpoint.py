@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,9 +28,11 @@ from coterie.mixtures.export.folding import Seating, expanded, folded, why_not
 from coterie.mixtures.layers.layers_config import LayersConfig
 from coterie.mixtures.layers.layers_files import tensors_of
 from coterie.mixtures.layers.tensor_shards import INDEX, SHARD, Stored, Wanted, index, require_room, write
+from coterie.mixtures.mixture_config import SPECIAL_TOKENS
 from coterie.models.initialise import copy_tokenizer
 from coterie.models.local_files import refuse_remote_code
 from coterie.models.missing_model import no_model
+from coterie.spec.json_types import Settings
 from coterie.store.durable import discard, sync
 from coterie.store.owner import dead, owner
 
@@ -138,44 +139,9 @@ def export(
         WorkError: what was read back is not the mixture; nothing is left.
     """
     folder, to = Path(folder), Path(to)
-    if (kind := model_type(folder)) in FORMATS:
-        return _imported(folder, to, kind, format, expand, DTYPES[dtype] if dtype else None, shard_bytes, say)
-    mixture = Mixture.at(folder)
-    kept = DTYPES[dtype] if dtype else mixture.dtype
-    if format == "coterie":
-        return _finish(
-            folder,
-            to,
-            format,
-            len(mixture.config.experts),
-            _ours(mixture, kept),
-            _our_config(mixture, kept),
-            kept == mixture.dtype,
-            shard_bytes,
-            say,
-        )
-    base = mixture.config.text_config.to_dict()
-    chosen = standard(base, format)
-    require_plain_gates(mixture)
-    placed = seating(mixture, expand)
-    E = len(placed.experts)
-    said = chosen.config(base, E, placed.top_k, str(kept).removeprefix("torch."))
-    wanted = _standard(mixture, chosen, placed, kept)
-    return _finish(folder, to, chosen.name, E, wanted, said, kept == mixture.dtype, shard_bytes, say)
-
-
-def _imported(
-    folder: Path,
-    to: Path,
-    kind: str,
-    format: str | None,
-    expand: bool,
-    dtype: torch.dtype | None,
-    shard_bytes: int,
-    say: Callable[[str], None],
-) -> Exported:
-    """A standard checkpoint as a mixture of ours."""
-    if format not in (None, "coterie") or expand:
+    if (kind := model_type(folder)) not in FORMATS:
+        plan = _planned(Mixture.at(folder), format, expand, DTYPES[dtype] if dtype else None)
+    elif format not in (None, "coterie") or expand:
         raise RequestError(
             f"a {kind} checkpoint can only become a mixture of ours",
             where="--format",
@@ -183,46 +149,70 @@ def _imported(
             found=str(format),
             do="import it first, and export that",
         )
-    said, wanted = importing.read(folder, tensors_of(folder))
-    same = dtype is None
+    else:
+        plan = _imported(folder, DTYPES[dtype] if dtype else None)
+    return _write(plan, folder, to, shard_bytes, say)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checkpoint to be written."""
+
+    format: str
+    experts: int
+    tensors: list[Wanted]
+    config: Settings
+    exact: bool
+    """Nothing is rounded."""
+
+
+def _planned(mixture: Mixture, format: str | None, expand: bool, dtype: torch.dtype | None) -> Plan:
+    kept = dtype or mixture.dtype
+    name, exact = str(kept).removeprefix("torch."), kept == mixture.dtype
+    if format == "coterie":
+        config = json.loads((mixture.folder / "config.json").read_text())
+        config["text_config"]["dtype"] = config["dtype"] = name
+        return Plan(format, len(mixture.config.experts), _ours(mixture, kept), config, exact)
+    base = mixture.config.text_config.to_dict()
+    chosen = standard(base, format)
+    require_plain_gates(mixture)
+    placed = seating(mixture, expand)
+    E = len(placed.experts)
+    config = chosen.config(base, E, placed.top_k, name)
+    return Plan(chosen.name, E, _standard(mixture, chosen, placed, kept), config, exact)
+
+
+def _imported(folder: Path, dtype: torch.dtype | None) -> Plan:
+    """A standard checkpoint as a mixture of ours."""
+    config, tensors = importing.read(folder, tensors_of(folder))
     if dtype is not None:
-        wanted = [t if ".gate." in t.name else replace(t, dtype=dtype) for t in wanted]
-    return _finish(folder, to, "coterie", len(said["experts"]), wanted, said, same, shard_bytes, say)
+        tensors = [t if ".gate." in t.name else replace(t, dtype=dtype) for t in tensors]
+    return Plan("coterie", len(config["experts"]), tensors, config, exact=dtype is None)
 
 
-def _finish(
-    folder: Path,
-    to: Path,
-    format: str,
-    experts: int,
-    wanted: list[Wanted],
-    said: dict[str, Any],
-    exact: bool,
-    shard_bytes: int,
-    say: Callable[[str], None],
-) -> Exported:
-    """Say the size, write, read back, compare; ``exact``: nothing was rounded."""
-    size = sum(t.bytes for t in wanted)
-    say(f"{format}, {experts} experts, {size / 1e9:,.2f} GB")
+def _write(plan: Plan, folder: Path, to: Path, shard_bytes: int, say: Callable[[str], None]) -> Exported:
+    """Say the size, write, read back, compare."""
+    size = sum(t.bytes for t in plan.tensors)
+    say(f"{plan.format}, {plan.experts} experts, {size / 1e9:,.2f} GB")
     with appearing(to, size) as draft:
-        where = write(draft, wanted, shard_bytes)
+        where = write(draft, plan.tensors, shard_bytes)
         if len(set(where.values())) > 1:
             (draft / INDEX).write_text(index(where, size))
-        (draft / "config.json").write_text(json.dumps(said, indent=2, sort_keys=True) + "\n")
-        ends = {k: said.get(k) for k in ("bos_token_id", "eos_token_id", "pad_token_id") if said.get(k) is not None}
-        (draft / "generation_config.json").write_text(json.dumps(ends, indent=2, sort_keys=True) + "\n")
+        (draft / "config.json").write_text(json.dumps(plan.config, indent=2, sort_keys=True) + "\n")
+        special = {k: token for k in SPECIAL_TOKENS if (token := plan.config.get(k)) is not None}
+        (draft / "generation_config.json").write_text(json.dumps(special, indent=2, sort_keys=True) + "\n")
         copy_tokenizer(folder, draft)
         difference = compare.largest(folder, draft)
-        if exact and not difference <= CLOSE:
+        if plan.exact and not difference <= CLOSE:
             raise WorkError(
                 "what was written does not compute what the mixture does",
-                where=f"{format} of {folder}",
+                where=f"{plan.format} of {folder}",
                 expected=f"log-probabilities within {CLOSE}",
                 found=f"{difference:.3g} apart",
                 kept="nothing was left at --to",
                 do="export as coterie, and report this",
             )
-    return Exported(to, format, experts, size, difference)
+    return Exported(to, plan.format, plan.experts, size, difference)
 
 
 @contextmanager
@@ -334,9 +324,3 @@ def _ours(mixture: Mixture, dtype: torch.dtype) -> list[Wanted]:
         Wanted(name, torch.float32 if ".gate." in name else dtype, tensor.shape, tensor.read)
         for name, tensor in sorted(mixture.tensors.items(), key=lambda item: _natural(item[0]))
     ]
-
-
-def _our_config(mixture: Mixture, dtype: torch.dtype) -> dict[str, Any]:
-    said = json.loads((mixture.folder / "config.json").read_text())
-    said["text_config"]["dtype"] = said["dtype"] = str(dtype).removeprefix("torch.")
-    return said

@@ -182,7 +182,7 @@ def score(store: Store, model: MergedModel, blocks: Artifact, *, label: str, onl
         only: one distinct expert answers everything, as with one-hot gates.
 
     Returns:
-        a ``scores`` artifact as `coterie.mixtures.routed` gives it, weights being means over gates; facts also hold
+        a ``scores`` artifact, see `coterie.mixtures.score_files`, weights being means over gates; facts also hold
         ``by_layer`` (mean weights of experts at each layer) and ``chosen`` (share of the tokens at which an expert's weight
         is the largest, mean over layers).
     """

@@ -25,6 +25,7 @@ from coterie.mixtures.layers.layers_mixture import LayersMixture
 from coterie.mixtures.layers.merge import Merge, describe, like
 from coterie.mixtures.layers.merged_model import GateSettings
 from coterie.mixtures.layers.tensor_shards import INDEX, SHARD, Stored, index, require_room, stored, write
+from coterie.mixtures.mixture_config import SPECIAL_TOKENS
 from coterie.models.checkpoint import weight_files
 from coterie.models.initialise import copy_tokenizer
 from coterie.models.quiet import quiet
@@ -67,8 +68,8 @@ def write_rest(
     size = sum(t.bytes for t in (*experts.values(), *of_gates.values()))
     (folder / INDEX).write_text(index(where, size))
     (folder / "config.json").write_text(json.dumps(settings, indent=1, sort_keys=True) + "\n")
-    ends = {k: settings[k] for k in ("bos_token_id", "eos_token_id", "pad_token_id") if settings[k] is not None}
-    (folder / "generation_config.json").write_text(json.dumps(ends, indent=1, sort_keys=True) + "\n")
+    special = {k: settings[k] for k in SPECIAL_TOKENS if settings[k] is not None}
+    (folder / "generation_config.json").write_text(json.dumps(special, indent=1, sort_keys=True) + "\n")
     copy_tokenizer(tokenizer, folder)
 
 

@@ -24,6 +24,7 @@ from coterie.mixtures.layers.expert_weights import Directory, Source
 from coterie.mixtures.layers.gated_block import feed_forward
 from coterie.mixtures.layers.merged_model import GateSettings
 from coterie.mixtures.layers.tensor_shards import AHEAD, SHARD, Wanted, read_ahead, same
+from coterie.mixtures.mixture_config import SPECIAL_TOKENS
 from coterie.mixtures.same_tokenizer import require_same_tokenizer
 from coterie.spec.json_types import Settings
 
@@ -225,5 +226,5 @@ def describe(
         "experts": [{"name": first[u], "digest": digest} for u, digest in enumerate(digests)],
         "gate": gate,
         "tie_word_embeddings": base.tied,
-        **{k: text.get(k) for k in ("bos_token_id", "eos_token_id", "pad_token_id")},
+        **{k: text.get(k) for k in SPECIAL_TOKENS},
     }

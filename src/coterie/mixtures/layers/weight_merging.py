@@ -50,13 +50,13 @@ def combine(
     """
     if method == "average" and weight is not None:
         raise RequestError("an average has no weight", where="weight", do="use task_arithmetic")
-    it = Merge(base, experts, shared="average")
-    it.check()
+    merge = Merge(base, experts, shared="average")
+    merge.check()
     default = {"average": 1 / len(experts), "task_arithmetic": 0.4, "ties": 1.0}[method]
     share = default if weight is None else weight
     wanted = [
-        Wanted(name, base.dtype(name), base.shape(name), partial(_combined, it, name, method, share, density))
-        for name in it.names
+        Wanted(name, base.dtype(name), base.shape(name), partial(_combined, merge, name, method, share, density))
+        for name in merge.names
     ]
     size = sum(t.bytes for t in wanted)
     require_room(folder, size)
@@ -64,15 +64,15 @@ def combine(
     where = write(folder, wanted, shard_bytes)
     if len(set(where.values())) > 1:
         (folder / INDEX).write_text(index(where, size))
-    said = {k: v for k, v in base.config.to_dict().items() if k != "_name_or_path"}
-    (folder / "config.json").write_text(json.dumps(said, indent=2, sort_keys=True) + "\n")
+    config = {k: v for k, v in base.config.to_dict().items() if k != "_name_or_path"}
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     copy_tokenizer(base.folder, folder)
     return folder
 
 
-def _combined(it: Merge, name: str, method: Method, weight: float, density: float) -> Tensor:
-    start = it.base.read(name).float()
-    changes = [expert.read(name).float() - start for expert in it.experts]
+def _combined(merge: Merge, name: str, method: Method, weight: float, density: float) -> Tensor:
+    start = merge.base.read(name).float()
+    changes = [expert.read(name).float() - start for expert in merge.experts]
     weights = torch.full((len(changes),), weight)
     if method == "ties":
         return start + ties(changes, weights, density)

@@ -1,4 +1,4 @@
-"""``coterie.load``: any mixture or expert as one and the same kind of model."""
+"""Any mixture or expert directory as one and the same kind of model."""
 
 from __future__ import annotations
 
@@ -31,15 +31,7 @@ def load(
     dtype: torch.dtype = torch.float32,
     device: str | torch.device | None = None,
 ) -> Mixture:
-    """Open a mixture or an expert directory. An expert is the mixture of itself alone: same questions, same answers.
-
-    Args:
-        path: what `coterie run` wrote to ``OUT/mixtures/NAME`` or ``OUT/experts/NAME``, or any Hugging Face model directory.
-        base: the model a LoRA adapter rests on, where the adapter does not name a directory.
-
-    Raises:
-        RequestError: no model is there, or it is not whole.
-    """
+    """Open a directory; see `coterie.load`, which also says what the mixture can be made anew from."""
     folder = Path(path).expanduser()
     if not folder.is_dir():
         raise no_model(folder)

@@ -42,7 +42,7 @@ class Expert(Spec):
     ) = None
     """One expert for each window of time; needs the corpus's `time` column."""
     allow: tuple[Literal["gap", "overlap"], ...] = ()
-    """What a list of windows may have: gaps between them, overlaps. Either is an error unless it is said."""
+    """What a list of windows may have: gaps between them, overlaps. Either is an error unless allowed here."""
     window: Window | None = None
     """Window of this one expert; of a finished one, the span of all that it has read, as its maker says."""
     where: dict[str, Any] = Field(default_factory=dict)

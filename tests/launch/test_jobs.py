@@ -32,24 +32,21 @@ class Watched(Local):
 
     def __init__(self, at_once: int) -> None:
         super().__init__(at_once)
-        self.names: dict[int, str] = {}
         self.started: list[str] = []
         self.done: list[str] = []
         self.done_before: dict[str, set[str]] = {}
         self.most = 0
 
-    def start(self, job: Job, log: Path) -> Any:
-        made = super().start(job, log)
-        self.names[made.pid] = job.name
+    def start(self, job: Job, log: Path) -> None:
+        super().start(job, log)
         self.started.append(job.name)
         self.done_before[job.name] = set(self.done)
         self.most = max(self.most, len(self.started) - len(self.done))
-        return made
 
-    def ended(self, running: Any) -> str | None:
-        ended = super().ended(running)
+    def ended(self, name: str) -> str | None:
+        ended = super().ended(name)
         if ended is not None:
-            self.done.append(self.names[running.pid])
+            self.done.append(name)
         return ended
 
 
@@ -86,10 +83,9 @@ def test_what_does_not_need_a_failed_job_goes_on_and_one_error_says_all(tmp_path
 
 def test_a_killed_job_is_named_with_what_ended_it(tmp_path: Path) -> None:
     class Killing(Local):
-        def start(self, job: Job, log: Path) -> Any:
-            made = super().start(job, log)
-            made.send_signal(signal.SIGKILL)
-            return made
+        def start(self, job: Job, log: Path) -> None:
+            super().start(job, log)
+            self.processes[job.name].send_signal(signal.SIGKILL)
 
     with pytest.raises(WorkError, match="1 of 1 jobs was not done: a") as failed:
         run_jobs([Job("a", GOOD)], Killing(1), tmp_path)
@@ -106,12 +102,12 @@ def test_jobs_share_the_cores_unless_it_is_said_otherwise(
         monkeypatch.setenv("OMP_NUM_THREADS", said)
     half = str(max((os.cpu_count() or 1) // 2, 1))
     place = Local(2)
-    made = place.start(Job("a", GOOD), tmp_path / "a.log")
+    place.start(Job("a", GOOD), tmp_path / "a.log")
     try:
-        environment = until(psutil.Process(made.pid).environ)
+        environment = until(psutil.Process(place.processes["a"].pid).environ)
         assert [environment[name] for name in THREADS] == [said or half, half, half]
     finally:
-        place.end([made])
+        place.end(["a"])
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ from tests.mixtures.adapters.count import flops
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from coterie.models import stack
-from coterie.models.stack import Factors, Inlet, Stacked, Weights
+from coterie.models.stack import Inlet, Stacked
+from coterie.models.stack_blocks import Block, Factors, Weights
 
 
 @st.composite
@@ -113,7 +113,7 @@ def test_gradients_are_those_of_the_pass_an_expert_and_of_nothing_else(case: dic
         if not block.down.requires_grad:
             assert all(p.grad is None for p in block.parameters())
             continue
-        grads = stack.Block.of.__get__(_grads_of(block))
+        grads = Block.of.__get__(_grads_of(block))
         for member in block.members:
             for name, found in grads(member).items():
                 torch.testing.assert_close(found.A_RI, leaves[member][name].A_RI.grad, atol=1e-3, rtol=1e-4)
@@ -127,9 +127,9 @@ def test_gradients_are_those_of_the_pass_an_expert_and_of_nothing_else(case: dic
         torch.testing.assert_close(found, rows.grad, atol=1e-3, rtol=1e-4)
 
 
-def _grads_of(block: stack.Block) -> stack.Block:
+def _grads_of(block: Block) -> Block:
     """A block whose tensors are the gradients."""
-    twin = stack.Block.__new__(stack.Block)
+    twin = Block.__new__(Block)
     twin.__dict__.update({k: v for k, v in block.__dict__.items() if not k.startswith("_")})
     twin.__dict__["down"] = block.down.grad
     twin.__dict__["ups"] = [up.grad if up.grad is not None else torch.zeros_like(up) for up in block.ups]

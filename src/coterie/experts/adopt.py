@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 from coterie.errors import RequestError
-from coterie.models.checkpoint import checkpoint, contents
+from coterie.models.checkpoint import checkpoint, contents, require_same_base
 from coterie.models.local_files import refuse_remote_code
 from coterie.spec.digest import digest
 from coterie.store import Action, Artifact, Store, sha256
@@ -31,34 +31,23 @@ def adopt(store: Store, folder: str | Path, base: Artifact, *, label: str) -> Ar
         if not (folder / name).is_file():
             raise RequestError("no adapter is here", where=str(folder), expected=name, do="correct the expert's adapter")
     refuse_remote_code(folder)
-    _same_base(folder, base)
+    require_same_base(folder, base)
     files = {name: sha256(folder / name) for name in FILES}
     action = Action("experts", {"adopted": True}, {"adapter": digest(files), "base": contents(base)}, ("peft",))
 
     def build(target: Path) -> None:
-        from coterie.models import lora_files as adapters
+        from coterie.models import lora_files
         from coterie.models.initialise import copy_tokenizer
         from coterie.models.open import open_model
 
         model = open_model(base)
-        adapter = adapters.read(folder, adapters.linears(model))
+        adapter = lora_files.read(folder, lora_files.linears(model))
         for name in FILES:
             shutil.copyfile(folder / name, target / name)
         copy_tokenizer(base.path, target)
         trained = sum(f.A_RI.numel() + f.B_OR.numel() for f in adapter.values())
-        facts = {
-            "kind": "lora",
-            "tokens": 0,
-            "steps": 0,
-            "loss": None,
-            "precision": None,
-            "start": contents(base),
-            "base": contents(base),
-            "parameters": trained + sum(p.numel() for p in model.parameters()),
-            "trained_parameters": trained,
-        }
-        (target / "metrics.jsonl").write_text("")
-        (target / "facts.json").write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")
+        total = trained + sum(p.numel() for p in model.parameters())
+        _write_figures(target, "lora", contents(base), total, trained)
 
     return store.make(action, build, label=label)
 
@@ -78,38 +67,20 @@ def adopt_model(store: Store, folder: str | Path, *, kind: str, label: str) -> A
     def build(target: Path) -> None:
         from safetensors import safe_open
 
-        for name in found.files:
-            shutil.copyfile(found.file(name), target / name)
         count = 0
         for name in found.files:
+            shutil.copyfile(found.file(name), target / name)
             if name.endswith(".safetensors"):
                 with safe_open(found.file(name), framework="numpy") as file:
                     count += sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118
-        facts = {
-            "kind": kind,
-            "tokens": 0,
-            "steps": 0,
-            "loss": None,
-            "precision": None,
-            "start": None,
-            "base": None,
-            "parameters": count,
-            "trained_parameters": 0,
-        }
-        (target / "metrics.jsonl").write_text("")
-        (target / "facts.json").write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")
+        _write_figures(target, kind, None, count, 0)
 
     return store.make(action, build, label=label)
 
 
-def _same_base(folder: Path, base: Artifact) -> None:
-    facts = folder / "facts.json"
-    said = json.loads(facts.read_text()).get("base") if facts.is_file() else None
-    if said is not None and not base.planned and said != contents(base):
-        raise RequestError(
-            "the adapter was trained on another base",
-            where=str(folder),
-            expected=said[:16],
-            found=contents(base)[:16],
-            do="use the base that it names",
-        )
+def _write_figures(target: Path, kind: str, base: str | None, parameters: int, trained: int) -> None:
+    """The figures that a trained expert has, of one for which nothing was trained here, and an empty log."""
+    unknown = {"tokens": 0, "steps": 0, "loss": None, "precision": None}
+    facts = {"kind": kind, **unknown, "start": base, "base": base, "parameters": parameters, "trained_parameters": trained}
+    (target / "metrics.jsonl").write_text("")
+    (target / "facts.json").write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")

@@ -42,7 +42,7 @@ class Expert(Spec):
     ) = None
     """One expert for each window of time; needs the corpus's `time` column."""
     allow: tuple[Literal["gap", "overlap"], ...] = ()
-    """What a list of windows may have: gaps between them, overlaps. Either is an error unless it is said."""
+    """What a list of windows may have: gaps between them, overlaps. Either is an error unless allowed here."""
     window: Window | None = None
     """Window of this one expert; of a finished one, the span of all that it has read, as its maker says."""
     where: dict[str, Any] = Field(default_factory=dict)
@@ -66,7 +66,7 @@ class Expert(Spec):
 
     @model_validator(mode="before")
     @classmethod
-    def _an_adapter_is_lora(cls, value: Any) -> Any:
+    def _an_adapter_is_lora(cls, value: object) -> object:
         return {"kind": "lora", **value} if isinstance(value, dict) and value.get("adapter") is not None else value
 
     @model_validator(mode="after")
@@ -79,9 +79,9 @@ class Expert(Spec):
             if (self.kind == "lora") != (self.adapter is not None):
                 raise ValueError(f"an adapter is of kind lora and a model is not: found kind {self.kind}")
             fields, ignored = type(self).model_fields, ("lora", "windows", "seed", "where")
-            if said := [k for k in ignored if getattr(self, k) not in (None, fields[k].default, {})]:
+            if unused := [k for k in ignored if getattr(self, k) not in (None, fields[k].default, {})]:
                 raise ValueError(
-                    f"{said[0]} has no effect on a finished {'adapter' if self.adapter else 'model'}: remove it"
+                    f"{unused[0]} has no effect on a finished {'adapter' if self.adapter else 'model'}: remove it"
                 )
         if self.lora is not None and self.kind != "lora":
             raise ValueError(f"lora settings are ignored by kind {self.kind}: set kind: lora or remove them")

@@ -91,7 +91,7 @@ class Loop(Trainer):
         self.save()
 
     def save(self) -> None:
-        """Write a checkpoint; asked of every rank."""
+        """Write a checkpoint; every rank calls it."""
         loss_sums = self.accelerator.gather(self._tr_loss.detach().reshape(1)).tolist()  # of each rank
         if not ranks.first():
             return

@@ -35,7 +35,7 @@ def wanted(train: Train, where: str) -> int:
     """Processes to start for ``train.parallel``.
 
     Raises:
-        RequestError: not said, and not given by the number of GPUs; or they cannot share the batch evenly.
+        RequestError: not given, and not by the number of GPUs either; or they cannot share the batch evenly.
     """
     processes = train.processes
     if processes is None:

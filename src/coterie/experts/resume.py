@@ -2,7 +2,7 @@
 
 A checkpoint is written beside its place, every file flushed to the disk, a manifest of hashes put with it, and renamed; a
 process killed at any point leaves the ones before it as they were. On resuming the newest that verifies is taken, and for
-each that does not the reason is said. Older ones are ordered by step, never by clock; the newest two are kept.
+each that does not the reason is printed. Older ones are ordered by step, never by clock; the newest two are kept.
 
     checkpoint-<step>/trainable.safetensors   parameters that move
                       optimizer.safetensors   AdamW's moments, by parameter and name

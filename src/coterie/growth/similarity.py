@@ -12,7 +12,7 @@ from torch import Tensor
 
 from coterie.errors import RequestError
 from coterie.models.lora_files import Adapter
-from coterie.models.stack import Factors
+from coterie.models.stack_blocks import Factors
 
 
 def inner(one: Adapter, two: Adapter) -> float:

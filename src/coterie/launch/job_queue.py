@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from coterie.errors import WorkError
 from coterie.launch.process import Lines
@@ -45,13 +45,13 @@ class Place(Protocol):
     def arrives(self) -> float:
         """Seconds after which what a job wrote is certainly seen here."""
 
-    def start(self, job: Job, log: Path) -> Any:
-        """Start a job whose lines go to ``log``; a handle of it."""
+    def start(self, job: Job, log: Path) -> None:
+        """Start a job whose lines go to ``log``."""
 
-    def ended(self, running: Any) -> str | None:
-        """None while it runs; then "" if all went well, else how it ended."""
+    def ended(self, name: str) -> str | None:
+        """None while the job of that name runs; then "" if all went well, else how it ended."""
 
-    def end(self, running: Sequence[Any]) -> None:
+    def end(self, names: Sequence[str]) -> None:
         """End jobs before they are done."""
 
 
@@ -68,7 +68,7 @@ def run_jobs(jobs: Sequence[Job], place: Place, folder: Path, changed: Callable[
     by_name = {job.name: job for job in jobs}
     assert len(by_name) == len(jobs), "two jobs of one name"
     waiting = {name: by_name[name] for name in TopologicalSorter({job.name: job.after for job in jobs}).static_order()}
-    running: dict[str, tuple[Any, Lines]] = {}
+    running: dict[str, Lines] = {}
     done: set[str] = set()
     failed: dict[str, str] = {}
     try:
@@ -80,11 +80,12 @@ def run_jobs(jobs: Sequence[Job], place: Place, folder: Path, changed: Callable[
                 elif job.after <= done and len(running) < (place.at_once or len(jobs)):
                     changed()
                     log = folder / f"{job.name}.log"
-                    running[job.name] = place.start(job, log), Lines(log)
+                    place.start(job, log)
+                    running[job.name] = Lines(log)
                     del waiting[job.name]
             time.sleep(POLL if running else 0)
-            for name, (handle, lines) in list(running.items()):
-                ended = place.ended(handle)
+            for name, lines in list(running.items()):
+                ended = place.ended(name)
                 for line in lines.new():
                     say(f"{name} | {line}")
                 if ended is None:
@@ -97,13 +98,13 @@ def run_jobs(jobs: Sequence[Job], place: Place, folder: Path, changed: Callable[
                 else:
                     done.add(name)
     finally:
-        place.end([handle for handle, _ in running.values()])
+        place.end(list(running))
     if failed:
         raise WorkError(
             f"{len(failed)} of {len(jobs)} jobs {'was' if len(failed) == 1 else 'were'} not done: {', '.join(failed)}",
             where=str(folder),
             expected="every job to end well",
-            found="".join(f"\n    {name}: {said}" for name, said in failed.items()),
+            found="".join(f"\n    {name}: {why}" for name, why in failed.items()),
             kept=f"what was finished ({len(done)} jobs), and the newest checkpoint of what was not",
             do="correct what the logs name; the same command goes on",
         )

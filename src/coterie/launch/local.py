@@ -29,31 +29,33 @@ class Local:
         if at_once < 1:
             raise RequestError("no jobs at once", where="--jobs", expected="1 or more", found=str(at_once))
         self.at_once, self.arrives = at_once, 0.0
-        self._seats: list[process.Process | None] = [None] * at_once
+        self._seats: list[str | None] = [None] * at_once
+        self.processes: dict[str, process.Process] = {}
+        """By the name of the job."""
 
-    def start(self, job: Job, log: Path) -> process.Process:
-        seat = next(i for i, it in enumerate(self._seats) if it is None or it.returncode is not None)
+    def start(self, job: Job, log: Path) -> None:
+        seat = next(i for i, name in enumerate(self._seats) if name is None or self.processes[name].returncode is not None)
         environment = {**os.environ, **share(seat, self.at_once, os.environ.get("CUDA_VISIBLE_DEVICES"), _gpus())}
         for name in THREADS:
             environment.setdefault(name, str(max((os.cpu_count() or 1) // self.at_once, 1)))
-        self._seats[seat] = made = process.start(command(job.arguments), log, environment)
-        return made
+        self._seats[seat] = job.name
+        self.processes[job.name] = process.start(command(job.arguments), log, environment)
 
-    def ended(self, running: process.Process) -> str | None:
-        code = running.poll()
+    def ended(self, name: str) -> str | None:
+        code = self.processes[name].poll()
         if code is None or code == 0:
             return None if code is None else ""
         return f"ended by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
-    def end(self, running: Sequence[process.Process]) -> None:
-        if running:
-            say(f"  ending {len(running)} jobs, training with a checkpoint; once more ends them at once")
-        process.end(running, signal.SIGINT, patience=60)
+    def end(self, names: Sequence[str]) -> None:
+        if names:
+            say(f"  ending {len(names)} jobs, training with a checkpoint; once more ends them at once")
+        process.end([self.processes[name] for name in names], signal.SIGINT, patience=60)
 
 
 def share(seat: int, seats: int, visible: str | None, gpus: int) -> dict[str, str]:
     """The GPUs of one of so many seats, as an environment: every `seats`-th; one that others use too if there are fewer."""
-    every = [str(i) for i in range(gpus)] if visible is None else [it for it in visible.split(",") if it]
+    every = [str(i) for i in range(gpus)] if visible is None else [gpu for gpu in visible.split(",") if gpu]
     if len(every) < 2 or seats < 2:
         return {}
     return {"CUDA_VISIBLE_DEVICES": ",".join(every[seat::seats] or [every[seat % len(every)]])}

@@ -22,9 +22,9 @@ def main(folder: Path) -> None:
     try:
         result = getattr(import_module(module), name)(request["payload"])
     except CoterieError as error:
-        said = {key: getattr(error, key) for key in ("what", "where", "expected", "found", "kept", "do")}
+        fields = {key: getattr(error, key) for key in ("what", "where", "expected", "found", "kept", "do")}
         path = folder / f"error-{os.environ['RANK']}.json"
-        path.write_text(json.dumps({"kind": type(error).__name__, **said}))
+        path.write_text(json.dumps({"kind": type(error).__name__, **fields}))
         os._exit(1)  # the other ranks wait for this one in vain; torchrun ends them
     if first:
         (folder / "result.json").write_text(json.dumps(result))

@@ -18,12 +18,16 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from coterie.errors import RequestError
 from coterie.launch import process
 from coterie.launch.job_queue import Job
 from coterie.launch.local import THREADS, command
+
+if TYPE_CHECKING:
+    import submitit
+    from submitit.helpers import DelayedSubmission
 
 OF_SUBMITIT = {
     "account",
@@ -99,8 +103,8 @@ def parameters(given: Mapping[str, object]) -> dict[str, object]:
     Raises:
         RequestError: an unknown name; no time, for which submitit would take five minutes.
     """
-    said = {name.replace("-", "_"): True if value == "true" else value for name, value in given.items()}
-    unknown = sorted(said.keys() - OF_SUBMITIT - OF_SBATCH)
+    wanted = {name.replace("-", "_"): True if value == "true" else value for name, value in given.items()}
+    unknown = sorted(wanted.keys() - OF_SUBMITIT - OF_SBATCH)
     if unknown:
         raise RequestError(
             "SLURM has no such parameter for a job",
@@ -108,23 +112,23 @@ def parameters(given: Mapping[str, object]) -> dict[str, object]:
             expected=", ".join(sorted(OF_SUBMITIT | OF_SBATCH)),
             found=", ".join(unknown),
         )
-    if "time" not in said:
+    if "time" not in wanted:
         raise RequestError(
             "how long may a job take?",
             where="--slurm time",
             expected="minutes, H:M:S or D-H:M:S",
             do="for example --slurm time=4:00:00",
         )
-    said["time"] = _minutes(said["time"])
-    if isinstance(said.get("setup"), str):
-        said["setup"] = [said["setup"]]
-    if "cpus_per_task" in said:  # since 22.05 srun does not take it from the batch script
-        said["srun_args"] = [f"--cpus-per-task={said['cpus_per_task']}"]
-    further = {name.replace("_", "-"): said.pop(name) for name in sorted(said.keys() & OF_SBATCH)}
-    return said | ({"additional_parameters": further} if further else {})
+    wanted["time"] = _minutes(wanted["time"])
+    if isinstance(wanted.get("setup"), str):
+        wanted["setup"] = [wanted["setup"]]
+    if "cpus_per_task" in wanted:  # since 22.05 srun does not take it from the batch script
+        wanted["srun_args"] = [f"--cpus-per-task={wanted['cpus_per_task']}"]
+    further = {name.replace("_", "-"): wanted.pop(name) for name in sorted(wanted.keys() & OF_SBATCH)}
+    return wanted | ({"additional_parameters": further} if further else {})
 
 
-def _minutes(value: Any) -> int:
+def _minutes(value: object) -> int:
     """``90``, ``MM:SS``, ``HH:MM:SS``, ``D-HH``, ``D-HH:MM``, ``D-HH:MM:SS``, rounded up."""
     days, dash, rest = str(value).rpartition("-")
     if not re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}", str(value)):
@@ -149,7 +153,7 @@ class Command:
             time.sleep(0.2)
         return self.process.returncode
 
-    def checkpoint(self) -> Any:
+    def checkpoint(self) -> DelayedSubmission:
         """Called by submitit ``signal_delay_s`` before the end; what it returns is queued again."""
         from submitit.helpers import DelayedSubmission
 
@@ -178,17 +182,18 @@ class Slurm:
                 do="call it on a login node of the cluster, or use --jobs N on this machine",
             )
         self.arrives = 60.0  # NFS remembers for so long that something was not there
+        self._jobs: dict[str, submitit.Job[int]] = {}
         self._asked = -math.inf
         self._states: dict[str, str] = {}
         self._gone: dict[str, float] = {}
 
-    def start(self, job: Job, log: Path) -> Any:
+    def start(self, job: Job, log: Path) -> None:
         import submitit
 
         executor = submitit.SlurmExecutor(log.parent / "slurm", max_num_timeout=1000)
         executor.update_parameters(job_name=f"coterie-{job.name}", **self.parameters)
         try:
-            made = executor.submit(Command(job.arguments, log))
+            self._jobs[job.name] = made = executor.submit(Command(job.arguments, log))
         except submitit.core.utils.FailedJobError as error:
             raise RequestError(
                 "SLURM does not take the job",
@@ -199,9 +204,9 @@ class Slurm:
             ) from None
         self._asked = time.monotonic()  # else an older answer, without this job, would say that it is gone
         self._states[made.job_id] = "PENDING"
-        return made
 
-    def ended(self, running: Any) -> str | None:
+    def ended(self, name: str) -> str | None:
+        running = self._jobs[name]
         if running.paths.result_pickle.exists():
             failure = running.exception()
             code = running.result() if failure is None else None
@@ -221,12 +226,12 @@ class Slurm:
         if time.monotonic() - self._asked < ASK:
             return
         self._asked = time.monotonic()
-        asked = ["squeue", "--me", "--noheader", "--states=all", "--format=%A %T"]
-        done = subprocess.run(asked, capture_output=True, text=True, check=False)
+        question = ["squeue", "--me", "--noheader", "--states=all", "--format=%A %T"]
+        done = subprocess.run(question, capture_output=True, text=True, check=False)
         if done.returncode == 0:  # else it is busy: asked again later
             self._states = dict(line.split(maxsplit=1) for line in done.stdout.splitlines() if " " in line.strip())
 
-    def end(self, running: Sequence[Any]) -> None:
-        for it in running:
+    def end(self, names: Sequence[str]) -> None:
+        for name in names:
             with suppress(subprocess.CalledProcessError):
-                it.cancel()
+                self._jobs[name].cancel()

@@ -69,9 +69,9 @@ def _follow(agent: process.Process, progress: process.Lines) -> None:
 def _error(folder: Path, label: str) -> errors.CoterieError:
     failed = sorted(folder.glob("error-*.json"), key=lambda path: path.stat().st_mtime_ns)
     if failed:
-        said = json.loads(failed[0].read_text())
-        kind = getattr(errors, said.pop("kind"))
-        return kind(said.pop("what"), **said)
+        fields = json.loads(failed[0].read_text())
+        kind = getattr(errors, fields.pop("kind"))
+        return kind(fields.pop("what"), **fields)
     lines = [line for line in (folder / "log.txt").read_text(errors="replace").splitlines() if line.strip()]
     return WorkError(
         f"{label}: a rank ended before its work was done",

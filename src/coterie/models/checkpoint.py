@@ -104,6 +104,20 @@ def _download(name: str, revision: str | None) -> Path:
         ) from None
 
 
+def require_same_base(folder: Path, base: Artifact) -> None:
+    """RequestError if an adapter says that it was trained on another base than this one, by content."""
+    facts = folder / "facts.json"
+    expected = read_json(facts).get("base") if facts.is_file() else None
+    if expected is not None and not base.planned and expected != contents(base):
+        raise RequestError(
+            "the adapter was trained on another base",
+            where=str(folder),
+            expected=expected[:16],
+            found=contents(base)[:16],
+            do="use the base that it names",
+        )
+
+
 def weight_files(folder: Path) -> list[Path]:
     """The weight files: one, or those an index names, which must lie in the directory itself."""
     index = folder / "model.safetensors.index.json"

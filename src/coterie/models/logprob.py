@@ -8,12 +8,13 @@ B rows, T positions (T-1 of them are predicted), D width, V vocabulary, C tokens
 
 from __future__ import annotations
 
-from typing import Any
+from typing import cast
 from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from coterie.models import packed_inputs as packing
 
@@ -58,11 +59,12 @@ def _gather(logits_CV: Tensor, target_C: Tensor) -> Tensor:
     return logits_CV.gather(-1, target_C[:, None])[:, 0] - logits_CV.logsumexp(-1)
 
 
-def _plain(model: Any) -> Any:
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
+def _plain(model: nn.Module) -> PreTrainedModel:
+    """The model under an adapter of PEFT."""
+    return cast(PreTrainedModel, getattr(model, "get_base_model", lambda: model)())
 
 
-def _decoder(model: nn.Module) -> Any:
+def _decoder(model: nn.Module) -> nn.Module:
     return getattr(_plain(model), _plain(model).base_model_prefix)
 
 

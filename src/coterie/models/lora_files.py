@@ -12,20 +12,28 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import PreTrainedModel
 
 from coterie.errors import RequestError
 from coterie.models.local_files import refuse_remote_code
-from coterie.models.stack import Factors, shape_of
+from coterie.models.stack import shape_of
+from coterie.models.stack_blocks import Factors
 from coterie.spec.settings import check_name
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
 
 Adapter = dict[str, Factors]
 """An expert's update of each linear, by the linear's name in the base."""
+
+Shapes = Mapping[str, tuple[int, int]]
+"""(inputs, outputs) of a base's linears, by name."""
 
 PREFIX = "base_model.model."
 _UNTOLD = {
@@ -40,14 +48,14 @@ _UNTOLD = {
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq")
 
 
-def linears(base: Any) -> dict[str, tuple[int, int]]:
+def linears(base: PreTrainedModel) -> dict[str, tuple[int, int]]:
     """The linears of a model that can carry updates, the head left out: (inputs, outputs) by name."""
     head = base.get_output_embeddings()
     found = {name: shape_of(module) for name, module in base.named_modules() if module is not head}
     return {name: shape for name, shape in found.items() if shape is not None}
 
 
-def read(folder: Path, places: Mapping[str, tuple[int, int]]) -> Adapter:
+def read(folder: Path, places: Shapes) -> Adapter:
     """An adapter of a base whose linears are ``places``.
 
     Raises:
@@ -100,33 +108,33 @@ def read(folder: Path, places: Mapping[str, tuple[int, int]]) -> Adapter:
     return {name: adapter[name] for name in places if name in adapter}
 
 
-def _config(folder: Path) -> Any:
+def _config(folder: Path) -> LoraConfig:
     from peft import LoraConfig
 
     path = folder / "adapter_config.json"
     try:
-        said = json.loads(path.read_text(encoding="utf-8"))
+        given = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RequestError(
             "no adapter is here", where=str(folder), expected="a directory with adapter_config.json"
         ) from None
     except ValueError as error:
         raise RequestError("cannot be read as JSON", where=str(path), found=str(error)) from None
-    if said.get("peft_type") != "LORA":
+    if given.get("peft_type") != "LORA":
         raise RequestError(
-            "not a LoRA adapter", where=str(path), expected="peft_type LORA", found=str(said.get("peft_type"))
+            "not a LoRA adapter", where=str(path), expected="peft_type LORA", found=str(given.get("peft_type"))
         )
     for key, what in _UNTOLD.items():
-        if said.get(key):
+        if given.get(key):
             raise RequestError(
                 f"the adapter has {what}, which are more than an update of linears",
                 where=f"{path} ({key})",
-                found=str(said[key]),
+                found=str(given[key]),
                 do="train it as a plain LoRA adapter",
             )
-    if said.get("bias", "none") != "none":
-        raise RequestError("the adapter has trained biases", where=f"{path} (bias)", found=str(said["bias"]))
-    start = str(said.get("init_lora_weights", "")).lower()
+    if given.get("bias", "none") != "none":
+        raise RequestError("the adapter has trained biases", where=f"{path} (bias)", found=str(given["bias"]))
+    start = str(given.get("init_lora_weights", "")).lower()
     if start.startswith(_CHANGES_BASE):
         raise RequestError(
             "the adapter's start changed its base, so it does not fit the base as it is",
@@ -135,7 +143,7 @@ def _config(folder: Path) -> Any:
             do="convert it to a plain adapter on saving",
         )
     known = LoraConfig.__dataclass_fields__
-    return LoraConfig(**{k: v for k, v in said.items() if k in known and k not in ("peft_type", "runtime_config")})
+    return LoraConfig(**{k: v for k, v in given.items() if k in known and k not in ("peft_type", "runtime_config")})
 
 
 def _tensors(folder: Path) -> dict[str, torch.Tensor]:
@@ -158,7 +166,7 @@ def _tensors(folder: Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def _all_there(folder: Path, config: Any, places: Mapping[str, Any], halves: Mapping[str, Mapping[str, Any]]) -> None:
+def _all_there(folder: Path, config: LoraConfig, places: Shapes, halves: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
     """Every linear that the configuration names must have both halves."""
     from peft.tuners.tuners_utils import check_target_module_exists
 
@@ -178,7 +186,7 @@ def _all_there(folder: Path, config: Any, places: Mapping[str, Any], halves: Map
             raise RequestError(
                 "the adapter has a tensor that its configuration does not name",
                 where=str(folder),
-                expected=str(sorted(config.target_modules)),
+                expected=str(sorted(config.target_modules or ())),
                 found=name,
             )
 
@@ -190,7 +198,7 @@ def _pattern(patterns: Mapping[str, float] | None, name: str, default: float) ->
     return patterns.get(get_pattern_key(list(patterns), name), default)
 
 
-def write(adapter: Mapping[str, Factors], places: Mapping[str, Any], folder: Path, dropout: float = 0.0) -> None:
+def write(adapter: Mapping[str, Factors], places: Shapes, folder: Path, dropout: float = 0.0) -> None:
     """Write a stock PEFT adapter directory; `peft.PeftModel.from_pretrained` opens it."""
     from peft import LoraConfig
 
@@ -213,9 +221,9 @@ def write(adapter: Mapping[str, Factors], places: Mapping[str, Any], folder: Pat
     folder.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(str(folder))
     path = folder / "adapter_config.json"
-    said = json.loads(path.read_text())
-    said["target_modules"] = sorted(said["target_modules"])  # a set: its order differs between runs
-    path.write_text(json.dumps(said, indent=2, sort_keys=True) + "\n")
+    given = json.loads(path.read_text())
+    given["target_modules"] = sorted(given["target_modules"])  # a set: its order differs between runs
+    path.write_text(json.dumps(given, indent=2, sort_keys=True) + "\n")
     tensors = {}
     for name, factors in adapter.items():
         tensors[f"{PREFIX}{name}.lora_A.weight"] = factors.A_RI.detach().cpu().contiguous().clone()
@@ -223,7 +231,7 @@ def write(adapter: Mapping[str, Factors], places: Mapping[str, Any], folder: Pat
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
-def fresh(places: Mapping[str, tuple[int, int]], targets: str | tuple[str, ...], r: int, alpha: float, seed: int) -> Adapter:
+def fresh(places: Shapes, targets: str | tuple[str, ...], r: int, alpha: float, seed: int) -> Adapter:
     """A new expert as PEFT starts one: A uniform as a linear's weight, B zero, so that it changes nothing yet.
 
     Raises:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import cast
 
@@ -10,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from coterie.errors import RequestError, WorkError
-from coterie.models.checkpoint import checkpoint, contents
+from coterie.models.checkpoint import checkpoint, require_same_base
 from coterie.models.local_files import refuse_remote_code
 from coterie.models.quiet import quiet
 from coterie.models.strict_loading import load_strictly
@@ -47,7 +46,7 @@ def open_model(
     else:
         if base is None:
             raise RequestError("an adapter needs the model it rests on", where=str(folder), expected="base")
-        _check_base(folder, base)
+        require_same_base(folder, base if isinstance(base, Artifact) else checkpoint(base))
         model = _on_base(folder, load_strictly(_folder(base), dtype=dtype), trainable)
     model.config.use_cache = False
     return model.to(torch.device(device or "cpu")).eval()  # type: ignore[arg-type]
@@ -69,20 +68,6 @@ def _on_base(folder: Path, model: PreTrainedModel, trainable: bool) -> PreTraine
         if not torch.isfinite(tensor).all() or not torch.equal(loaded[name].float(), tensor.float()):
             raise WorkError("the adapter was not loaded as it was saved", where=f"{folder} ({name})")
     return cast(PreTrainedModel, adapted)  # PEFT passes on what a model of transformers has
-
-
-def _check_base(folder: Path, base: Openable) -> None:
-    facts = folder / "facts.json"
-    expected = json.loads(facts.read_text()).get("base") if facts.is_file() else None
-    found = contents(base if isinstance(base, Artifact) else checkpoint(base))
-    if expected is not None and expected != found:
-        raise RequestError(
-            "the adapter was trained on another base",
-            where=str(folder),
-            expected=expected[:16],
-            found=found[:16],
-            do="open it on the base that it names",
-        )
 
 
 def _folder(what: Openable) -> Path:

@@ -10,12 +10,13 @@ B rows, T positions.
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import cast
 from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
 from coterie.errors import RequestError
 
@@ -52,7 +53,7 @@ def needs_mask(model: nn.Module) -> bool:
 
 @torch.no_grad()
 def _measure(model: nn.Module) -> bool:
-    training, device, config = model.training, next(model.parameters()).device, cast(Any, model.config)
+    training, device, config = model.training, next(model.parameters()).device, cast(PreTrainedConfig, model.config)
     model.eval()
     try:
         ids_BT = torch.arange(9, device=device)[None] % config.get_text_config().vocab_size

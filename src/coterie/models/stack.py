@@ -16,9 +16,8 @@ Shapes: M tokens, I inputs, O outputs, L linears of an inlet, U running experts,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -26,157 +25,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-
-class Factors(NamedTuple):
-    """One expert's update of one linear, ``scale * B @ A``."""
-
-    A_RI: Float[Tensor, "R I"]
-    B_OR: Float[Tensor, "O R"]
-    scale: float
-
-
-@dataclass
-class Weights:
-    """Who answers each token, for all linears that go by one gate."""
-
-    dense_MU: Float[Tensor, "M U"]
-    """Weights over running experts."""
-    _columns: dict[Any, Tensor] = field(default_factory=dict)
-    _pairs: Pairs | None = None
-
-    def columns(self, block: Block) -> Tensor:
-        """Weights times scales, shaped to multiply a block's ranks; the same for all blocks of one layout."""
-        if block.layout not in self._columns:
-            w_MU = self.dense_MU.to(block.down.dtype)
-            if block.even:
-                w_MU = w_MU if block.everyone else w_MU[:, block.owner_R]
-                w_M = w_MU if block.unit else w_MU * block.scale_R
-                self._columns[block.layout] = w_M[:, None, :, None]
-            else:
-                self._columns[block.layout] = w_MU.index_select(1, block.owner_R) * block.scale_R
-        return self._columns[block.layout]
-
-    def pairs(self, chosen: int) -> Pairs:
-        """The same, sorted by expert, if no token has more than ``chosen`` experts of weight above 0."""
-        if self._pairs is None:
-            self._pairs = Pairs.of(self.dense_MU, chosen)
-        return self._pairs
-
-
-class Pairs(NamedTuple):
-    """Tokens with the experts that answer them, sorted by expert."""
-
-    token_P: Tensor
-    expert_P: Tensor
-    weight_P1: Tensor
-    ends_U: Tensor
-    """Where each expert's pairs end."""
-
-    @classmethod
-    def of(cls, dense_MU: Tensor, chosen: int) -> Pairs:
-        weight_Mk, expert_Mk = dense_MU.topk(chosen, dim=-1)
-        expert_P, order_P = expert_Mk.flatten().sort(stable=True)
-        ends_U = torch.bincount(expert_P, minlength=dense_MU.shape[-1]).cumsum(0).int()
-        return cls(order_P // chosen, expert_P, weight_Mk.flatten()[order_P, None], ends_U)
-
-
-Group = tuple[Sequence[int], Sequence[Mapping[str, Factors]], bool]
-"""Members, their factors, and whether they train."""
-
-
-class Block(nn.Module):
-    """Experts of one inlet that train, or rest, together.
-
-    Args:
-        members: their numbers among the running experts.
-        factors: of each member, by linear.
-        gate_GI: rows of a gate to be multiplied in the same product.
-    """
-
-    owner_R: Tensor
-    scale_R: Tensor
-
-    def __init__(
-        self,
-        linears: Sequence[str],
-        outputs: Sequence[int],
-        members: Sequence[int],
-        factors: Sequence[Mapping[str, Factors]],
-        gate_GI: Tensor | None,
-        like_I: Tensor,
-        running: int,
-    ) -> None:
-        super().__init__()
-        self.linears, self.members = tuple(linears), tuple(members)
-        self.ranks = [[f[name].A_RI.shape[0] if name in f else 0 for f in factors] for name in linears]
-        scales = [[f[name].scale if name in f else 1.0 for f in factors] for name in linears]
-        downs = [f[name].A_RI for name in linears for f in factors if name in f]
-        self.gate_rows = 0 if gate_GI is None else gate_GI.shape[0]
-        empty_0I = like_I.new_zeros(0, like_I.shape[-1])
-        self.down = nn.Parameter(torch.cat([empty_0I, *downs, *([] if gate_GI is None else [gate_GI])]).to(like_I))
-        self.ups = nn.ParameterList(
-            nn.Parameter(torch.cat([like_I.new_zeros(rows, 0), *(f[name].B_OR for f in factors if name in f)], 1).to(like_I))
-            for name, rows in zip(linears, outputs, strict=True)
-        )
-        flat = {r for row in self.ranks for r in row}
-        self.total = sum(map(sum, self.ranks))
-        self.even = len(flat) == 1 and all(row == scales[0] for row in scales)
-        self.unit = self.even and set(scales[0]) == {1.0}
-        self.everyone = self.members == tuple(range(running))
-        self.width = flat.pop() if self.even else 0
-        """Rank of every update, if they are all alike."""
-        if self.even:
-            owner, scale = list(self.members), scales[0]
-        else:
-            owner = [m for row in self.ranks for m, r in zip(self.members, row, strict=True) for _ in range(r)]
-            pairs = [p for row, ss in zip(self.ranks, scales, strict=True) for p in zip(row, ss, strict=True)]
-            scale = [s for r, s in pairs for _ in range(r)]
-        self.layout = (self.even, tuple(owner), tuple(scale))
-        self.register_buffer("owner_R", torch.tensor(owner, dtype=torch.long, device=like_I.device), persistent=False)
-        self.register_buffer("scale_R", torch.tensor(scale, dtype=like_I.dtype, device=like_I.device), persistent=False)
-        self.scales = scales
-
-    def spans(self, member: int) -> list[slice]:
-        """Which ranks of each linear are one member's."""
-        at = self.members.index(member)
-        return [slice(sum(ranks[:at]), sum(ranks[: at + 1])) for ranks in self.ranks]
-
-    def of(self, member: int) -> dict[str, Factors]:
-        """One member's factors, as views."""
-        low, found = 0, {}
-        at = self.members.index(member)
-        for number, span in enumerate(self.spans(member)):
-            if span.stop > span.start:
-                A_RI, B_OR = self.down[low + span.start : low + span.stop], self.ups[number][:, span]
-                found[self.linears[number]] = Factors(A_RI, B_OR, self.scales[number][at])
-            low += sum(self.ranks[number])
-        return found
-
-    @property
-    def gate_GI(self) -> Tensor:
-        return self.down[self.total :]
-
-    def by_expert(self, number: int, x_PI: Tensor, pairs: Pairs) -> Tensor | None:
-        """Updates of one linear for tokens sorted by expert, weighted; [P, O], or None where nobody has one."""
-        low = sum(map(sum, self.ranks[:number]))
-        sizes = (self.width, self.down.shape[1], self.ups[number].shape[0])
-        whole = all(n * x_PI.element_size() % 16 == 0 for n in sizes)  # grouped products want rows of whole 16 bytes
-        if self.even and self.everyone and whole:
-            U, r = len(self.members), self.width
-            A_UIR = self.down[low : low + U * r].view(U, r, -1).transpose(1, 2)
-            B_URO = self.ups[number].view(-1, U, r).permute(1, 2, 0)
-            w_P1 = pairs.weight_P1 if self.unit else pairs.weight_P1 * self.scale_R[pairs.expert_P, None]
-            A_UIR, B_URO = A_UIR.to(x_PI.dtype), B_URO.to(x_PI.dtype)  # autocast does not know grouped products
-            h_PR = F.grouped_mm(x_PI, A_UIR, offs=pairs.ends_U) * w_P1.to(x_PI.dtype)
-            return F.grouped_mm(h_PR, B_URO, offs=pairs.ends_U)
-        o_PO, ends = x_PI.new_zeros(len(x_PI), self.ups[number].shape[0]), [0, *pairs.ends_U.tolist()]
-        for member in self.members:
-            factors, span = self.of(member).get(self.linears[number]), slice(ends[member], ends[member + 1])
-            if factors is not None and span.stop > span.start:
-                h_PR = F.linear(x_PI[span], factors.A_RI) * (pairs.weight_P1[span] * factors.scale).to(x_PI.dtype)
-                o_PO[span] = h_PR @ factors.B_OR.t()
-        return o_PO
-
+from coterie.models.stack_blocks import Block, Group, Weights
 
 SORT_FROM = 8
 """Experts for each one chosen, from which tokens are sorted by expert; measured by benchmarks/adapters_speed.py."""
@@ -193,6 +42,7 @@ class Inlet(nn.Module):
 
     gate: nn.Parameter | None
     like_I: Tensor
+    blocks: Sequence[Block]
 
     def __init__(
         self,
@@ -205,11 +55,11 @@ class Inlet(nn.Module):
         super().__init__()
         self.linears, self.outputs, self.weigh, self.dropout = tuple(linears), tuple(outputs), weigh, dropout
         self.register_buffer("like_I", like_I.new_zeros(0, like_I.shape[-1]), persistent=False)
-        self.blocks = nn.ModuleList()
+        self.blocks = cast(Sequence[Block], nn.ModuleList())
         self.register_parameter("gate", None)
         self.fused: int | None = None
         self.chosen: int | None = None
-        self.waiting: dict[str, Any] = {}
+        self.waiting: dict[str, list[tuple[Tensor, Tensor]]] = {}
 
     def compose(self, groups: Sequence[Group], gate_GI: Tensor | None, moves: bool, chosen: int | None) -> None:
         """Lay the tensors out anew.
@@ -227,30 +77,32 @@ class Inlet(nn.Module):
         if gate_GI is not None:
             fits = [i for i, (_, _, trains) in enumerate(here) if trains == moves and not (trains and self.dropout)]
             self.fused = fits[0] if fits else None
-        self.blocks = nn.ModuleList(
+        blocks = (
             Block(
                 self.linears, self.outputs, members, factors, gate_GI if i == self.fused else None, self.like_I, running
             ).requires_grad_(trains)
             for i, (members, factors, trains) in enumerate(here)
         )
-        apart = gate_GI is not None and self.fused is None
-        self.gate = nn.Parameter(gate_GI.detach().to(self.like_I).clone(), requires_grad=moves) if apart else None  # type: ignore[union-attr]
+        self.blocks = cast(Sequence[Block], nn.ModuleList(blocks))
+        self.gate = None
+        if gate_GI is not None and self.fused is None:
+            self.gate = nn.Parameter(gate_GI.detach().to(self.like_I).clone(), requires_grad=moves)
 
     @property
     def rows_GI(self) -> Tensor | None:
         """The gate's rows, wherever they are."""
-        return self.blocks[self.fused].gate_GI if self.fused is not None else self.gate  # type: ignore[return-value]
+        return self.blocks[self.fused].gate_GI if self.fused is not None else self.gate
 
     def read(self, x_MI: Tensor, shape: torch.Size) -> None:
         """Multiply the input by all A, once for all linears; what each needs waits for it."""
         self.waiting = {name: [] for name in self.linears}
         x_of = [F.dropout(x_MI, self.dropout, True) if self._drops(b) else x_MI for b in self.blocks]
         logits, first_MR = None, None
-        block: Any = self.blocks[self.fused] if self.fused is not None else None
-        if block is not None and self._sorts(block):
-            logits = F.linear(x_MI, block.gate_GI)
-        elif block is not None:
-            first_MR, logits = F.linear(x_MI, block.down).split([block.total, block.gate_rows], -1)
+        fused = self.blocks[self.fused] if self.fused is not None else None
+        if fused is not None and self._sorts(fused):
+            logits = F.linear(x_MI, fused.gate_GI)
+        elif fused is not None:
+            first_MR, logits = F.linear(x_MI, fused.down).split([fused.total, fused.gate_rows], -1)
         elif self.gate is not None:
             logits = F.linear(x_MI, self.gate)
         weights = self.weigh(logits.view(*shape, -1) if logits is not None else None, shape)
@@ -270,10 +122,10 @@ class Inlet(nn.Module):
                 if part_MR.shape[-1]:
                     self.waiting[name].append((part_MR, up_OR))
 
-    def _drops(self, block: Any) -> bool:
+    def _drops(self, block: Block) -> bool:
         return self.dropout > 0 and self.training and block.down.requires_grad
 
-    def _sorts(self, block: Any) -> bool:
+    def _sorts(self, block: Block) -> bool:
         """Whether sorting tokens by expert beats multiplying them by all ranks."""
         few = self.chosen is not None and len(block.members) >= SORT_FROM * self.chosen
         return few and not torch.is_grad_enabled()
@@ -307,12 +159,12 @@ def moments(inlet: Inlet, optimizer: torch.optim.Optimizer) -> dict[int | str, b
     for number, block in enumerate(inlet.blocks):
         if not block.down.requires_grad:
             continue
-        ups = [moved(up) for up in block.ups]  # type: ignore[union-attr]
-        for member in block.members:  # type: ignore[union-attr]
-            spans = block.spans(member)  # type: ignore[operator]
+        ups = [moved(up) for up in block.ups]
+        for member in block.members:
+            spans = block.spans(member)
             heard[member] = any(bool(up[:, span].any()) for up, span in zip(ups, spans, strict=True))
         if number == inlet.fused:
-            heard["gate"] = bool(moved(block.down)[block.total :].any())  # type: ignore[arg-type]
+            heard["gate"] = bool(moved(block.down)[block.total :].any())
     if inlet.gate is not None and inlet.gate.requires_grad:
         heard["gate"] = bool(moved(inlet.gate).any())
     return heard
@@ -326,9 +178,11 @@ class Stacked(nn.Module):
         inlet: shared by all linears that read the same input; the first of them owns it.
     """
 
+    linear: nn.Linear | Conv1D
+
     def __init__(self, name: str, linear: nn.Module, inlet: Inlet, owns: bool) -> None:
         super().__init__()
-        self.name, self.linear = name, linear
+        self.name, self.linear = name, cast("nn.Linear | Conv1D", linear)
         if owns:
             self.inlet = inlet
         self._inlet = [inlet]  # in a list: not a submodule of every linear
@@ -336,7 +190,7 @@ class Stacked(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        return self.linear.weight  # type: ignore[return-value]
+        return self.linear.weight
 
     def forward(self, x: Float[Tensor, "... I"]) -> Float[Tensor, "... O"]:
         inlet, x_MI = self._inlet[0], x.reshape(-1, x.shape[-1])
@@ -345,7 +199,7 @@ class Stacked(nn.Module):
         return inlet.add(self.name, frozen(self.linear, x_MI)).view(*x.shape[:-1], -1)
 
 
-def frozen(linear: Any, x_MI: Tensor) -> Tensor:
+def frozen(linear: nn.Linear | Conv1D, x_MI: Tensor) -> Tensor:
     """What the frozen linear gives, as a tensor of its own that can be added to."""
     if type(linear) is Conv1D:
         return torch.addmm(linear.bias, x_MI, linear.weight)

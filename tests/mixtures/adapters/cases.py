@@ -13,7 +13,7 @@ from coterie.mixtures.adapters.adapters_config import AdaptersConfig
 from coterie.mixtures.adapters.adapters_mixture import AdaptersMixture
 from coterie.models import lora_files as files
 from coterie.models.lora_files import Adapter
-from coterie.models.stack import Factors
+from coterie.models.stack_blocks import Factors
 
 V = 61
 ARCHITECTURES = ["llama", "mistral", "qwen2", "qwen3", "olmo2", "gpt2", "gemma", "gemma2", "gemma3_text"]

@@ -24,7 +24,7 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 
 from coterie.errors import RequestError
 from coterie.mixtures.adapters.adapter_routers import AdapterGate
-from coterie.models.stack import Weights
+from coterie.models.stack_blocks import Weights
 from coterie.routing.gates import Gated
 from coterie.routing.scan import decayed_sum
 

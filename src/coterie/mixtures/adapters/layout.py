@@ -20,7 +20,8 @@ from coterie.mixtures.adapters.adapter_gates import WHOLE, Gates
 from coterie.mixtures.adapters.adapter_routers import AdapterGate
 from coterie.models import lora_files as files
 from coterie.models.lora_files import Adapter
-from coterie.models.stack import Inlet, Stacked, Weights
+from coterie.models.stack import Inlet, Stacked
+from coterie.models.stack_blocks import Weights
 
 _LAYER = re.compile(r"(.*?\.\d+)\.")
 
@@ -120,8 +121,8 @@ class Layout:
         """Every expert's factors as they are now, by number; of experts that run, views."""
         found = dict(self._adapters)
         for position, u in enumerate(self._running):
-            blocks = [b for inlet in self.inlets for b in inlet.blocks if position in b.members]  # type: ignore[operator]
-            mine: Adapter = {name: f for b in blocks for name, f in b.of(position).items()}  # type: ignore[operator]
+            blocks = [b for inlet in self.inlets for b in inlet.blocks if position in b.members]
+            mine: Adapter = {name: f for b in blocks for name, f in b.of(position).items()}
             found[u] = {name: mine[name] for name in self.places if name in mine}
         return found
 

@@ -331,35 +331,6 @@ class Mixture(PreTrainedModel, GenerationMixin):
         return (model, report) if output_loading_info else model  # type: ignore[return-value]  # as in the library
 
 
-class SharedBaseMixture(Mixture):
-    """A mixture whose experts are parts of one model, `inner`: one pass of it answers, and it generates."""
-
-    supports_gradient_checkpointing = True
-
-    @property
-    @abstractmethod
-    def inner(self) -> PreTrainedModel:
-        """The Hugging Face model that does the work."""
-        raise NotImplementedError
-
-    def _log_probs(self, query: Query) -> Float[Tensor, "B T V"]:
-        return query.log_probs(self.inner)
-
-    def _nll(self, query: Query) -> Float[Tensor, "B T-1"]:
-        return -query.token_logp(self.inner)[:, 1:]
-
-    def _generate(self, inputs: Tensor | None, *args: Any, time: Times, **options: Any) -> Any:
-        inner: Any = self.inner
-        inner.generation_config = self.generation_config
-        return inner.generate(inputs, *args, **options)
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.inner.get_input_embeddings()
-
-    def get_output_embeddings(self) -> nn.Module | None:
-        return self.inner.get_output_embeddings()
-
-
 @contextmanager
 def _repeatable(seed: int | None, device: torch.device) -> Iterator[None]:
     """With a seed, random numbers follow from it inside, and the global generators outside go on as if nothing had been."""

@@ -27,10 +27,10 @@ from coterie.mixtures.adapters.adapter_gates import AdaptersCache, Gates
 from coterie.mixtures.adapters.adapters_config import AdaptersConfig, Counts
 from coterie.mixtures.adapters.adapters_settings import Maturity
 from coterie.mixtures.adapters.layout import Layout
-from coterie.mixtures.mixture import SharedBaseMixture
 from coterie.mixtures.mixture_config import MixtureConfig
 from coterie.mixtures.mixture_files import Opening, mixture_at
 from coterie.mixtures.query import Query, Times
+from coterie.mixtures.shared_base import SharedBaseMixture
 from coterie.models import packed_inputs as packing
 from coterie.models.lora_files import Adapter
 from coterie.routing.gates import Gated
@@ -270,14 +270,6 @@ class AdaptersMixture(SharedBaseMixture):
         return super()._generate(inputs, *args, time=time, **options)
 
     # the library's own ----------------------------------------------------------------------------------------------------
-
-    def gradient_checkpointing_enable(
-        self, gradient_checkpointing_kwargs: dict[str, object] | None = None, **kwargs: object
-    ) -> None:
-        self.base.gradient_checkpointing_enable(gradient_checkpointing_kwargs, **kwargs)
-
-    def gradient_checkpointing_disable(self) -> None:
-        self.base.gradient_checkpointing_disable()
 
     @classmethod
     def _open(cls, folder: Path, config: MixtureConfig | None, options: Mapping[str, Any]) -> Self:

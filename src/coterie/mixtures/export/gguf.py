@@ -22,9 +22,10 @@ from torch import Tensor
 
 from coterie.errors import RequestError, WorkError
 from coterie.mixtures.export import read_back as compare
+from coterie.mixtures.export.closed_mixture import ClosedMixture, require_plain_gates, seating
 from coterie.mixtures.export.export_formats import FORMATS
 from coterie.mixtures.export.folding import Seating
-from coterie.mixtures.export.write_checkpoint import CLOSE, Exported, Mixture, appearing_file, require_plain_gates, seating
+from coterie.mixtures.export.write_checkpoint import CLOSE, Exported, appearing_file
 from coterie.mixtures.layers.layers_mixture import LayersMixture
 from coterie.mixtures.layers.tensor_shards import finite
 from coterie.models.quiet import quiet
@@ -68,7 +69,7 @@ def export_gguf(
         RequestError: the format cannot hold it, or the `gguf` package is not there; nothing is written.
         WorkError: what was read back is not the mixture; nothing is left.
     """
-    mixture, to = Mixture.at(Path(folder)), Path(to)
+    mixture, to = ClosedMixture.at(Path(folder)), Path(to)
     base = mixture.config.text_config.to_dict()
     if base["model_type"] not in ("llama", "mistral"):
         raise RequestError(
@@ -135,7 +136,7 @@ def _package() -> Any:
     return gguf
 
 
-def _tensors(mixture: Mixture, placed: Seating, base: Mapping[str, Any]) -> Iterator[Held]:
+def _tensors(mixture: ClosedMixture, placed: Seating, base: Mapping[str, Any]) -> Iterator[Held]:
     stored = mixture.tensors
     for ours, theirs in _WHOLE.items():
         if f"model.{ours}.weight" in stored:
@@ -245,7 +246,7 @@ def _tokenizer(gguf: Any, writer: Any, folder: Path, vocabulary: int) -> None:
     gguf.SpecialVocab(folder, load_merges=True, n_vocab=len(tokens)).add_to_gguf(writer, quiet=True)
 
 
-def _difference(gguf: Any, mixture: Mixture, placed: Seating, base: Mapping[str, Any], file: Path) -> float:
+def _difference(gguf: Any, mixture: ClosedMixture, placed: Seating, base: Mapping[str, Any], file: Path) -> float:
     """Largest difference in log-probability between the mixture and the file, dequantised."""
     with quiet():
         before: Any = LayersMixture.from_pretrained(mixture.folder, dtype=torch.float32)
@@ -266,7 +267,7 @@ def _difference(gguf: Any, mixture: Mixture, placed: Seating, base: Mapping[str,
 
 
 def _state(
-    gguf: Any, mixture: Mixture, placed: Seating, base: Mapping[str, Any], file: Path
+    gguf: Any, mixture: ClosedMixture, placed: Seating, base: Mapping[str, Any], file: Path
 ) -> Iterator[tuple[str, Tensor]]:
     """What the file holds, in the names of a mixture whose slots are its experts."""
     found = {t.name: t for t in gguf.GGUFReader(file).tensors}

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,15 +23,13 @@ from torch import Tensor
 from coterie.errors import RequestError, WorkError
 from coterie.mixtures.export import importing
 from coterie.mixtures.export import read_back as compare
+from coterie.mixtures.export.closed_mixture import ClosedMixture, model_type, require_plain_gates, seating
 from coterie.mixtures.export.export_formats import FORMATS, Format, standard
-from coterie.mixtures.export.folding import Seating, expanded, folded, why_not
-from coterie.mixtures.layers.layers_config import LayersConfig
+from coterie.mixtures.export.folding import Seating
 from coterie.mixtures.layers.layers_files import tensors_of
-from coterie.mixtures.layers.tensor_shards import INDEX, SHARD, Stored, Wanted, index, require_room, write
+from coterie.mixtures.layers.tensor_shards import INDEX, SHARD, Wanted, index, require_room, write
 from coterie.mixtures.mixture_config import SPECIAL_TOKENS
 from coterie.models.initialise import copy_tokenizer
-from coterie.models.local_files import refuse_remote_code
-from coterie.models.missing_model import no_model
 from coterie.spec.json_types import Settings
 from coterie.store.durable import discard, sync
 from coterie.store.owner import dead, owner
@@ -52,65 +50,6 @@ class Exported:
     bytes: int
     difference: float
     """Largest difference in log-probability from the mixture, over the tokens of `compare`."""
-
-
-@dataclass(frozen=True)
-class Mixture:
-    """A mixture directory, closed: its configuration and where its tensors lie."""
-
-    folder: Path
-    config: LayersConfig
-    tensors: Mapping[str, Stored]
-
-    @classmethod
-    def at(cls, folder: Path) -> Mixture:
-        """Raises RequestError where no mixture inside the layers is."""
-        kind = model_type(folder)
-        if kind != LayersConfig.model_type:
-            why = {
-                "coterie_outputs": "a mixture at outputs runs whole models side by side, which no checkpoint format says",
-                "coterie_adapters": "adapters are added to linears before the activation, which is no sum of experts",
-            }.get(kind, f"a {kind} model is no mixture inside the layers")
-            raise RequestError(
-                f"only mixtures at layers can be exported: {why}",
-                where=str(folder),
-                do="mix the same experts at: layers (kinds ffn and lora merge exactly)",
-            )
-        return cls(folder, LayersConfig.from_pretrained(folder), tensors_of(folder))
-
-    @property
-    def seats(self) -> list[int]:
-        return self.config.slot_to_expert
-
-    @property
-    def top_k(self) -> int | None:
-        return self.config.gate["top_k"]
-
-    @property
-    def blocks(self) -> list[str]:
-        """Names of the feed-forward blocks."""
-        return [n.removeprefix("model.").removesuffix(".gate.weight") for n in self.tensors if n.endswith(".gate.weight")]
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the experts."""
-        return next(t.dtype for n, t in self.tensors.items() if ".experts." in n)
-
-    def gates(self) -> dict[str, Tensor]:
-        """Rows of each block's gate."""
-        return {block: self.tensors[f"model.{block}.gate.weight"].read() for block in self.blocks}
-
-
-def model_type(folder: Path) -> str:
-    """What a directory says that it holds.
-
-    Raises:
-        RequestError: nothing is there.
-    """
-    if not (folder / "config.json").is_file():
-        raise no_model(folder)
-    refuse_remote_code(folder)
-    return json.loads((folder / "config.json").read_text()).get("model_type")
 
 
 def export(
@@ -140,7 +79,7 @@ def export(
     """
     folder, to = Path(folder), Path(to)
     if (kind := model_type(folder)) not in FORMATS:
-        plan = _planned(Mixture.at(folder), format, expand, DTYPES[dtype] if dtype else None)
+        plan = _planned(ClosedMixture.at(folder), format, expand, DTYPES[dtype] if dtype else None)
     elif format not in (None, "coterie") or expand:
         raise RequestError(
             f"a {kind} checkpoint can only become a mixture of ours",
@@ -166,7 +105,7 @@ class Plan:
     """Nothing is rounded."""
 
 
-def _planned(mixture: Mixture, format: str | None, expand: bool, dtype: torch.dtype | None) -> Plan:
+def _planned(mixture: ClosedMixture, format: str | None, expand: bool, dtype: torch.dtype | None) -> Plan:
     kept = dtype or mixture.dtype
     name, exact = str(kept).removeprefix("torch."), kept == mixture.dtype
     if format == "coterie":
@@ -259,38 +198,7 @@ def _existing(folder: Path) -> Path:
     return next(p for p in (folder, *folder.parents) if p.is_dir())
 
 
-def seating(mixture: Mixture, expand: bool) -> Seating:
-    """Which experts are written, in what order.
-
-    Raises:
-        RequestError: folding would change the function; says by how much, and how large the expanded one is.
-    """
-    given = (mixture.seats, mixture.gates(), mixture.top_k)
-    if expand:
-        return expanded(*given)
-    reason = why_not(*given)
-    if reason is None:
-        return folded(*given)
-    one = sum(t.bytes for n, t in mixture.tensors.items() if ".experts.0." in n)
-    all_of_it = sum(t.bytes for t in mixture.tensors.values())
-    size = all_of_it + one * (len(mixture.seats) - len(mixture.config.experts))
-    raise RequestError(
-        f"slots that share an expert cannot be folded exactly: {reason}",
-        where=str(mixture.folder),
-        found=f"log-probabilities up to {compare.of_folding(mixture.folder, folded(*given)):.3g} apart if they were",
-        do=f"--expand writes {len(mixture.seats)} experts, {size / 1e9:,.2f} GB; --format coterie keeps "
-        f"{len(mixture.config.experts)}",
-    )
-
-
-def require_plain_gates(mixture: Mixture) -> None:
-    if mixture.config.gate["bias"]:
-        raise RequestError(
-            "standard gates have no bias, and this mixture's have", where=str(mixture.folder), do="fit them with bias: false"
-        )
-
-
-def _standard(mixture: Mixture, kind: Format, seating: Seating, dtype: torch.dtype) -> list[Wanted]:
+def _standard(mixture: ClosedMixture, kind: Format, seating: Seating, dtype: torch.dtype) -> list[Wanted]:
     """Every tensor of a standard checkpoint."""
     blocks, found = mixture.blocks, []
     for name, tensor in mixture.tensors.items():
@@ -319,7 +227,7 @@ def _natural(name: str) -> list[tuple[bool, int | str]]:
     return [(not part.isdigit(), int(part) if part.isdigit() else part) for part in name.split(".")]
 
 
-def _ours(mixture: Mixture, dtype: torch.dtype) -> list[Wanted]:
+def _ours(mixture: ClosedMixture, dtype: torch.dtype) -> list[Wanted]:
     return [
         Wanted(name, torch.float32 if ".gate." in name else dtype, tensor.shape, tensor.read)
         for name, tensor in sorted(mixture.tensors.items(), key=lambda item: _natural(item[0]))

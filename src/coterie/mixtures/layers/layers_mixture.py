@@ -30,10 +30,11 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from coterie.errors import RequestError
 from coterie.mixtures.layers.gated_block import Block, feed_forward, put
 from coterie.mixtures.layers.layers_config import LayersConfig
-from coterie.mixtures.mixture import Mixture, SharedBaseMixture
+from coterie.mixtures.mixture import Mixture
 from coterie.mixtures.mixture_config import MixtureConfig
 from coterie.mixtures.mixture_files import special_tokens
 from coterie.mixtures.query import Query, Times
+from coterie.mixtures.shared_base import SharedBaseMixture
 from coterie.routing.gates import Gate, Gated
 
 

@@ -68,7 +68,7 @@ def _run(request: Request, folder: Path) -> None:
     model = opened(request.model, request.where)
     freeze(model, request.what)
     if request.train.gradient_checkpointing:
-        model.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     before = parameters.fingerprints(model)
     sources = [Blocks.open(blocks) for blocks in request.blocks]
     for blocks in sources:

@@ -1,0 +1,113 @@
+"""A mixture at layers that is read where it lies, tensor by tensor, and never opened.
+
+Shapes: S slots, H hidden.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from coterie.errors import RequestError
+from coterie.mixtures.export import read_back as compare
+from coterie.mixtures.export.folding import Seating, expanded, folded, why_not
+from coterie.mixtures.layers.layers_config import LayersConfig
+from coterie.mixtures.layers.layers_files import tensors_of
+from coterie.mixtures.layers.tensor_shards import Stored
+from coterie.models.local_files import refuse_remote_code
+from coterie.models.missing_model import no_model
+
+
+@dataclass(frozen=True)
+class ClosedMixture:
+    """A mixture directory, closed: its configuration and where its tensors lie."""
+
+    folder: Path
+    config: LayersConfig
+    tensors: Mapping[str, Stored]
+
+    @classmethod
+    def at(cls, folder: Path) -> ClosedMixture:
+        """Raises RequestError where no mixture inside the layers is."""
+        kind = model_type(folder)
+        if kind != LayersConfig.model_type:
+            why = {
+                "coterie_outputs": "a mixture at outputs runs whole models side by side, which no checkpoint format says",
+                "coterie_adapters": "adapters are added to linears before the activation, which is no sum of experts",
+            }.get(kind, f"a {kind} model is no mixture inside the layers")
+            raise RequestError(
+                f"only mixtures at layers can be exported: {why}",
+                where=str(folder),
+                do="mix the same experts at: layers (kinds ffn and lora merge exactly)",
+            )
+        return cls(folder, LayersConfig.from_pretrained(folder), tensors_of(folder))
+
+    @property
+    def seats(self) -> list[int]:
+        return self.config.slot_to_expert
+
+    @property
+    def top_k(self) -> int | None:
+        return self.config.gate["top_k"]
+
+    @property
+    def blocks(self) -> list[str]:
+        """Names of the feed-forward blocks."""
+        return [n.removeprefix("model.").removesuffix(".gate.weight") for n in self.tensors if n.endswith(".gate.weight")]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the experts."""
+        return next(t.dtype for n, t in self.tensors.items() if ".experts." in n)
+
+    def gates(self) -> dict[str, Tensor]:
+        """Rows of each block's gate."""
+        return {block: self.tensors[f"model.{block}.gate.weight"].read() for block in self.blocks}
+
+
+def model_type(folder: Path) -> str:
+    """What a directory says that it holds.
+
+    Raises:
+        RequestError: nothing is there.
+    """
+    if not (folder / "config.json").is_file():
+        raise no_model(folder)
+    refuse_remote_code(folder)
+    return json.loads((folder / "config.json").read_text()).get("model_type")
+
+
+def seating(mixture: ClosedMixture, expand: bool) -> Seating:
+    """Which experts are written, in what order.
+
+    Raises:
+        RequestError: folding would change the function; says by how much, and how large the expanded one is.
+    """
+    given = (mixture.seats, mixture.gates(), mixture.top_k)
+    if expand:
+        return expanded(*given)
+    reason = why_not(*given)
+    if reason is None:
+        return folded(*given)
+    one = sum(t.bytes for n, t in mixture.tensors.items() if ".experts.0." in n)
+    all_of_it = sum(t.bytes for t in mixture.tensors.values())
+    size = all_of_it + one * (len(mixture.seats) - len(mixture.config.experts))
+    raise RequestError(
+        f"slots that share an expert cannot be folded exactly: {reason}",
+        where=str(mixture.folder),
+        found=f"log-probabilities up to {compare.of_folding(mixture.folder, folded(*given)):.3g} apart if they were",
+        do=f"--expand writes {len(mixture.seats)} experts, {size / 1e9:,.2f} GB; --format coterie keeps "
+        f"{len(mixture.config.experts)}",
+    )
+
+
+def require_plain_gates(mixture: ClosedMixture) -> None:
+    if mixture.config.gate["bias"]:
+        raise RequestError(
+            "standard gates have no bias, and this mixture's have", where=str(mixture.folder), do="fit them with bias: false"
+        )

@@ -1,0 +1,53 @@
+"""Mixtures whose experts are parts of one model: feed-forward blocks, or adapters.
+
+Shapes: B rows, T positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from coterie.mixtures.mixture import Mixture
+from coterie.mixtures.query import Query, Times
+
+
+class SharedBaseMixture(Mixture):
+    """A mixture whose experts are parts of one model, `inner`: one pass of it answers, and it generates."""
+
+    supports_gradient_checkpointing = True
+
+    @property
+    @abstractmethod
+    def inner(self) -> PreTrainedModel:
+        """The Hugging Face model that does the work."""
+        raise NotImplementedError
+
+    def _log_probs(self, query: Query) -> Float[Tensor, "B T V"]:
+        return query.log_probs(self.inner)
+
+    def _nll(self, query: Query) -> Float[Tensor, "B T-1"]:
+        return -query.token_logp(self.inner)[:, 1:]
+
+    def _generate(self, inputs: Tensor | None, *args: Any, time: Times, **options: Any) -> Any:
+        inner: Any = self.inner
+        inner.generation_config = self.generation_config
+        return inner.generate(inputs, *args, **options)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.inner.get_input_embeddings()
+
+    def get_output_embeddings(self) -> nn.Module | None:
+        return self.inner.get_output_embeddings()
+
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: dict[str, object] | None = None, **kwargs: object
+    ) -> None:
+        self.inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs, **kwargs)
+
+    def gradient_checkpointing_disable(self) -> None:
+        self.inner.gradient_checkpointing_disable()

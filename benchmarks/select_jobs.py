@@ -24,7 +24,7 @@ from coterie import launch
 from coterie.launch.local import THREADS
 from coterie.recipe import read
 from coterie.run import jobs as parallel
-from coterie.select.selection import profile_corpus
+from coterie.select.profiled_corpus import profile_corpus
 from coterie.store import Store
 
 

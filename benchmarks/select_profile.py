@@ -71,8 +71,8 @@ def one(folder: Path, batch_bytes: int) -> dict:
     import scipy.sparse  # noqa: F401  start-up, not per document
 
     from coterie.select.corpus import Corpus
-    from coterie.select.profile_shards import profiled
-    from coterie.select.selection import profile_corpus
+    from coterie.select.profile_shards import profile_parts
+    from coterie.select.profiled_corpus import profile_corpus
     from coterie.store import Store
 
     corpus = Corpus.model_validate(
@@ -90,7 +90,7 @@ def one(folder: Path, batch_bytes: int) -> dict:
     )
     store = Store(folder / "store")
     start = time.process_time()
-    profiled(store, corpus, label="bench")
+    profile_parts(store, corpus, label="bench")
     parts = time.process_time()
     it = profile_corpus(store, corpus, label="bench")
     end = time.process_time()

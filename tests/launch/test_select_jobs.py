@@ -16,7 +16,7 @@ from coterie import launch
 from coterie.recipe import read
 from coterie.run import jobs as parallel
 from coterie.run.parts import Parts
-from coterie.select.profile_shards import SHARD_BYTES, profiled
+from coterie.select.profile_shards import SHARD_BYTES, profile_parts
 from coterie.store import Store
 
 SELECT = {
@@ -81,6 +81,6 @@ def test_a_recipes_run_finds_what_its_jobs_profiled(home: Path) -> None:
     place = launch.place(2, None)
     assert place is not None
     parallel.profile_selections(c, place)
-    parts = profiled(c.store, c.corpus("prose"), label="prose")
+    parts = profile_parts(c.store, c.corpus("prose"), label="prose")
     assert len(parts) == 3
     assert all(artifact.reused for pair in parts for artifact in pair)

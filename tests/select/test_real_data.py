@@ -12,7 +12,8 @@ import polars as pl
 import pytest
 from tests.select.texts import corpus, edited, true_jaccard, write
 
-from coterie.select.selection import Profiled, profile_corpus, selection
+from coterie.select.profiled_corpus import Profiled, profile_corpus
+from coterie.select.selection import selection
 from coterie.select.selection_report import report
 from coterie.select.strategies import STRATEGIES
 from coterie.store import Store

@@ -16,10 +16,11 @@ from coterie.select import selection_figures as figures
 from coterie.select.candidates import Candidates, Labels
 from coterie.select.choose import choose, side_by_side
 from coterie.select.profile import key_of
+from coterie.select.profiled_corpus import Profiled, profile_corpus
 from coterie.select.select_settings import Select
-from coterie.select.selection import Profiled, profile_corpus
+from coterie.select.selection import write_selected
 from coterie.select.selection_page import page
-from coterie.select.selection_report import report, write_selected
+from coterie.select.selection_report import report
 from coterie.select.selector import Selector
 from coterie.select.strategies import SHARES, STRATEGIES
 from coterie.store import Store

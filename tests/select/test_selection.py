@@ -19,7 +19,8 @@ from coterie.errors import RequestError
 from coterie.select import profile_shards as shards
 from coterie.select.chosen_corpus import selected_documents
 from coterie.select.explain import why
-from coterie.select.selection import profile_corpus, selection
+from coterie.select.profiled_corpus import profile_corpus
+from coterie.select.selection import selection
 from coterie.store import DryStore, Store
 
 PLAN: dict[str, Any] = {
@@ -70,8 +71,8 @@ def test_parts_made_by_other_processes_are_found(tmp_path: Path, monkeypatch: py
     asked = corpus(paths, {**PLAN, "budget": {"docs": 30}})
     store = Store(tmp_path / "store")
     for number in range(3):
-        assert len(shards.profiled(Store(tmp_path / "store"), asked, label="c", only=(number, 3))) == 1
-    parts = shards.profiled(store, asked, label="c")
+        assert len(shards.profile_parts(Store(tmp_path / "store"), asked, label="c", only=(number, 3))) == 1
+    parts = shards.profile_parts(store, asked, label="c")
     assert len(parts) == 3
     assert all(p.reused and d.reused for d, p in parts)
 

@@ -19,7 +19,8 @@ from coterie.recipe import read
 from coterie.select import strategies
 from coterie.select.candidates import Candidates
 from coterie.select.plan_settings import Axis, Rank
-from coterie.select.selection import Profiled, profile_corpus, selection
+from coterie.select.profiled_corpus import Profiled, profile_corpus
+from coterie.select.selection import selection
 from coterie.select.selection_report import report
 from coterie.select.strategies import STRATEGIES, Strategy
 from coterie.store import Store

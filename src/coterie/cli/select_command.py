@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,7 +12,9 @@ from coterie.cli.options import JobsOption, SetOption, SlurmOption, StoreOption,
 from coterie.errors import RequestError
 
 if TYPE_CHECKING:
-    from coterie.select.selection import Profiled
+    from coterie.select.corpus import Corpus
+    from coterie.select.profiled_corpus import Profiled
+    from coterie.spec.json_types import Figures
 
 app = typer.Typer(
     help="Choose training documents by plan, with a certificate of what cannot be met, and show what was chosen and why.",
@@ -50,18 +52,18 @@ def profile(
             raise RequestError("--part is one share, in this process", where="--part", do="leave out --jobs and --slurm")
         _part(sources, store, set, corpus, part)
         return
-    it = _profiled(sources, store, set, corpus, jobs, slurm)
-    _say_funnel(it)
-    if it.topics is not None:
-        for name, terms in zip(it.topics.facts["names"], it.topics.facts["terms"], strict=True):
+    data = _profiled(sources, store, set, corpus, jobs, slurm)
+    _print_funnel(data)
+    if data.topics is not None:
+        for name, terms in zip(data.topics.facts["names"], data.topics.facts["terms"], strict=True):
             typer.echo(f"  {name}  {', '.join(terms)}")
     if out is not None:
         from coterie.store.link import link_tree
 
         out.mkdir(parents=True, exist_ok=True)
-        link_tree(it.artifact, out / "profile")
-        if it.topics is not None:
-            link_tree(it.topics, out / "topics")
+        link_tree(data.artifact, out / "profile")
+        if data.topics is not None:
+            link_tree(data.topics, out / "topics")
         typer.echo(out)
 
 
@@ -80,8 +82,8 @@ def plan(
     from coterie.select.selection import plan_json
     from coterie.select.shortfall import refuse_unmet
 
-    it = _profiled(sources, store, set, corpus, jobs, slurm, relax)
-    made = plan_json(it.chosen)
+    data = _profiled(sources, store, set, corpus, jobs, slurm, relax)
+    made = plan_json(data.chosen)
     for axis, rows in made.get("axes", {}).items():
         typer.echo(f"{axis:<28}{'target':>14}{'pool':>14}{'planned':>14}")
         for row in rows:
@@ -91,7 +93,7 @@ def plan(
         typer.echo(f"must be missed in any selection ({made['unit']}): {missed}")
     if out is not None:
         _write(out / "plan.json", made)
-    refuse_unmet(it.chosen, it.select, it.label)
+    refuse_unmet(data.chosen, data.select, data.label)
 
 
 @app.command("pick")
@@ -106,16 +108,15 @@ def pick(
     relax: RelaxOption = False,
 ) -> None:
     """Choose: writes selected.jsonl (each row with cell, scores and reason), plan.json, report.json and report.html."""
-    from coterie.select.selection import plan_json, selection
-    from coterie.select.selection_report import write_selected
+    from coterie.select.selection import plan_json, selection, write_selected
 
-    it = _profiled(sources, store, set, corpus, jobs, slurm, relax)
-    selection(it)
+    data = _profiled(sources, store, set, corpus, jobs, slurm, relax)
+    selection(data)
     out.mkdir(parents=True, exist_ok=True)
-    write_selected(out / "selected.jsonl", it, it.chosen)
-    _write(out / "plan.json", plan_json(it.chosen))
-    _report(it, out, None)
-    typer.echo(f"{len(it.chosen.at):,} documents, {it.chosen.tokens:,} tokens")
+    write_selected(out / "selected.jsonl", data, data.chosen)
+    _write(out / "plan.json", plan_json(data.chosen))
+    _report(data, out, None)
+    typer.echo(f"{len(data.chosen.at):,} documents, {data.chosen.tokens:,} tokens")
     typer.echo(out / "report.html")
 
 
@@ -133,9 +134,9 @@ def report(
     ] = None,
 ) -> None:
     """All figures of the selection, beside the other strategies and 20 random draws."""
-    it = _profiled(sources, store, set, corpus, jobs, slurm, relax=True)
+    data = _profiled(sources, store, set, corpus, jobs, slurm, relax=True)
     out.mkdir(parents=True, exist_ok=True)
-    made = _report(it, out, paired)
+    made = _report(data, out, paired)
     typer.echo(f"{'strategy':<16}{'documents':>10}{'tokens':>12}{'length':>8}{'quality':>9}  Gini of each label (coverage)")
     for name, f in made["comparison"]["strategies"].items():
         labels = "  ".join(f"{n} {b['gini']:.2f} ({b['coverage']:.2f})" for n, b in f["labels"].items())
@@ -156,21 +157,21 @@ def why(
     """Explain one document: what was measured, why it was dropped, or its place in its cell."""
     from coterie.select.explain import why
 
-    it = _profiled(sources, store, set, corpus, relax=True)
-    for line in why(it, it.chosen, document):
+    data = _profiled(sources, store, set, corpus, relax=True)
+    for line in why(data, data.chosen, document):
         typer.echo(line)
 
 
-def _recipe(sources: list[Path], settings: list[str] | None, corpus: str | None) -> tuple[str, Any]:
+def _recipe(sources: list[Path], settings: list[str] | None, corpus: str | None) -> tuple[str, Corpus]:
     """The corpus with a selection that is meant, and its name."""
     from coterie.recipe import read
 
     if _is_recipe(sources):
-        asked = read(sources[0], settings or (), selecting=True)
+        recipe = read(sources[0], settings or (), selecting=True)
     else:
         raw = {"name": "select", "corpora": {"data": {"path": [str(p.absolute()) for p in sources]}}}
-        asked = read(raw, settings or (), selecting=True)
-    there = {name: c for name, c in asked.corpora.items() if c.select is not None}
+        recipe = read(raw, settings or (), selecting=True)
+    there = {name: c for name, c in recipe.corpora.items() if c.select is not None}
     if corpus is None and len(there) == 1:
         corpus = next(iter(there))
     if corpus is None or corpus not in there:
@@ -205,54 +206,55 @@ def _profiled(
 ) -> Profiled:
     from coterie import launch
     from coterie.run import jobs as parallel
-    from coterie.select.selection import profile_corpus
+    from coterie.select.profiled_corpus import profile_corpus
     from coterie.store import Store
     from coterie.store.default_root import default_root
 
-    label, asked = _recipe(sources, settings, corpus)
-    made = Store(store or default_root())
+    label, chosen_from = _recipe(sources, settings, corpus)
+    root = Store(store or default_root())
     if place := launch.place(jobs, slurm_parameters(slurm)):
         words = [
             *map(str, sources),
             *(w for s in settings or () for w in ("--set", s)),
             *(("--corpus", corpus) if corpus else ()),
         ]
-        parallel.profile(made, asked, place, label, words)
-    if relax:
-        asked = asked.model_copy(update={"select": asked.select.model_copy(update={"relax": True})})
-    return profile_corpus(made, asked, label=label)
+        parallel.profile(root, chosen_from, place, label, words)
+    if relax and chosen_from.select is not None:
+        relaxed = chosen_from.select.model_copy(update={"relax": True})
+        chosen_from = chosen_from.model_copy(update={"select": relaxed})
+    return profile_corpus(root, chosen_from, label=label)
 
 
 def _part(sources: list[Path], store: Path | None, settings: list[str] | None, corpus: str | None, part: str) -> None:
-    from coterie.select.profile_shards import profiled
+    from coterie.select.profile_shards import profile_parts
     from coterie.store import Store
     from coterie.store.default_root import default_root
 
-    label, asked = _recipe(sources, settings, corpus)
+    label, chosen_from = _recipe(sources, settings, corpus)
     number, _, of = part.partition("/")
     if not (number.isdigit() and of.isdigit() and 1 <= int(number) <= int(of)):
         raise RequestError("no such part", where="--part", expected="I/N with 1 <= I <= N, such as 2/8", found=part)
-    made = profiled(Store(store or default_root()), asked, label=label, only=(int(number) - 1, int(of)))
+    made = profile_parts(Store(store or default_root()), chosen_from, label=label, only=(int(number) - 1, int(of)))
     typer.echo(f"part {part}: {len(made)} profiled")
 
 
-def _report(it: Profiled, out: Path, paired: Path | None) -> dict[str, Any]:
+def _report(data: Profiled, out: Path, paired: Path | None) -> Figures:
     from coterie.select.selection_page import page
     from coterie.select.selection_report import report
 
-    made = report(it, it.chosen, paired=paired)
+    made = report(data, data.chosen, paired=paired)
     _write(out / "report.json", made)
     (out / "report.html").write_text(page(made), encoding="utf-8")
     return made
 
 
-def _write(path: Path, value: Any) -> None:
+def _write(path: Path, value: Figures) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, default=float) + "\n", encoding="utf-8")
 
 
-def _say_funnel(it: Profiled) -> None:
-    funnel = it.artifact.facts["funnel"]
+def _print_funnel(data: Profiled) -> None:
+    funnel = data.artifact.facts["funnel"]
     typer.echo(f"{funnel['read']:,} rows: {funnel['filtered']:,} filtered, {funnel['quarantined']:,} quarantined")
     for name, entry in funnel["dropped"].items():
         typer.echo(f"  {entry['documents']:>10,}  {name}")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +29,7 @@ from coterie.corpora.template import plain, wanted
 from coterie.corpora.windows import Window
 from coterie.errors import RequestError
 from coterie.progress import bar
+from coterie.spec.json_types import Figures
 from coterie.store import Action, Artifact, Store
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def pack_blocks(
         split: train, valid or test.
         length: tokens of a sequence.
         window: documents dated in [start, end) only.
-        where: documents whose column has the value, or one of a list; id, time and the corpus's ``columns`` can be asked.
+        where: documents whose column has the value, or one of a list; id, time and the corpus's ``columns`` may be named.
         limit_tokens: keep the first documents in order, up to so many tokens; the last one is cut to fit. A remainder
             that could hold no target is left over.
         label: corpus and split, for people.
@@ -102,7 +103,7 @@ def pack_blocks(
 
 
 class _Choice:
-    """The documents that were asked for, in order."""
+    """The documents that a request leaves, in order."""
 
     def __init__(
         self, documents: Artifact, split: str, window: Window | None, where: Mapping[str, object], label: str
@@ -148,18 +149,18 @@ class _Choice:
             )
         if self.window is not None and there["first"] is None:
             return RequestError(f"{self.label}: a window on a corpus without dates", do="set the corpus's time column")
-        asked = [f"window [{self.window.start}, {self.window.end})"] if self.window else []
-        asked += [f"{column} in {sorted(map(str, values))}" for column, values in self.where.items()]
+        conditions = [f"window [{self.window.start}, {self.window.end})"] if self.window else []
+        conditions += [f"{column} in {sorted(map(str, values))}" for column, values in self.where.items()]
         dates = f" dated {there['first']} to {there['last']}" if there["first"] else ""
         return RequestError(
-            f"{self.label}: no documents for {' and '.join(asked) or 'the token limit'}",
+            f"{self.label}: no documents for {' and '.join(conditions) or 'the token limit'}",
             where="window" if self.window else "where" if self.where else "limit",
             found=f"{there['documents']:,} documents in the {self.split} split{dates}",
             do="ask for what is there",
         )
 
 
-def _write_blocks(path: Path, pieces: Pieces) -> dict[str, Any]:
+def _write_blocks(path: Path, pieces: Pieces) -> Figures:
     """Pack and write, some blocks at a time."""
     T, length_P = pieces.capacity, pieces.length_P
     block_P = pack(length_P, T)
@@ -199,7 +200,7 @@ def _write_blocks(path: Path, pieces: Pieces) -> dict[str, Any]:
     }
 
 
-def _write_documents(path: Path, pieces: Pieces, kept: list[str]) -> dict[str, Any]:
+def _write_documents(path: Path, pieces: Pieces, kept: list[str]) -> Figures:
     """Write who the documents are, without their text."""
     table = pa.concat_tables(pieces.tables).select(kept)
     table = table.add_column(0, "row", pa.array(np.arange(len(table)), pa.int32()))

@@ -23,7 +23,7 @@ def files(corpus: Documents, name: str, *, download: bool) -> list[tuple[Path, s
 
     if "[" in (corpus.split_name or ""):
         raise RequestError(
-            "a part of a split cannot be asked for here",
+            "a part of a split cannot be named here",
             where=f"corpora.{name}.split_name",
             found=corpus.split_name,
             do=f"name the whole split and set corpora.{name}.limit",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,8 +14,10 @@ import pyarrow.parquet as pq
 from coterie.corpora.corpus_settings import Documents
 from coterie.corpora.row_plan import Plan
 from coterie.corpora.template import RowError
+from coterie.corpora.windows import Window
 from coterie.errors import RequestError
 from coterie.progress import bar, say
+from coterie.spec.json_types import Figures
 from coterie.store import Action, Artifact, Store
 
 BYTES_A_TOKEN = 6
@@ -51,12 +53,27 @@ def streamed(store: Store, corpus: Documents, plan: Plan, *, label: str) -> Arti
     return store.make(Action("streams", spec), build, label=f"stream {label}", tokens=None)
 
 
+@dataclass
+class _Filling:
+    """A window on its way to its tokens."""
+
+    window: Window
+    documents: int = 0
+    bytes: int = 0
+
+    def as_json(self) -> Figures:
+        return {
+            "start": str(self.window.start),
+            "end": str(self.window.end),
+            "documents": self.documents,
+            "bytes": self.bytes,
+        }
+
+
 def _read(corpus: Documents, plan: Plan, label: str, folder: Path) -> None:
     stream = corpus.stream
     assert stream is not None
-    windows = stream.windows.spans()
-    wanted = stream.tokens * BYTES_A_TOKEN
-    documents, held = [0] * len(windows), [0] * len(windows)
+    windows, wanted = [_Filling(window) for window in stream.windows.spans()], stream.tokens * BYTES_A_TOKEN
     seen: set[str] = set()
     read = unusable = 0
     rows = _Rows(folder / "rows.parquet")
@@ -71,16 +88,16 @@ def _read(corpus: Documents, plan: Plan, label: str, folder: Path) -> None:
                 continue
             if isinstance(document, str) or document.time is None:
                 continue
-            place = next((i for i, w in enumerate(windows) if w.start <= document.time < w.end), None)
-            if place is None or held[place] >= wanted:
+            place = next((w for w in windows if w.window.start <= document.time < w.window.end), None)
+            if place is None or place.bytes >= wanted:
                 continue
-            documents[place] += 1
-            held[place] += len((document.text + (document.prompt or "")).encode())
+            place.documents += 1
+            place.bytes += len((document.text + (document.prompt or "")).encode())
             rows.add({name: row.get(name) for name in sorted(plan.needed)})
-            progress.to(sum(min(h, wanted) for h in held))
-            if min(held) >= wanted:
+            progress.to(sum(min(w.bytes, wanted) for w in windows))
+            if all(w.bytes >= wanted for w in windows):
                 break
-    if not any(documents):
+    if not any(w.documents for w in windows):
         if read:
             plan.check_columns(seen, read)
         raise RequestError(
@@ -90,12 +107,10 @@ def _read(corpus: Documents, plan: Plan, label: str, folder: Path) -> None:
             do="correct the windows, time or time_pattern",
         )
     rows.close()
-    filled = []
-    for window, count, size in zip(windows, documents, held, strict=True):
-        filled.append({"start": str(window.start), "end": str(window.end), "documents": count, "bytes": size})
-        if size < wanted:
-            say(f"  {label}: [{window.start}, {window.end}) has {size:,} of {wanted:,} bytes: the stream ended")
-    facts = {"read": read, "unusable": unusable, "windows": filled}
+    for w in windows:
+        if w.bytes < wanted:
+            say(f"  {label}: [{w.window.start}, {w.window.end}) has {w.bytes:,} of {wanted:,} bytes: the stream ended")
+    facts = {"read": read, "unusable": unusable, "windows": [w.as_json() for w in windows]}
     (folder / "facts.json").write_text(json.dumps(facts, indent=1, sort_keys=True))
 
 
@@ -103,28 +118,28 @@ class _Rows:
     """Rows on their way to a Parquet file, some thousands in memory."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.held = path, list[dict[str, Any]]()
+        self.path, self.rows = path, list[dict[str, object]]()
         self.writer: pq.ParquetWriter | None = None
 
-    def add(self, row: dict[str, Any]) -> None:
-        self.held.append(row)
-        if len(self.held) >= 2000:
+    def add(self, row: dict[str, object]) -> None:
+        self.rows.append(row)
+        if len(self.rows) >= 2000:
             self._flush()
 
     def _flush(self) -> None:
-        table = pa.Table.from_pylist(self.held, schema=self.writer.schema if self.writer else None)
+        table = pa.Table.from_pylist(self.rows, schema=self.writer.schema if self.writer else None)
         self.writer = self.writer or pq.ParquetWriter(self.path, table.schema, compression="zstd")
         self.writer.write_table(table)
-        self.held = []
+        self.rows = []
 
     def close(self) -> None:
-        if self.held:
+        if self.rows:
             self._flush()
         assert self.writer is not None
         self.writer.close()
 
 
-def _stream(corpus: Documents, label: str) -> Iterator[dict[str, Any]]:
+def _stream(corpus: Documents, label: str) -> Iterator[dict[str, object]]:
     import datasets
 
     try:

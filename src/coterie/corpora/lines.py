@@ -11,7 +11,7 @@ import csv
 import json
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import NoReturn
 
 from coterie.corpora.source_file import Bad, Item, OpenFile, Row
 from coterie.errors import RequestError
@@ -25,16 +25,16 @@ def _undecodable(error: UnicodeDecodeError, encoding: str, start: int) -> str:
     return f"byte 0x{byte:02X} at offset {start + error.start} is not {encoding.upper()}{guess}"
 
 
-def _no_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _no_twice(pairs: list[tuple[str, object]]) -> dict[str, object]:
     row = dict(pairs)
     if len(row) != len(pairs):
-        seen: set[str] = set()
-        twice = next(k for k, _ in pairs if k in seen or seen.add(k))  # type: ignore[func-returns-value]
+        keys = [key for key, _ in pairs]
+        twice = next(key for i, key in enumerate(keys) if key in keys[:i])
         raise ValueError(f"the key {json.dumps(twice)} is given twice")
     return row
 
 
-def _no_constant(name: str) -> Any:
+def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 

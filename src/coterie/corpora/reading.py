@@ -12,7 +12,6 @@ import hashlib
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +24,7 @@ from coterie.corpora.source_file import Bad, Item, Source
 from coterie.corpora.splits import SPLITS, assign, content_hash, order_of, within
 from coterie.corpora.template import RowError
 from coterie.errors import RequestError
+from coterie.spec.json_types import Figures
 
 _PART = 256 << 20
 """Bytes of text in a part that is sorted in memory."""
@@ -108,7 +108,7 @@ class Reading:
             self.plan.check_columns(self.seen, self.read)
         self.plan.tolerate(self.read, self.bad, self.first)
 
-    def _same_type(self, value: Any, place: str) -> None:
+    def _same_type(self, value: object, place: str) -> None:
         kind = {int: "a number", str: "a string"}.get(type(value), "a date")
         if self._date_kind is None:
             self._date_kind = kind, place
@@ -159,14 +159,14 @@ class Reading:
         }
         (self.folder / "facts.json").write_text(json.dumps(facts, indent=1, sort_keys=True))
 
-    def _write(self, split_D: np.ndarray, keep_D: np.ndarray) -> dict[str, dict[str, Any]]:
+    def _write(self, split_D: np.ndarray, keep_D: np.ndarray) -> dict[str, Figures]:
         """Write the documents, part by part, in order; say what each split holds."""
-        held: dict[str, dict[str, Any]] = {}
+        splits: dict[str, Figures] = {}
         for number, name in enumerate(SPLITS):
             rows = np.flatnonzero(keep_D & (split_D == number))
             content = sorted(self._content[i] + self._text_hash[i] for i in rows)
             digest = hashlib.sha256(b"".join(content)).hexdigest()
-            held[name] = {"documents": len(rows), "digest": digest, "characters": 0, "first": None, "last": None}
+            splits[name] = {"documents": len(rows), "digest": digest, "characters": 0, "first": None, "last": None}
         writer: pq.ParquetWriter | None = None
         for part in self._parts:
             table = part.read()
@@ -174,16 +174,16 @@ class Reading:
             table = table.drop_columns("row").add_column(4, "split", pa.array(np.array(SPLITS)[split_D[row]], pa.string()))
             table = table.filter(pa.array(keep_D[row]))
             table = table.sort_by([(column, "ascending") for column in ("order", "prompt", "text", "id")])
-            for name, entry in held.items():
+            for name, entry in splits.items():
                 _count(entry, table.filter(pc.equal(table["split"], name)))
             writer = writer or pq.ParquetWriter(self.folder / "documents.parquet", table.schema, compression="zstd")
             writer.write_table(table, row_group_size=8192)
         assert writer is not None
         writer.close()
-        return held
+        return splits
 
 
-def _count(entry: dict[str, Any], table: pa.Table) -> None:
+def _count(entry: Figures, table: pa.Table) -> None:
     for column in ("prompt", "text"):
         entry["characters"] += pc.sum(pc.utf8_length(table[column])).as_py() or 0
     dates = pc.min_max(table["time"]).as_py()
@@ -197,12 +197,12 @@ class _Part:
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
         self.path, self.schema = path, schema
-        self._held: list[tuple] = []
+        self._rows: list[tuple] = []
         self._size = 0
         self._writer: pq.ParquetWriter | None = None
 
     def add(self, values: tuple, size: int) -> None:
-        self._held.append(values)
+        self._rows.append(values)
         self._size += size
         if self._size > 4 << 20:
             self._flush()
@@ -211,10 +211,10 @@ class _Part:
         if self._writer is None:
             self._writer = pq.ParquetWriter(self.path, self.schema, compression="lz4")
         self._writer.write_table(self._table())
-        self._held, self._size = [], 0
+        self._rows, self._size = [], 0
 
     def _table(self) -> pa.Table:
-        columns = list(zip(*self._held, strict=True)) or [()] * len(self.schema)
+        columns = list(zip(*self._rows, strict=True)) or [()] * len(self.schema)
         return pa.table([pa.array(c, f.type) for c, f in zip(columns, self.schema, strict=True)], schema=self.schema)
 
     def read(self) -> pa.Table:

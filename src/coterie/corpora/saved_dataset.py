@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from coterie.errors import RequestError
+from coterie.spec.json_types import Settings
 
 
 def arrow_files(folder: Path, split_name: str | None, key: str) -> Iterator[Path]:
@@ -35,7 +35,7 @@ def arrow_files(folder: Path, split_name: str | None, key: str) -> Iterator[Path
             yield path
 
 
-def _json(path: Path, key: str) -> dict[str, Any]:
+def _json(path: Path, key: str) -> Settings:
     try:
         return json.loads(path.read_bytes())
     except (OSError, ValueError) as error:

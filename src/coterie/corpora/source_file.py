@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from coterie.corpora.byte_streams import opened
 from coterie.errors import RequestError
@@ -19,7 +19,7 @@ class Row(NamedTuple):
     """Physical line where it starts (JSONL, CSV, text), or row number; from 1."""
     offset: int | None
     """Byte where it starts, after decompression; none for columnar files."""
-    values: dict[str, Any]
+    values: Mapping[str, object]
     raw: bytes | None
     """Its bytes, for the quarantine; none for columnar files."""
 

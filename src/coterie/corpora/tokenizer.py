@@ -14,8 +14,9 @@ from typing import Any
 
 from coterie.corpora.tokenizer_settings import TrainedTokenizer
 from coterie.errors import RequestError
-from coterie.progress import bar
+from coterie.progress import Bar, bar
 from coterie.spec.digest import digest
+from coterie.spec.json_types import Figures
 from coterie.store import Action, Artifact, Store, sha256
 
 END = "<|endoftext|>"
@@ -90,7 +91,7 @@ def _train(folder: Path, spec: TrainedTokenizer, documents: list[Artifact], labe
     _facts(folder, {"vocab_size": bpe.get_vocab_size(), "bos_id": 0, "eos_id": 0, "documents": total})
 
 
-def _texts(documents: list[Artifact], progress: Any) -> Iterator[str]:
+def _texts(documents: list[Artifact], progress: Bar) -> Iterator[str]:
     import pyarrow.parquet as pq
 
     done = 0
@@ -107,7 +108,7 @@ def _texts(documents: list[Artifact], progress: Any) -> Iterator[str]:
             progress.to(done)
 
 
-def _facts(folder: Path, facts: dict[str, Any]) -> None:
+def _facts(folder: Path, facts: Figures) -> None:
     (folder / "facts.json").write_text(json.dumps(facts, indent=1, sort_keys=True))
 
 

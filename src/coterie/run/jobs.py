@@ -20,7 +20,7 @@ from coterie.recipe import Recipe
 from coterie.run.parts import Parts
 from coterie.run.plan import Plan
 from coterie.select.corpus import Corpus
-from coterie.select.profile_shards import profiled, shards
+from coterie.select.profile_shards import profile_parts, shards
 from coterie.store import Store
 
 
@@ -100,7 +100,7 @@ def _profile(store: Store, corpus: Corpus, place: Place, folder: Path, label: st
     n = min(place.at_once or parts, parts)
     jobs = []
     for i in range(n):
-        made = profiled(store.dry_twin(), corpus, label=label, only=(i, n))
+        made = profile_parts(store.dry_twin(), corpus, label=label, only=(i, n))
         if any(artifact.planned for pair in made for artifact in pair):
             arguments = ("select", "profile", *words, "--store", str(store.root), "--part", f"{i + 1}/{n}")
             jobs.append(Job(f"{label}.{i + 1}", arguments))

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, UInt64
 
+from coterie.corpora.corpus_settings import Documents
 from coterie.corpora.row_plan import Plan
 from coterie.corpora.rows import rows
 from coterie.corpora.sources import resolve
 from coterie.corpora.template import RowError
-from coterie.select.corpus import Corpus
 from coterie.select.select_settings import Against
 from coterie.select.sketch import shingles
 from coterie.select.words import Words, words
@@ -22,7 +21,7 @@ from coterie.store import Store
 _KEY = "select.keep.contamination"
 
 
-def identity(store: Store, against: Against | None) -> list[Any] | None:
+def identity(store: Store, against: Against | None) -> list[object] | None:
     """What decides the result: the bytes of the files and the length of a run."""
     if against is None:
         return None
@@ -30,8 +29,8 @@ def identity(store: Store, against: Against | None) -> list[Any] | None:
     return [against.words, against.text, [[s.format, store.digest_file(s.path)] for s in sources]]
 
 
-def _corpus(against: Against) -> Corpus:
-    return Corpus.model_validate({"path": against.path, "text": against.text})
+def _corpus(against: Against) -> Documents:
+    return Documents.model_validate({"path": against.path, "text": against.text})
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ Shorts = Callable[[Sequence[int]], UInt8[np.ndarray, "k rb"]]
 Texts = Callable[[Sequence[int]], list[str]]
 """The texts of some documents."""
 _REMEMBERED = 8_000
-"""Sets of shingles that are held."""
+"""Sets of shingles that are kept in memory."""
 _DOUBT = 0.15
 """How far an estimate from short values is trusted: four standard deviations of 200 values at a similarity of 0.6."""
 _MARGIN = 0.1
@@ -117,15 +117,15 @@ class _Sets:
 
     def __init__(self, texts: Texts) -> None:
         self._texts = texts
-        self._held: OrderedDict[int, np.ndarray] = OrderedDict()
+        self._sets: OrderedDict[int, np.ndarray] = OrderedDict()
 
     def __getitem__(self, row: int) -> np.ndarray:
-        if row not in self._held:
-            self._held[row] = shingle_sets(self._texts([row]))[0]
-            if len(self._held) > _REMEMBERED:
-                self._held.popitem(last=False)
-        self._held.move_to_end(row)
-        return self._held[row]
+        if row not in self._sets:
+            self._sets[row] = shingle_sets(self._texts([row]))[0]
+            if len(self._sets) > _REMEMBERED:
+                self._sets.popitem(last=False)
+        self._sets.move_to_end(row)
+        return self._sets[row]
 
 
 def shingle_sets(texts: Sequence[str]) -> list[np.ndarray]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float32
@@ -14,6 +14,9 @@ from coterie.errors import RequestError
 from coterie.models.local_files import refuse_remote_code
 from coterie.spec.digest import digest
 from coterie.store import Store
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 class SentenceModel:
@@ -65,9 +68,9 @@ class SentenceModel:
 
 
 @cache
-def _opened(path: str) -> tuple[Any, Any]:
+def _opened(path: str) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
     from transformers import AutoModel, AutoTokenizer
 
     refuse_remote_code(Path(path))
-    model: Any = AutoModel.from_pretrained(path, trust_remote_code=False, use_safetensors=True)
+    model = AutoModel.from_pretrained(path, trust_remote_code=False, use_safetensors=True)
     return AutoTokenizer.from_pretrained(path, trust_remote_code=False), model.eval()

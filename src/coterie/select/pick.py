@@ -180,10 +180,10 @@ def without_likes(
         got = vectors(rows[at])
         vector = np.empty_like(got)
         vector[at] = got
-        held, back = [0], list[int]()
+        apart, back = [0], list[int]()
         for i in range(1, last):
-            (back if float((vector[held] @ vector[i]).max()) > most else held).append(i)
-        order[a : a + last] = rows[held + back]
+            (back if float((vector[apart] @ vector[i]).max()) > most else apart).append(i)
+        order[a : a + last] = rows[apart + back]
         moved += len(back)
     return order, moved
 

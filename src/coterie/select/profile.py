@@ -15,14 +15,15 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import UInt64
+from jaxtyping import Int32, Int64, UInt8, UInt64
 
 from coterie.corpora.row_plan import OWN
 from coterie.corpora.splits import SPLITS
@@ -32,8 +33,11 @@ from coterie.select import contamination
 from coterie.select.measures import measure, terms
 from coterie.select.select_settings import NearDup, Select
 from coterie.select.sketch import bands, shingles, short_values, values
-from coterie.select.words import batches, words
+from coterie.select.words import batches, mixed, words
 from coterie.store import Action, Artifact, Store
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 _TOGETHER = 64
 """Documents in one compressed batch of ``texts.arrow``."""
@@ -63,91 +67,114 @@ def profile(store: Store, documents: Artifact, select: Select, *, has_id: bool, 
     action = Action("profiles", spec, inputs, libraries=("tokenizers",) if tokenizer else ())
 
     def build(folder: Path) -> None:
+        file = pq.ParquetFile(documents.file("documents.parquet"))
         runs = contamination.runs(select.keep.contamination)
-        _write(folder, documents, has_id, runs, select, tokenizer, label)
+        made = _Profile(file, width, runs, encoder(tokenizer) if tokenizer is not None else None, has_id)
+        with bar(f"profile {label}", made.total, "documents") as progress:
+            for batch in made.batches(folder / "texts.arrow"):
+                for texts in batches(((t, len(t)) for t in _whole(batch)), select.batch_bytes):
+                    made.measure(texts)
+                    progress.to(made.done)
+                made.keep(batch)
+        made.write(folder)
 
     return store.make(action, build, label=f"profile {label}")
 
 
-def _write(
-    folder: Path,
-    documents: Artifact,
-    has_id: bool,
-    runs: contamination.Runs | None,
-    select: Select,
-    tokenizer: Path | None,
-    label: str,
-) -> None:
-    file = pq.ParquetFile(documents.file("documents.parquet"))
-    extra = [name for name in file.schema_arrow.names if name not in OWN]
-    total = file.metadata.num_rows
-    width = (select.keep.near_dup or NearDup()).bands
-    encode = encoder(tokenizer) if tokenizer is not None else None
-    keys_N = np.zeros((width[0], total), dtype=np.uint64)
-    short_N = np.zeros((total, width[0] * width[1]), dtype=np.uint8)
-    sizes, buckets, counts, tables = [], [], [], []
-    done = 0
-    (folder / "terms").mkdir()
-    options = pa.ipc.IpcWriteOptions(compression="lz4")
-    with (
-        pa.ipc.new_file(folder / "texts.arrow", _TEXTS, options=options) as texts,
-        bar(f"profile {label}", total, "documents") as progress,
-    ):
-        for table in file.iter_batches(4096, columns=["id", "prompt", "text", "content", "split", *extra]):
-            texts.write_table(pa.Table.from_batches([table.select(["prompt", "text"])]), max_chunksize=_TOGETHER)
-            prompts, bodies = table["prompt"].to_pylist(), table["text"].to_pylist()
-            whole = [t if p is None else f"{p}\n{t}" for p, t in zip(prompts, bodies, strict=True)]
-            columns: list[dict[str, np.ndarray]] = []
-            for part in batches(((t, len(t)) for t in whole), select.batch_bytes):
-                found = words(part)
-                made = shingles(found)
-                value_rDb = values(made, *width)
-                keys_N[:, done : done + len(part)] = bands(value_rDb).T
-                short_N[done : done + len(part)] = short_values(value_rDb)
-                measured = measure(part, found, made)
-                if encode is not None:
-                    measured["exact_tokens"] = np.array([len(e.ids) for e in encode.encode_batch(part)], dtype=np.int64)
-                if runs is not None:
-                    measured["contaminated"] = runs.share(found)
-                columns.append(measured)
-                size, bucket, count = terms(found)
-                sizes.append(size)
-                buckets.append(bucket)
-                counts.append(count)
-                done += len(part)
-                progress.to(done)
-            tables.append(_table(table, columns, extra, has_id))
-    assert done == total
-    pl.concat(tables).write_parquet(folder / "profile.parquet", compression="zstd", statistics=False)
-    np.save(folder / "bands.npy", keys_N)
-    np.save(folder / "short.npy", short_N)
-    np.save(folder / "terms/first.npy", np.concatenate([[0], np.cumsum(np.concatenate([*sizes, np.zeros(0, int)]))]))
-    np.save(folder / "terms/bucket.npy", np.concatenate([*buckets, np.zeros(0, np.uint16)]))
-    np.save(folder / "terms/count.npy", np.concatenate([*counts, np.zeros(0, np.uint8)]))
-    facts = {"documents": total, "columns": extra}
-    (folder / "facts.json").write_text(json.dumps(facts, indent=1, sort_keys=True))
+def _whole(batch: pa.RecordBatch) -> list[str]:
+    """What is profiled of each document."""
+    return [joined(*both) for both in zip(batch["prompt"].to_pylist(), batch["text"].to_pylist(), strict=True)]
 
 
-def _table(batch: pa.RecordBatch, columns: Sequence[dict[str, np.ndarray]], extra: list[str], has_id: bool) -> pl.DataFrame:
-    content = batch["content"].to_pylist()
-    ids = batch["id"].to_pylist() if has_id else [c[:16] for c in content]
-    split = batch["split"].to_pylist()
-    own = {
-        "id": pl.Series(ids, dtype=pl.String),
-        "key": key_of(ids),
-        "content": np.array([int(c[:16], 16) for c in content], dtype=np.uint64),
-        "split": np.array([SPLITS.index(s) for s in split], dtype=np.uint8),
-    }
-    measured = {name: np.concatenate([c[name] for c in columns]) for name in columns[0]} if columns else {}
-    return pl.DataFrame(
-        own | measured | {f"column {name}": pl.Series(batch[name].to_pylist(), dtype=pl.String) for name in extra}
-    )
+class _Profile:
+    """The columns of a profile on their way to files."""
+
+    def __init__(
+        self,
+        file: pq.ParquetFile,
+        width: tuple[int, int],
+        runs: contamination.Runs | None,
+        tokenizer: Tokenizer | None,
+        has_id: bool,
+    ) -> None:
+        self.file, self.width, self.runs, self.tokenizer, self.has_id = file, width, runs, tokenizer, has_id
+        self.extra = [name for name in file.schema_arrow.names if name not in OWN]
+        self.total, self.done = file.metadata.num_rows, 0
+        self.band_bN = np.zeros((width[0], self.total), dtype=np.uint64)
+        self.short_N = np.zeros((self.total, width[0] * width[1]), dtype=np.uint8)
+        self.sizes, self.buckets, self.counts = [np.zeros(1, int)], [np.zeros(0, np.uint16)], [np.zeros(0, np.uint8)]
+        self.measured: list[dict[str, np.ndarray]] = []
+        self.tables: list[pl.DataFrame] = []
+
+    def batches(self, path: Path) -> Iterator[pa.RecordBatch]:
+        """The documents; their texts go to a file of their own."""
+        options = pa.ipc.IpcWriteOptions(compression="lz4")
+        columns = ["id", "prompt", "text", "content", "split", *self.extra]
+        with pa.ipc.new_file(path, _TEXTS, options=options) as file:
+            for batch in self.file.iter_batches(4096, columns=columns):
+                file.write_table(pa.Table.from_batches([batch.select(["prompt", "text"])]), max_chunksize=_TOGETHER)
+                yield batch
+
+    def measure(self, texts: list[str]) -> None:
+        """Measure some documents, which follow those that are done."""
+        found = words(texts)
+        made = shingles(found)
+        value_rDb = values(made, *self.width)
+        rows = slice(self.done, self.done + len(texts))
+        self.band_bN[:, rows] = bands(value_rDb).T
+        self.short_N[rows] = short_values(value_rDb)
+        columns = measure(texts, found, made)
+        if self.tokenizer is not None:
+            columns["exact_tokens"] = np.array([len(e.ids) for e in self.tokenizer.encode_batch(texts)], dtype=np.int64)
+        if self.runs is not None:
+            columns["contaminated"] = self.runs.share(found)
+        self.measured.append(columns)
+        for kept, new in zip((self.sizes, self.buckets, self.counts), terms(found), strict=True):
+            kept.append(new)
+        self.done += len(texts)
+
+    def keep(self, batch: pa.RecordBatch) -> None:
+        """Put what was measured of a batch beside its own columns."""
+        content = batch["content"].to_pylist()
+        ids = batch["id"].to_pylist() if self.has_id else [c[:16] for c in content]
+        own = {
+            "id": pl.Series(ids, dtype=pl.String),
+            "key": key_of(ids),
+            "content": np.array([int(c[:16], 16) for c in content], dtype=np.uint64),
+            "split": np.array([SPLITS.index(s) for s in batch["split"].to_pylist()], dtype=np.uint8),
+        }
+        names = self.measured[0] if self.measured else ()
+        measured = {name: np.concatenate([columns[name] for columns in self.measured]) for name in names}
+        extra = {f"column {name}": pl.Series(batch[name].to_pylist(), dtype=pl.String) for name in self.extra}
+        self.tables.append(pl.DataFrame(own | measured | extra))
+        self.measured = []
+
+    def write(self, folder: Path) -> None:
+        assert self.done == self.total
+        pl.concat(self.tables).write_parquet(folder / "profile.parquet", compression="zstd", statistics=False)
+        np.save(folder / "bands.npy", self.band_bN)
+        np.save(folder / "short.npy", self.short_N)
+        (folder / "terms").mkdir()
+        np.save(folder / "terms/first.npy", np.cumsum(np.concatenate(self.sizes)))
+        np.save(folder / "terms/bucket.npy", np.concatenate(self.buckets))
+        np.save(folder / "terms/count.npy", np.concatenate(self.counts))
+        facts = {"documents": self.total, "columns": self.extra}
+        (folder / "facts.json").write_text(json.dumps(facts, indent=1, sort_keys=True))
 
 
 def key_of(ids: Sequence[str]) -> UInt64[np.ndarray, " N"]:
     """What an id is known by in draws: the same on every machine, whatever the order of the files."""
     joined = b"".join(hashlib.sha256(i.encode()).digest()[:8] for i in ids)
     return np.frombuffer(joined, dtype=">u8").astype(np.uint64)
+
+
+def sample(
+    key_N: UInt64[np.ndarray, " N"], content_N: UInt64[np.ndarray, " N"], size: int, seed: int
+) -> Int64[np.ndarray, " n"]:
+    """Rows of distinct content that come first in an order that depends on keys, contents and seed alone."""
+    order = np.lexsort((content_N, mixed(key_N ^ np.uint64(seed % 2**63 * 0x9E3779B9 % 2**64))))
+    _, once = np.unique(content_N[order], return_index=True)
+    return order[np.sort(once)[:size]]
 
 
 def tokenizer_file(folder: str) -> Path:
@@ -160,7 +187,7 @@ def tokenizer_file(folder: str) -> Path:
     return path
 
 
-def encoder(path: Path) -> Any:
+def encoder(path: Path) -> Tokenizer:
     """A tokenizer that neither cuts nor pads."""
     from tokenizers import Tokenizer
 
@@ -180,12 +207,12 @@ class Shard:
         """A row a document; all columns by default."""
         return pl.read_parquet(self.artifact.file("profile.parquet"), columns=list(columns) or None)
 
-    def bands(self) -> np.ndarray:
+    def bands(self) -> UInt64[np.ndarray, "b N"]:
         return np.load(self.artifact.file("bands.npy"), mmap_mode="r")
 
     @cached_property
-    def short(self) -> np.ndarray:
-        """One byte of each MinHash value, [N, b * r]."""
+    def short(self) -> UInt8[np.ndarray, "N br"]:
+        """One byte of each MinHash value."""
         return np.load(self.artifact.file("short.npy"), mmap_mode="r")
 
     @cached_property
@@ -212,14 +239,41 @@ class Shard:
 
     def texts(self, rows: Sequence[int]) -> Iterator[tuple[str | None, str]]:
         """Prompt and text of some documents; each compressed batch is opened once for rows in order."""
-        opened: tuple[int, Any] = (-1, None)
-        for row in rows:
-            batch = int(np.searchsorted(self._starts, row, side="right")) - 1
-            if batch != opened[0]:
-                opened = (batch, self._texts.get_batch(batch))
-            place = int(row - self._starts[batch])
-            yield opened[1]["prompt"][place].as_py(), opened[1]["text"][place].as_py()
+        for batch, group in groupby(rows, lambda row: int(np.searchsorted(self._starts, row, side="right")) - 1):
+            opened = self._texts.get_batch(batch)
+            for row in group:
+                place = int(row - self._starts[batch])
+                yield opened["prompt"][place].as_py(), opened["text"][place].as_py()
 
     def whole(self, rows: Sequence[int]) -> list[str]:
         """What was profiled: prompt and text."""
-        return [t if p is None else f"{p}\n{t}" for p, t in self.texts(rows)]
+        return [joined(prompt, text) for prompt, text in self.texts(rows)]
+
+
+Places = Int32[np.ndarray, "n 2"]
+"""Of some documents, the part and the row in it."""
+
+
+def by_part(where: Places) -> Iterator[tuple[int, np.ndarray]]:
+    """The parts that some documents lie in, each with the numbers of its documents."""
+    for part in np.unique(where[:, 0]).tolist():
+        yield part, np.flatnonzero(where[:, 0] == part)
+
+
+def prompts_and_texts(shards: Sequence[Shard], where: Places) -> list[tuple[str | None, str]]:
+    """Prompt and text of some documents, each compressed batch opened once."""
+    out: list[tuple[str | None, str]] = [(None, "")] * len(where)
+    for part, mine in by_part(where):
+        mine = mine[np.argsort(where[mine, 1], kind="stable")]
+        for i, found in zip(mine.tolist(), shards[part].texts(where[mine, 1].tolist()), strict=True):
+            out[i] = found
+    return out
+
+
+def texts_of(shards: Sequence[Shard], where: Places) -> list[str]:
+    """What was profiled of some documents: prompt and text."""
+    return [joined(prompt, text) for prompt, text in prompts_and_texts(shards, where)]
+
+
+def joined(prompt: str | None, text: str) -> str:
+    return text if prompt is None else f"{prompt}\n{text}"

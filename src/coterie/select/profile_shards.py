@@ -53,7 +53,7 @@ def shards(corpus: Corpus, label: str, *, download: bool) -> list[Corpus]:
     return [whole.model_copy(update={"path": tuple(paths), "bad_rows": bear_all}) for paths in parts]
 
 
-def profiled(
+def profile_parts(
     store: Store, corpus: Corpus, *, label: str, only: tuple[int, int] | None = None
 ) -> list[tuple[Artifact, Artifact]]:
     """Read and profile every part: (documents, profile) of each, sorted by digest, so that their order is nobody's choice.

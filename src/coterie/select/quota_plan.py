@@ -61,13 +61,13 @@ class Plan:
     short: dict[str, dict[str, float]]
     """Of each axis, values that have less than their target, and by how much: what no table can change."""
     budget: float
-    asked: float
+    requested: float
     iterations: int
     """Of the fitting."""
 
     @property
     def feasible(self) -> bool:
-        return self.missing["total"] <= _TOLERANCE * self.asked
+        return self.missing["total"] <= _TOLERANCE * self.requested
 
 
 def plan(capacity_C: Float64[np.ndarray, " C"], margins: Sequence[Margin], budget: float) -> Plan:
@@ -122,11 +122,11 @@ def _level(capacity: np.ndarray, slope: np.ndarray, full: np.ndarray, total: flo
     """Where the sum of min(capacity, level * slope) reaches the total; ``full`` is the level at which each is at
     capacity."""
     order = np.argsort(full, kind="stable")
-    held = np.concatenate([[0.0], np.cumsum(capacity[order])])
+    full_sum = np.concatenate([[0.0], np.cumsum(capacity[order])])
     rest = slope.sum() - np.concatenate([[0.0], np.cumsum(slope[order])])
-    at = held[:-1] + np.where(np.isfinite(full[order]), full[order], 0) * rest[:-1]  # the sum when the i-th fills up
+    at = full_sum[:-1] + np.where(np.isfinite(full[order]), full[order], 0) * rest[:-1]  # the sum when the i-th fills up
     i = int(np.searchsorted(at[np.isfinite(full[order])], total * (1 - 1e-12)))
-    return float((total - held[i]) / rest[i]) if i < len(order) and rest[i] > 0 else float(full[order[-1]])
+    return float((total - full_sum[i]) / rest[i]) if i < len(order) and rest[i] > 0 else float(full[order[-1]])
 
 
 def _groups(margins: Sequence[Margin], C: int) -> csr_matrix:

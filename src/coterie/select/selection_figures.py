@@ -64,7 +64,7 @@ def of_selection(chosen: Chosen) -> Figures:
         "mean_quality_rank": float(rank[at].mean()) if rank is not None and len(at) else None,
         "ks_length": ks(pool.tokens_N, tokens),
         "ks_quality": ks(pool.quality_N, pool.quality_N[at]),
-        "labels": {name: label_figures(it, at, pool.tokens_N) for name, it in pool.labels.items()},
+        "labels": {name: label_figures(labels, at, pool.tokens_N) for name, labels in pool.labels.items()},
     }
 
 
@@ -103,19 +103,19 @@ def axis_figures(chosen: Chosen) -> Figures:
     pool, in_tokens = chosen.pool, chosen.budget.in_tokens
     size = pool.size_N(in_tokens)
     out: Figures = {}
-    for a, (name, asked) in enumerate(chosen.axes.items()):
+    for a, (name, targets) in enumerate(chosen.axes.items()):
         values = np.array([cell[a] for cell in chosen.cells])
         position = {v: i for i, v in enumerate(pool.labels[name].values)}
-        group_C = asked.group_V[[position[v] for v in values]]
+        group_C = targets.group_V[[position[v] for v in values]]
         mine_C = np.bincount(chosen.cell_N[chosen.at], size[chosen.at], minlength=len(chosen.cells))
         used = group_C >= 0
-        selected = np.bincount(group_C[used], mine_C[used], minlength=len(asked.groups))
-        there = np.bincount(group_C[used], chosen.capacity_C[used], minlength=len(asked.groups))
-        budget = float(chosen.plan.asked) if chosen.plan is not None else float(selected.sum())
-        target = asked.share_G * budget
+        selected = np.bincount(group_C[used], mine_C[used], minlength=len(targets.groups))
+        there = np.bincount(group_C[used], chosen.capacity_C[used], minlength=len(targets.groups))
+        budget = float(chosen.plan.requested) if chosen.plan is not None else float(selected.sum())
+        target = targets.share_G * budget
         rows = [
             {"value": g, "target": float(t), "capacity": float(c), "selected": float(s), "deficit": max(0.0, float(t - s))}
-            for g, t, c, s in zip(asked.groups, target, there, selected, strict=True)
+            for g, t, c, s in zip(targets.groups, target, there, selected, strict=True)
         ]
         out[name] = {"values": rows} | distance(selected, target) | balance(selected, there)
     return out

@@ -43,15 +43,15 @@ def _heat(report: Figures) -> Figures | None:
     axes = list(report["axes"])
     if len(axes) < 2:
         return None
-    held: dict[tuple[str, str], list[float]] = {}
+    sums: dict[tuple[str, str], list[float]] = {}
     for cell in report["cells"]:
-        entry = held.setdefault((cell["cell"][0], cell["cell"][1]), [0.0, 0.0])
+        entry = sums.setdefault((cell["cell"][0], cell["cell"][1]), [0.0, 0.0])
         entry[0] += cell["selected"]
         entry[1] += cell["capacity"]
-    rows, columns = (sorted({key[i] for key in held}) for i in (0, 1))
-    top = max((s for s, _ in held.values()), default=1.0) or 1.0
+    rows, columns = (sorted({key[i] for key in sums}) for i in (0, 1))
+    top = max((s for s, _ in sums.values()), default=1.0) or 1.0
     terms = {c["name"]: ", ".join(c["terms"][:3]) for c in (report["clusters"] or {"clusters": []})["clusters"]}
-    shaded = {key: (s, c, round(s / top, 3)) for key, (s, c) in held.items()}
+    shaded = {key: (s, c, round(s / top, 3)) for key, (s, c) in sums.items()}
     lines = [(row, terms.get(row, ""), [shaded.get((row, c)) for c in columns]) for row in rows]
     return {"axes": axes[:2], "columns": columns, "rows": lines}
 

@@ -11,10 +11,8 @@ import platform
 import resource
 import sys
 import time
-from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -23,8 +21,9 @@ from coterie.errors import RequestError
 from coterie.select import selection_figures as figures
 from coterie.select.choose import Chosen, choose, side_by_side
 from coterie.select.plan_settings import CLUSTER
+from coterie.select.profiled_corpus import Profiled
 from coterie.select.select_settings import NearDup
-from coterie.select.selection import Profiled, chosen_table, plan_json
+from coterie.select.selection import plan_json
 from coterie.select.sketch import chance
 from coterie.select.strategies import RANDOM
 from coterie.spec.digest import digest
@@ -37,7 +36,7 @@ _LIBRARIES = ("coterie", "numpy", "polars", "pyarrow", "scipy", "scikit-learn")
 _BINS = 40
 
 
-def report(it: Profiled, chosen: Chosen, *, paired: Path | None = None) -> Figures:
+def report(data: Profiled, chosen: Chosen, *, paired: Path | None = None) -> Figures:
     """All figures.
 
     Args:
@@ -49,25 +48,25 @@ def report(it: Profiled, chosen: Chosen, *, paired: Path | None = None) -> Figur
     label_names = list(chosen.pool.labels)
     return {
         "schema": 1,
-        "corpus": it.label,
-        "funnel": _funnel(it, chosen),
+        "corpus": data.label,
+        "funnel": _funnel(data, chosen),
         "axes": figures.axis_figures(chosen),
         "table": plan_json(chosen),
-        "comparison": _comparison(it, chosen),
-        "unused_labels": [n for n in label_names if n not in it.select.axes],
+        "comparison": _comparison(data, chosen),
+        "unused_labels": [n for n in label_names if n not in data.select.axes],
         "cells": figures.cell_figures(chosen),
         "distributions": _distributions(chosen),
-        "duplicates": _duplicates(it),
-        "clusters": _clusters(it, chosen),
-        "tokens": _tokens(it, chosen),
-        "batches": {axis: dict(figures.batch_mix(chosen, axis, BATCH_TOKENS)) for axis in it.select.axes},
-        "provenance": _provenance(it),
+        "duplicates": _duplicates(data),
+        "clusters": _clusters(data, chosen),
+        "tokens": _tokens(data, chosen),
+        "batches": {axis: dict(figures.batch_mix(chosen, axis, BATCH_TOKENS)) for axis in data.select.axes},
+        "provenance": _provenance(data),
         "training": _paired(paired),
     }
 
 
-def _funnel(it: Profiled, chosen: Chosen) -> Figures:
-    funnel = dict(it.artifact.facts["funnel"])
+def _funnel(data: Profiled, chosen: Chosen) -> Figures:
+    funnel = dict(data.artifact.facts["funnel"])
     funnel["selected"] = {"documents": len(chosen.at), "tokens": chosen.tokens}
     funnel["not_selected"] = {key: funnel["kept"][key] - funnel["selected"][key] for key in ("documents", "tokens")}
     dropped = sum(entry["documents"] for entry in funnel["dropped"].values())
@@ -76,17 +75,17 @@ def _funnel(it: Profiled, chosen: Chosen) -> Figures:
     return funnel
 
 
-def _comparison(it: Profiled, chosen: Chosen) -> Figures:
+def _comparison(data: Profiled, chosen: Chosen) -> Figures:
     """Every strategy with the same budget, and the band of random draws."""
-    by_lot = it.select.model_copy(update={"strategy": RANDOM.tag})
+    by_lot = data.select.model_copy(update={"strategy": RANDOM.tag})
     table = {"this selection": figures.of_selection(chosen)}
-    others = side_by_side(it.candidates, it.select, seed=it.seed, label=it.label)
+    others = side_by_side(data.candidates, data.select, seed=data.seed, label=data.label)
     table |= {name: figures.of_selection(other) for name, other in others.items()}
     mine = chosen.chosen_N
     for name, other in others.items():
         both = int((mine & other.chosen_N).sum())
         table[name]["shared_with_this"] = both / max(len(chosen.at), 1)
-    band = figures.band(lambda seed: choose(it.candidates, by_lot, seed=seed + 1000, label=it.label), DRAWS)
+    band = figures.band(lambda seed: choose(data.candidates, by_lot, seed=seed + 1000, label=data.label), DRAWS)
     pool = {
         name: figures.label_figures(labels, np.arange(len(chosen.pool)), chosen.pool.tokens_N)
         for name, labels in chosen.pool.labels.items()
@@ -111,15 +110,15 @@ def _distributions(chosen: Chosen) -> Figures:
     return out
 
 
-def _duplicates(it: Profiled) -> Figures:
-    facts = it.artifact.facts
-    pairs = it.pool.pairs()
-    near = it.select.keep.near_dup
+def _duplicates(data: Profiled) -> Figures:
+    facts = data.artifact.facts
+    pairs = data.pool.pairs
+    near = data.select.keep.near_dup
     width = (near or NearDup()).bands
     border: list[Figures] = []
     if near is not None and len(pairs):
         closest = pairs.sort((pl.col("jaccard") - near.jaccard).abs()).head(10)
-        names, likes = it.pool.ids(closest["row"].to_numpy()), it.pool.ids(closest["like"].to_numpy())
+        names, likes = data.pool.ids(closest["row"].to_numpy()), data.pool.ids(closest["like"].to_numpy())
         border = [
             {"id": a, "like": b, "jaccard": round(j, 4), "dropped": d}
             for a, b, j, d in zip(names, likes, closest["jaccard"], closest["dropped"], strict=True)
@@ -140,15 +139,13 @@ def _duplicates(it: Profiled) -> Figures:
     }
 
 
-def _clusters(it: Profiled, chosen: Chosen) -> Figures | None:
-    if it.topics is None:
+def _clusters(data: Profiled, chosen: Chosen) -> Figures | None:
+    if data.topics is None:
         return None
-    facts, labels = it.topics.facts, chosen.pool.labels[CLUSTER]
-    V = len(labels.values)
-    count = np.bincount(labels.code_N, minlength=V)
-    mine = np.bincount(labels.code_N[chosen.at], minlength=V)
-    size = dict(zip(labels.values, count.tolist(), strict=True))
-    taken = dict(zip(labels.values, mine.tolist(), strict=True))
+    facts, labels = data.topics.facts, chosen.pool.labels[CLUSTER]
+    size, taken = (
+        dict(zip(labels.values, some.counted().tolist(), strict=True)) for some in (labels, labels.take(chosen.at))
+    )
     listed = [
         {"name": name, "group": group, "terms": terms, "documents": size.get(name, 0), "selected": taken.get(name, 0)}
         for name, group, terms in zip(facts["names"], facts["groups"], facts["terms"], strict=True)
@@ -157,11 +154,9 @@ def _clusters(it: Profiled, chosen: Chosen) -> Figures | None:
     return {"k": facts["k"], "clusters": listed} | {key: facts[key] for key in keys}
 
 
-def _tokens(it: Profiled, chosen: Chosen) -> Figures:
-    asked = it.select.budget
-    got = chosen.tokens if asked.tokens is not None else len(chosen.at)
-    wanted = asked.tokens or asked.docs or 1
-    count = it.select.tokens
+def _tokens(data: Profiled, chosen: Chosen) -> Figures:
+    budget, count = data.select.budget, data.select.tokens
+    given = chosen.tokens if budget.in_tokens else len(chosen.at)
     how = "estimated from characters, words and marks (fitted on English prose, mean error 5.5 %)"
     if count is not None:
         how = f"column {count.column}" if count.column else "tokenizer"
@@ -169,21 +164,21 @@ def _tokens(it: Profiled, chosen: Chosen) -> Figures:
             how = f"estimated, fitted to the tokenizer on {count.sample} documents"
     return {
         "total": chosen.tokens,
-        "budget": asked.model_dump(),
-        "error_percent": 100 * (got - wanted) / wanted,
+        "budget": budget.model_dump(),
+        "error_percent": 100 * (given - budget.size) / budget.size,
         "counted": how,
-        "mean_error": it.artifact.facts["token_error"],
+        "mean_error": data.artifact.facts["token_error"],
     }
 
 
-def _provenance(it: Profiled) -> Figures:
+def _provenance(data: Profiled) -> Figures:
     used = resource.getrusage(resource.RUSAGE_SELF)
     return {
-        "seed": it.seed,
-        "request": digest(it.select.model_dump(mode="json", exclude={"batch_bytes"})),
-        "data": it.artifact.content("pool.parquet", "ids.parquet"),
-        "parts": [d.content("documents.parquet") for d, _ in it.parts],
-        "topics": it.topics.digest if it.topics is not None else None,
+        "seed": data.seed,
+        "request": digest(data.select.model_dump(mode="json", exclude={"batch_bytes"})),
+        "data": data.artifact.content("pool.parquet", "ids.parquet"),
+        "parts": [d.content("documents.parquet") for d, _ in data.parts],
+        "topics": data.topics.digest if data.topics is not None else None,
         "versions": {name: version(name) for name in _LIBRARIES} | {"python": platform.python_version()},
         "cpu_seconds": round(time.process_time(), 2),
         "peak_megabytes": round(used.ru_maxrss / (1 << 20 if sys.platform == "darwin" else 1 << 10), 1),
@@ -200,24 +195,3 @@ def _paired(path: Path | None) -> Figures | None:
     if not isinstance(attached, dict):
         raise RequestError("a paired run is a JSON object", where=str(path), found=type(attached).__name__)
     return attached
-
-
-def write_selected(path: Path, it: Profiled, chosen: Chosen) -> None:
-    """The chosen documents as JSONL, in the order in which they are given out; only these are read."""
-    table = chosen_table(it, chosen)
-    rows = table["row"].to_numpy()
-    where = it.pool.places[rows]
-    texts: list[tuple[str | None, str]] = [(None, "")] * len(rows)
-    for s, shard in enumerate(it.pool.shards):
-        mine = np.flatnonzero(where[:, 0] == s)
-        mine = mine[np.argsort(where[mine, 1], kind="stable")]
-        for place, both in zip(mine, shard.texts(where[mine, 1].tolist()), strict=True):
-            texts[int(place)] = both
-    kept: Mapping[str, list[Any]] = {c: it.pool.table[c][rows].cast(pl.String).to_list() for c in it.columns}
-    with path.open("w", encoding="utf-8") as file:
-        for i, row in enumerate(table.drop("row").iter_rows(named=True)):
-            prompt, text = texts[i]
-            out = {"id": row.pop("id"), **({} if prompt is None else {"prompt": prompt}), "text": text}
-            out |= {c: values[i] for c, values in kept.items() if c not in row}
-            scores = {k: round(row.pop(k), 6) for k in ("quality", *chosen.parts)}
-            file.write(json.dumps({**out, **row, "scores": scores}, ensure_ascii=False) + "\n")

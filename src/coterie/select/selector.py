@@ -13,26 +13,31 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import polars as pl
+from numpy.typing import ArrayLike
 
 from coterie.errors import RequestError
-from coterie.select import explain, selection
+from coterie.select import explain
 from coterie.select import selection_report as report
 from coterie.select.corpus import Corpus
-from coterie.select.plan_settings import CLUSTER, cluster_names
-from coterie.select.pool import texts_of
-from coterie.select.profile import key_of
+from coterie.select.plan_settings import CLUSTER, Axis, cluster_names
+from coterie.select.profile import key_of, sample, texts_of
+from coterie.select.profiled_corpus import Profiled, profile_corpus
 from coterie.select.select_settings import Select
+from coterie.select.selection import chosen_table
 from coterie.select.shortfall import refuse_unmet
-from coterie.select.topics import SAMPLE, means, nearest, sample
-from coterie.spec.json_types import Figures
+from coterie.select.term_vectors import nearest
+from coterie.select.topic_fit import SAMPLE, means
+from coterie.spec.json_types import Figures, Settings
 from coterie.store import Store
 
-SCORE, TOPIC, LABEL = "score", "topic", "label"
-"""Columns that plug-ins add."""
+LABEL = "label"
+"""The axis of a labeller's values."""
+_SCORES, _TOPICS, _LABELS = "plugged score", "plugged topic", "plugged label"
+"""Columns that plug-ins add to the frame."""
 _AT_ONCE = 256
 
 
@@ -42,7 +47,7 @@ class Scorer(Protocol):
 
 
 class Embedder(Protocol):
-    def embed(self, batch: Sequence[str]) -> Any:
+    def embed(self, batch: Sequence[str]) -> ArrayLike:
         """A vector for each text, [n, E]; topic clusters are fitted on them."""
 
 
@@ -63,7 +68,7 @@ class Selector:
 
     def __init__(
         self,
-        request: Mapping[str, Any] | Select,
+        request: Mapping[str, object] | Select,
         *,
         score: Scorer | None = None,
         embed: Embedder | None = None,
@@ -71,19 +76,19 @@ class Selector:
         seed: int = 0,
         store: str | Path | None = None,
     ) -> None:
-        raw = request.model_dump(exclude_unset=True) if isinstance(request, Select) else dict(request)
+        raw: Settings = request.model_dump(exclude_unset=True) if isinstance(request, Select) else dict(request)
         axes = dict(raw.get("axes") or {})
         self._k = 0
         if embed is not None:
-            asked = dict(axes.get(CLUSTER) or {})
-            self._k = asked.pop("k", 19)
-            if not isinstance(self._k, int) or {"embed", "model", "column", "groups"} & asked.keys():
+            topics = dict(axes.get(CLUSTER) or {})
+            self._k = topics.pop("k", Axis.model_fields["k"].default)
+            if not isinstance(self._k, int) or {"embed", "model", "column", "groups"} & topics.keys():
                 raise RequestError("embed= makes the clusters", where="axes.cluster", expected="k (a number), mix or target")
-            axes[CLUSTER] = {**asked, "column": TOPIC}
+            axes[CLUSTER] = {**topics, "column": _TOPICS}
         if label is not None:
-            axes.setdefault(LABEL, {})
+            axes[LABEL] = {"column": _LABELS, **(axes.get(LABEL) or {})}
         if score is not None:
-            raw["rank"] = {**(raw.get("rank") or {}), "by": SCORE}
+            raw["rank"] = {**(raw.get("rank") or {}), "by": _SCORES}
         self.select = Select.model_validate({**raw, "axes": axes, "seed": seed})
         self._score, self._embed, self._label = score, embed, label
         self._folder = TemporaryDirectory(prefix="coterie-") if store is None else None
@@ -101,66 +106,67 @@ class Selector:
         Raises:
             RequestError: what is wrong with the data or the request.
         """
-        texts = frame[text].to_list()
-        batches = [texts[i : i + _AT_ONCE] for i in range(0, len(texts), _AT_ONCE)]
-        added: dict[str, Sequence[Any]] = {}
-        if self._score is not None:
-            added[SCORE] = [float(s) for b in batches for s in self._score.score(b)]
-        if self._label is not None:
-            added[LABEL] = [str(v) for b in batches for v in self._label.label(b)]
-        if self._embed is not None:
-            vectors = np.concatenate([np.asarray(self._embed.embed(b), dtype=np.float32) for b in batches])
-            added[TOPIC] = self._topics(vectors, frame[id].cast(pl.String).to_list() if id is not None else texts)
-        wrong = [name for name, values in added.items() if len(values) != len(texts)]
-        if wrong:
-            raise RequestError(
-                f"the plug-in for {wrong[0]!r} gave another number of values than texts", found=str(len(added[wrong[0]]))
-            )
-        whole = frame.with_columns(pl.Series(name, list(values)) for name, values in added.items())
+        added = self._plugged(frame[text].to_list(), frame[id].cast(pl.String).to_list() if id is not None else None)
+        for name, values in added.items():
+            if len(values) != len(frame):
+                what = f"the plug-in for {name.removeprefix('plugged ')!r} gave another number of values than texts"
+                raise RequestError(what, expected=f"{len(frame):,}", found=f"{len(values):,}")
         self._root.mkdir(parents=True, exist_ok=True)
         path = self._root / "frame.parquet"
-        whole.write_parquet(path)
+        frame.with_columns(pl.Series(name, list(values)) for name, values in added.items()).write_parquet(path)
         corpus = Corpus.model_validate(
             {"path": str(path), "text": text, "id": id, "columns": tuple(columns), "split": {"valid": 0, "test": 0}}
         ).model_copy(update={"select": self.select})
-        return Selected(selection.profile_corpus(Store(self._root / "store"), corpus, label="frame"), self)
+        return Selected(profile_corpus(Store(self._root / "store"), corpus, label="frame"), self)
+
+    def _plugged(self, texts: list[str], ids: list[str] | None) -> dict[str, Sequence[float] | Sequence[str]]:
+        """What the plug-ins say of each text, by the column that holds it."""
+        batches = [texts[i : i + _AT_ONCE] for i in range(0, len(texts), _AT_ONCE)]
+        added: dict[str, Sequence[float] | Sequence[str]] = {}
+        if self._score is not None:
+            added[_SCORES] = [float(s) for batch in batches for s in self._score.score(batch)]
+        if self._label is not None:
+            added[_LABELS] = [str(v) for batch in batches for v in self._label.label(batch)]
+        if self._embed is not None:
+            vectors = np.concatenate([np.asarray(self._embed.embed(batch), dtype=np.float32) for batch in batches])
+            added[_TOPICS] = self._topics(vectors, texts if ids is None else ids)
+        return added
 
     def _topics(self, vectors: np.ndarray, names: Sequence[str]) -> list[str]:
         if self._k > len(vectors):
             raise RequestError("more clusters than documents", where="axes.cluster.k", found=str(self._k), do="lower k")
-        key = key_of(names)
-        chosen = sample(key, key, SAMPLE, int(self.select.seed or 0))
-        _, centroids = means(vectors[chosen], self._k, int(self.select.seed or 0))
+        key, seed = key_of(names), self.select.seed or 0
+        _, centroids = means(vectors[sample(key, key, SAMPLE, seed)], self._k, seed)
         return [cluster_names(self._k)[c] for c in nearest(vectors, centroids)]
 
 
 class Selected:
     """A profiled frame and its selection."""
 
-    def __init__(self, it: selection.Profiled, owner: Selector) -> None:
-        self._it, self._owner = it, owner
+    def __init__(self, data: Profiled, owner: Selector) -> None:
+        self._data, self._owner = data, owner
 
     def check(self) -> None:
         """Raises RequestError, with the certificate, if the plan cannot be met."""
-        refuse_unmet(self._it.chosen, self._it.select, self._it.label)
+        refuse_unmet(self._data.chosen, self._data.select, self._data.label)
 
     @property
     def ids(self) -> list[str]:
         """Of the chosen documents, in the order in which they are given out."""
-        chosen = self._it.chosen
-        return self._it.pool.ids(chosen.pool.row_N[chosen.at])
+        chosen = self._data.chosen
+        return self._data.pool.ids(chosen.pool.row_N[chosen.at])
 
     @property
     def frame(self) -> pl.DataFrame:
         """A row for each chosen document: id, text, cell, scores, reason."""
-        table = selection.chosen_table(self._it, self._it.chosen)
-        texts = texts_of(self._it.pool.shards, self._it.pool.places, table["row"].to_numpy())
+        table, pool = chosen_table(self._data, self._data.chosen), self._data.pool
+        texts = texts_of(pool.shards, pool.places[table["row"].to_numpy()])
         return table.drop("row").with_columns(pl.Series("text", texts))
 
     def why(self, name: str) -> str:
         """What happened to one document."""
-        return "\n".join(explain.why(self._it, self._it.chosen, name))
+        return "\n".join(explain.why(self._data, self._data.chosen, name))
 
     def report(self) -> Figures:
         """The eleven groups of figures."""
-        return report.report(self._it, self._it.chosen)
+        return report.report(self._data, self._data.chosen)

@@ -131,13 +131,13 @@ def _powers(size: int) -> tuple[np.ndarray, np.ndarray]:
 
 def batches(sizes: Iterator[tuple[str, int]], limit: int) -> Iterator[list[str]]:
     """Group texts, each with its size, so that a group holds about ``limit`` bytes."""
-    held: list[str] = []
+    group: list[str] = []
     total = 0
     for text, size in sizes:
-        if held and total + size > limit:
-            yield held
-            held, total = [], 0
-        held.append(text)
+        if group and total + size > limit:
+            yield group
+            group, total = [], 0
+        group.append(text)
         total += size
-    if held:
-        yield held
+    if group:
+        yield group

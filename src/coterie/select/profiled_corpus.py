@@ -1,0 +1,100 @@
+"""A corpus with a selection becomes parts, profiles, topics and a pool: all that is known before a plan is made.
+
+Each is an artifact, so another budget plans and picks anew without reading, and another file is profiled without the others.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from jaxtyping import Float32, Int64
+
+from coterie.select.candidates import Candidates
+from coterie.select.choose import Chosen, choose
+from coterie.select.corpus import Corpus
+from coterie.select.plan_settings import CLUSTER, GROUP
+from coterie.select.pool import Pool, make_pool
+from coterie.select.profile import by_part
+from coterie.select.profile_shards import profile_parts
+from coterie.select.select_settings import RESERVED, Select
+from coterie.select.term_vectors import Space
+from coterie.select.topics import topics
+from coterie.store import Artifact, Store
+
+_MANY = 200
+"""Values above which a column is no label."""
+
+
+@dataclass
+class Profiled:
+    """Everything that is known of a corpus before a plan is made."""
+
+    corpus: Corpus
+    label: str
+    store: Store
+    parts: list[tuple[Artifact, Artifact]]
+    """Documents and profile of each part."""
+    topics: Artifact | None
+    artifact: Artifact
+    """The pool's."""
+
+    @property
+    def select(self) -> Select:
+        assert self.corpus.select is not None
+        return self.corpus.select
+
+    @property
+    def seed(self) -> int:
+        return self.select.seed or 0
+
+    @cached_property
+    def pool(self) -> Pool:
+        return Pool(self.artifact, self.parts)
+
+    @cached_property
+    def candidates(self) -> Candidates:
+        """What may be chosen, with every column that can serve as a label."""
+        columns = {name: axis.column or name for name, axis in self.select.axes.items()}
+        return Candidates.of(self.pool.table, columns | {name: name for name in self.labels})
+
+    @property
+    def columns(self) -> list[str]:
+        """The corpus's own columns in the pool."""
+        named = dict.fromkeys([*self.corpus.columns, *self.select.columns])
+        return [c for c in named if c in self.pool.table.columns and c not in RESERVED and c not in (CLUSTER, GROUP)]
+
+    @cached_property
+    def labels(self) -> list[str]:
+        """Columns that no axis uses and that have few values: what balance is judged by."""
+        used = self.select.columns
+        return [c for c in self.columns if c not in used and 1 < self.pool.table[c].n_unique() <= _MANY]
+
+    def vectors(self, at: Int64[np.ndarray, " n"]) -> Float32[np.ndarray, "n E"]:
+        """Topic vectors of some candidates."""
+        assert self.topics is not None
+        space = Space.open(self.topics.file("topics.npz"), self.select.axes[CLUSTER].embed)
+        where = self.pool.places[self.candidates.row_N[at]]
+        parts = list(by_part(where))
+        vectors = [space.vectors(self.pool.shards[part], where[mine, 1].astype(np.int64)) for part, mine in parts]
+        return np.concatenate(vectors)[np.argsort(np.concatenate([mine for _, mine in parts]))]
+
+    @cached_property
+    def chosen(self) -> Chosen:
+        """The selection that the recipe asks for, met or not."""
+        vectors = self.vectors if self.topics is not None else None
+        return choose(self.candidates, self.select, seed=self.seed, vectors=vectors, label=self.label)
+
+
+def profile_corpus(store: Store, corpus: Corpus, *, label: str) -> Profiled:
+    """Read and profile a corpus, fit or take its clusters, merge, filter.
+
+    Raises:
+        RequestError: what is wrong with the data or the request.
+    """
+    assert corpus.select is not None
+    parts = profile_parts(store, corpus, label=label)
+    axis = corpus.select.axes.get(CLUSTER)
+    fitted = topics(store, parts, axis, label=label) if axis is not None and axis.column is None else None
+    return Profiled(corpus, label, store, parts, fitted, make_pool(store, parts, fitted, corpus.select, label=label))

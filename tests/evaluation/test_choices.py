@@ -190,7 +190,7 @@ def test_evaluation_by_group_with_references(tmp_path: Path, store: Store, token
         "seed": 0,
         "label": "quiz",
     }
-    found = tables(evaluate_choices(store, models=models, **evaluate), list(models))
+    found = tables(evaluate_choices(store, models=models, **evaluate), list(models), key="accuracy")
     table = found["evaluation"]
     assert list(table["x"]) == ["a", "b", "all"]
     for name, model in experts.items():

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.house.toys import halves, longest, recency
+from tests.house.toys import halves, recency, sure
 from tests.invariants import cases
 from tests.run.small import BASE, recipe
 
@@ -16,9 +16,10 @@ from coterie.mixtures.adapters.adapter_routers import AdapterGate
 from coterie.mixtures.layers.layer_gates import LayerGate
 from coterie.recipe import read
 from coterie.recipe.reference import markdown
+from coterie.report import terminal
 from coterie.routing.output_routers import OutputRouter
 
-TOYS = (recency.Recency, halves.HalvesAtLayers, halves.HalvesAtAdapters, longest.Longest)
+TOYS = (recency.Recency, halves.HalvesAtLayers, halves.HalvesAtAdapters, sure.Sure)
 
 
 def test_toys_are_known_by_being_defined() -> None:
@@ -43,7 +44,7 @@ def test_the_reference_shows_a_toy_with_every_setting(toy: type) -> None:
         ({"mixtures": [{"name": "m", "at": "outputs", "slots": ["fruit"], "router": "recencyy"}]}, "recency, "),
         ({"mixtures": [{"name": "m", "at": "layers", "slots": ["fruit"], "router": "halvess"}]}, "halves, "),
         ({"mixtures": [{"name": "m", "at": "adapters", "slots": ["fruit"], "router": "halvess"}]}, "halves, "),
-        ({"evaluation": [{"name": "e", "kind": "longst", "longest": "fruit"}]}, "longest, "),
+        ({"evaluation": [{"name": "e", "kind": "sur", "sure": "fruit"}]}, "sure, "),
     ],
 )
 def test_a_misspelt_kind_is_told_the_nearest_first(tmp_path: Path, changes: dict, names: str) -> None:
@@ -90,9 +91,14 @@ def test_toys_run_whole(tmp_path: Path) -> None:
         {"name": "layers", "at": "layers", "slots": ["fruit", "tools"], "router": "halves"},
         {"name": "adapters", "at": "adapters", "slots": ["lora-fruit", "lora-tools"], "router": "halves"},
     ]
-    raw["evaluation"].append({"name": "one", "longest": "fruit"})
+    raw["evaluation"].append({"name": "one", "sure": "fruit"})
     run = coterie.run(raw, store=tmp_path / "store", out=tmp_path / "out")
-    assert {"recency", "layers", "adapters"} <= run.summary["evaluation"]["one"].keys()
+    table = run.summary["evaluation"]["one"]
+    assert {"recency", "layers", "adapters", "oracle"} <= table.keys()
+    assert table["oracle"]["all"]["sure"] == max(table[name]["all"]["sure"] for name in run.experts)
+    assert terminal(run.summary).count("(percent of tokens sure, higher is better; * best model)") == 1
+    assert "In percent of tokens sure, higher is better" in (tmp_path / "out" / "report.html").read_text()
+    assert run.summary["differences"]["one"]["recency"]["best_expert"]["all"].keys() == {"sure", "ci95", "documents"}
     ids = torch.randint(1, 200, (1, 8))
     for mixture in run.mixtures.values():
         assert torch.allclose(mixture.log_probs(ids).exp().sum(-1), torch.ones(1, 8), atol=1e-5)

@@ -111,26 +111,7 @@ def test_no_public_function_has_any_in_its_signature() -> None:
             hints += [a.annotation for a in (arguments.vararg, arguments.kwarg) if a is not None]
             if any(re.search(r"\bAny\b", ast.unparse(hint)) for hint in hints if hint is not None):
                 bad.append(f"{module(path)}:{name}")
-    assert sorted(set(bad) - UNTYPED) == []
-    assert sorted(UNTYPED - set(bad)) == [], "typed by now: take it out of the list"
-
-
-UNTYPED = {
-    "coterie.launch.job_queue:Place.end",
-    "coterie.launch.job_queue:Place.ended",
-    "coterie.launch.job_queue:Place.start",
-    "coterie.launch.slurm:Command.checkpoint",
-    "coterie.launch.slurm:Slurm.end",
-    "coterie.launch.slurm:Slurm.ended",
-    "coterie.launch.slurm:Slurm.start",
-    "coterie.models.lora_files:linears",
-    "coterie.models.lora_files:write",
-    "coterie.models.stack:frozen",
-    "coterie.select.contamination:identity",
-    "coterie.select.profile:encoder",
-    "coterie.select.selector:Embedder.embed",
-}
-"""Not typed yet: the list may only get shorter."""
+    assert bad == []
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from tests.report.fixture import make_summary
 
 from coterie.report import difference_tables, evaluation_tables
 from coterie.report.figures import count, perplexity, seconds, signed, ticks
+from coterie.report.measure import ACCURACY
 
 
 def test_every_model_and_reference_has_a_row_and_the_best_real_one_is_marked() -> None:
@@ -25,7 +26,7 @@ def test_every_model_and_reference_has_a_row_and_the_best_real_one_is_marked() -
     assert [by_name[n].kind for n in ("learned", "code", "single", "oracle")] == ["mixture", "expert", "single", "reference"]
     first = by_name["learned"].cells[0]
     assert (first.text, first.other) == ("3.010", "20.29")
-    assert releases.kind == "choices"
+    assert releases.measure == ACCURACY
     assert releases.columns == ["right", "past", "future", "irrelevant"]
     assert releases.rows[0].name == "learned"
     assert releases.rows[0].cells[0].best

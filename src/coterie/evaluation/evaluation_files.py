@@ -21,7 +21,7 @@ class Tables(TypedDict):
     evaluation: dict[str, dict[str, Entry]]
     """``{MODEL: {GROUP: entry}}``, the references `best_expert` and `oracle` among the models."""
     differences: dict[str, dict[str, dict[str, Entry]]]
-    """``{MODEL: {REFERENCE: {GROUP: entry}}}``, model minus reference: nll or accuracy, ci95 and documents."""
+    """``{MODEL: {REFERENCE: {GROUP: entry}}}``, model minus reference: the figure, ci95 and documents."""
     sources: Entry
     """Where the figures come from: ``artifact`` (the evaluation's digest), ``models`` (digest of each), ``data`` (digest by
     corpus, or of the file), seed, resamples, token and document counts, and what was removed as trained on."""
@@ -53,12 +53,13 @@ def write(folder: Path, about: Mapping[str, object], comparison: Comparison, ent
     (folder / "evaluation.json").write_text(text + "\n")
 
 
-def tables(evaluation: Artifact, models: Sequence[str], corpora: Sequence[str] = ()) -> Tables:
+def tables(evaluation: Artifact, models: Sequence[str], corpora: Sequence[str] = (), *, key: str = "nll") -> Tables:
     """The figures of an evaluation, with names.
 
     Args:
         evaluation: from `evaluate_losses` or `evaluate_choices`.
         models, corpora: names, in the order in which they were given there.
+        key: of the figure that differences are of.
     """
     about = json.loads(evaluation.file("evaluation.json").read_text())
     figures, data, sources = (about.pop(key) for key in ("figures", "data", "sources"))
@@ -74,7 +75,7 @@ def tables(evaluation: Artifact, models: Sequence[str], corpora: Sequence[str] =
     differences: dict[str, dict[str, dict[str, Entry]]] = {}
     for d in figures["differences"]:
         reference = "best_expert" if d["to"] == figures.get("best") else models[d["to"]]
-        kept = [{k: v for k, v in f.items() if k in ("nll", "accuracy", "ci95", "documents")} for f in d["figures"]]
+        kept = [{k: v for k, v in f.items() if k in (key, "ci95", "documents")} for f in d["figures"]]
         differences.setdefault(models[d["model"]], {})[reference] = named(kept)
     about |= {
         "artifact": evaluation.digest,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 from pydantic import Field
 
 from coterie.evaluation.question_settings import QuestionSettings
+from coterie.report.measure import ACCURACY, NLL, Measure
 from coterie.spec.kind import Kind
 from coterie.spec.settings import Count, Name, Whole
 
@@ -82,6 +83,8 @@ class Metric(Kind):
 
     noun: ClassVar[str] = "evaluation"
     default_tag: ClassVar[str | None] = "losses"
+    measure: ClassVar[Measure] = NLL
+    """What its figures are; tables, differences and the report follow from it."""
 
     name: Name
     """Name of the evaluation."""
@@ -174,6 +177,8 @@ class Losses(Metric):
 
 class Choices(QuestionSettings, Metric):
     """Multiple choice by length-normalised log-probability."""
+
+    measure = ACCURACY
 
     kind: Literal["choices"] = Field(default="choices", exclude=True)
     """What is measured; told by the other keys if left out."""

@@ -8,6 +8,7 @@ from math import log
 from pathlib import Path
 
 from coterie.report import charts, figures, tables
+from coterie.report.measure import NLL
 from coterie.report.page_template import template
 from coterie.report.read_summary import Summary, read, trained_models
 from coterie.spec.json_types import Figures
@@ -82,7 +83,7 @@ def headlines(summary: Summary) -> list[Headline]:
         rows = [r for r in table.rows if r.cells[0].value is not None]
         wanted = {"best mixture": "mixture", "best expert": "best_expert", "single model": "single", "oracle": "oracle"}
         found = {what: next((r for r in rows if who in (r.name, r.kind)), None) for what, who in wanted.items()}
-        if table.kind == "losses" and found["best mixture"]:
+        if table.measure == NLL and found["best mixture"]:
             named = ((what, r, r.name if r.kind == "mixture" else r.detail) for what, r in found.items() if r)
             out.append(Headline(table.name, [(what, r.cells[0].text, name) for what, r, name in named]))
     return out

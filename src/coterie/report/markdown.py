@@ -8,7 +8,7 @@ from pathlib import Path
 from coterie.report import figures
 from coterie.report.html_page import headlines
 from coterie.report.read_summary import read, trained_models
-from coterie.report.tables import UNITS, Cell, Table, difference_tables, evaluation_tables
+from coterie.report.tables import Cell, Table, difference_tables, evaluation_tables
 
 
 def markdown(out: str | Path) -> str:
@@ -28,7 +28,7 @@ def markdown(out: str | Path) -> str:
         values = "; ".join(f"{what} ({name}) {value}" for what, value, name in head.figures)
         lines += [_plain(f"{head.evaluation}, nats a token over all: {values}."), ""]
     for table in evaluation_tables(summary):
-        lines += [f"## {_plain(table.name)}", "", f"{UNITS[table.kind]}; 95 % interval in brackets; the best in bold.", ""]
+        lines += [f"## {_plain(table.name)}", "", f"{table.measure.unit}; 95 % interval in brackets; the best in bold.", ""]
         lines += _table(table)
     for table in difference_tables(summary):
         lines += [f"## {_plain(table.name)}: difference to {_plain(table.reference)}", ""]

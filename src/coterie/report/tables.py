@@ -6,16 +6,15 @@ are bounds, not models). Rows come sorted, the best first.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from coterie.report import figures
+from coterie.report.measure import NLL, Measure, measure_of, perplexity_of
 from coterie.report.read_summary import Summary
 
 REFERENCES = {"best_expert": "the expert best over all groups", "oracle": "the best expert of each group"}
-UNITS = {"losses": "nats a token, lower is better", "choices": "percent right, higher is better"}
 SINGLE = "one model on all the data"
 
 
@@ -62,8 +61,7 @@ class Table:
     """Figures of all models for one evaluation."""
 
     name: str
-    kind: str
-    """`losses`, `choices`, `differences`."""
+    measure: Measure
     columns: list[str]
     """The first is the figure over all groups, the one on the axis."""
     rows: list[Row]
@@ -72,6 +70,7 @@ class Table:
     zero: float | None = None
     """Place of zero, of differences."""
     reference: str = ""
+    """Of differences, what is taken away."""
 
 
 def kinds(summary: Summary) -> dict[str, str]:
@@ -81,20 +80,13 @@ def kinds(summary: Summary) -> dict[str, str]:
 
 
 Models = Mapping[str, Mapping[str, Mapping[str, Any]]]
-KINDS = ("past", "future", "irrelevant")
 
 
 def evaluation_tables(summary: Summary) -> list[Table]:
-    """One table for each evaluation."""
+    """One table for each evaluation that has figures."""
     kind_of = kinds(summary)
-    out = []
-    for name, models in summary.get("evaluation", {}).items():
-        entries = [e for groups in models.values() for e in groups.values()]
-        if any("accuracy" in e for e in entries):
-            out.append(_choices(name, models, kind_of))
-        elif entries:
-            out.append(_losses(name, models, kind_of))
-    return out
+    found = summary.get("evaluation", {})
+    return [_evaluation(n, measure_of(summary, n), models, kind_of) for n, models in found.items() if any(models.values())]
 
 
 def difference_tables(summary: Summary) -> list[Table]:
@@ -105,74 +97,44 @@ def difference_tables(summary: Summary) -> list[Table]:
         of_interest = {m: d for m, d in models.items() if kind_of.get(m) in ("mixture", "single", "base")}
         for reference in dict.fromkeys(r for d in of_interest.values() for r in d):
             rows = {m: d[reference] for m, d in of_interest.items() if reference in d}
-            out.append(_differences(name, reference, rows, kind_of))
+            out.append(_differences(name, measure_of(summary, name), reference, rows, kind_of))
     return [t for t in out if any(c.value is not None for r in t.rows for c in r.cells)]
 
 
-def _cell(entry: Mapping[str, Any], key: str, text: Callable[[float | None], str], **more: Any) -> Cell:
-    low, high = (text(v) for v in entry["ci95"]) if entry.get("ci95") else (None, None)
-    return Cell(entry.get(key), text(entry.get(key)), low, high, **more)
-
-
-def _losses(name: str, models: Models, kind_of: Mapping[str, str]) -> Table:
+def _evaluation(name: str, measure: Measure, models: Models, kind_of: Mapping[str, str]) -> Table:
     def cell(model: str, entry: Mapping[str, Any]) -> Cell:
-        values = (entry.get("nll"), *(entry.get("ci95") or (None, None)))
-        other, low, high = (None if v is None else figures.perplexity(math.exp(min(v, 700))) for v in values)
-        note = entry.get("expert") if model == "oracle" else None
-        return _cell(entry, "nll", figures.nats, other=other, other_low=low, other_high=high, note=note)
+        low, high = entry.get("ci95") or (None, None)
+        value, note = entry.get(measure.key), entry.get("expert") if model == "oracle" else None
+        other = [perplexity_of(v) if measure == NLL else None for v in (value, low, high)]
+        ends = [None if v is None else measure.text(v) for v in (low, high)]
+        return Cell(value, measure.text(value), ends[0], ends[1], other[0], other[1], other[2], note)
 
     groups = _groups(models)
-    rows = {m: [cell(m, by.get(g, {})) for g in groups] for m, by in models.items()}
-    return _table(name, "losses", groups, rows, kind_of, models, tick=lambda v: f"{v:g}")
+    also = [k for k in measure.also if any(by.get("all", {}).get(k) is not None for by in models.values())]
+
+    def cells(model: str, by: Mapping[str, Mapping[str, Any]]) -> list[Cell]:
+        first, *rest = (cell(model, by.get(g, {})) for g in groups)
+        more = (by.get("all", {}).get(k) for k in also)
+        return [first, *(Cell(value, measure.text(value)) for value in more), *rest]
+
+    rows = {m: cells(m, by) for m, by in models.items()}
+    columns = [measure.column, *also, *groups[1:]]
+    return _table(Table(name, measure, columns, []), rows, kind_of, models, unmarked=range(1, 1 + len(also)))
 
 
-def _choices(name: str, models: Models, kind_of: Mapping[str, str]) -> Table:
-    wrong = [k for k in KINDS if any(by.get("all", {}).get(k) is not None for by in models.values())]
-    groups = _groups(models)[1:]
-
-    def cells(by: Mapping[str, Mapping[str, Any]]) -> list[Cell]:
-        everything = by.get("all", {})
-        kinds = [Cell(everything.get(k), figures.percent(everything.get(k))) for k in wrong]
-        right = [_cell(by.get(g, {}), "accuracy", figures.percent) for g in ["all", *groups]]
-        return [right[0], *kinds, *right[1:]]
-
-    return _table(
-        name,
-        "choices",
-        ["right", *wrong, *groups],
-        {m: cells(by) for m, by in models.items()},
-        kind_of,
-        models,
-        tick=lambda v: f"{100 * v:g}",
-        lowest=False,
-        unmarked=range(1, 1 + len(wrong)),
-    )
-
-
-def _differences(name: str, reference: str, models: Models, kind_of: Mapping[str, str]) -> Table:
-    key = "accuracy" if any("accuracy" in e for by in models.values() for e in by.values()) else "nll"
-    scale, text = (100, figures.signed_percent) if key == "accuracy" else (1, figures.signed)
-
+def _differences(name: str, measure: Measure, reference: str, models: Models, kind_of: Mapping[str, str]) -> Table:
     def cell(entry: Mapping[str, Any]) -> Cell:
-        low, high = entry.get("ci95") or (0, 0)
+        value, interval = entry.get(measure.key), entry.get("ci95")
+        ends = [measure.signed(v) for v in interval] if interval else [None, None]
         clear = ""
-        if low > 0 or high < 0:
-            clear = "better" if (high < 0) == (key == "nll") else "worse"
-        return _cell(entry, key, text, clear=clear)
+        if interval and (interval[0] > 0 or interval[1] < 0):
+            clear = "better" if (interval[1] < 0) == measure.lower_is_better else "worse"
+        return Cell(value, measure.signed(value), ends[0], ends[1], clear=clear)
 
     groups = _groups(models)
-    return _table(
-        name,
-        "differences",
-        groups,
-        {m: [cell(by.get(g, {})) for g in groups] for m, by in models.items()},
-        kind_of,
-        models,
-        tick=lambda v: f"{scale * v:+g}".replace("-", "−") if v else "0",
-        lowest=key == "nll",
-        unmarked=range(len(groups)),
-        reference=reference,
-    )
+    rows = {m: [cell(by.get(g, {})) for g in groups] for m, by in models.items()}
+    table = Table(name, measure, groups, [], zero=0.0, reference=reference)
+    return _table(table, rows, kind_of, models, unmarked=range(len(groups)))
 
 
 def _groups(models: Models) -> list[str]:
@@ -181,21 +143,12 @@ def _groups(models: Models) -> list[str]:
 
 
 def _table(
-    name: str,
-    kind: str,
-    columns: list[str],
-    rows: Mapping[str, list[Cell]],
-    kind_of: Mapping[str, str],
-    models: Models,
-    *,
-    tick: Callable[[float], str],
-    lowest: bool = True,
-    unmarked: Iterable[int] = (),
-    reference: str = "",
+    table: Table, rows: Mapping[str, list[Cell]], kind_of: Mapping[str, str], models: Models, *, unmarked: Iterable[int]
 ) -> Table:
-    sign = 1 if lowest else -1
+    """The table with its rows, the best first, the best of each column marked, and all on one axis."""
+    sign = 1 if table.measure.lower_is_better else -1
     real = [m for m in rows if kind_of.get(m) != "reference"]
-    for c in set(range(len(columns))) - set(unmarked):
+    for c in set(range(len(table.columns))) - set(unmarked):
         values = [sign * v for m in real if (v := rows[m][c].value) is not None]
         for m in real:
             value = rows[m][c].value
@@ -204,7 +157,7 @@ def _table(
 
     ends = {m: by.get("all", {}).get("ci95") or [rows[m][0].value] * 2 for m, by in models.items()}
     span = [v for m in rows for v in (rows[m][0].value, *ends[m]) if v is not None]
-    if kind == "differences":
+    if table.zero is not None:
         span.append(0.0)
     low, high = (min(span), max(span)) if span else (0.0, 1.0)
     pad = (high - low) * 0.04 or 0.05
@@ -219,8 +172,8 @@ def _table(
         mark = None if at is None else Mark(place(at), *(place(v) for v in ends[m]))
         made.append(Row(m, is_a, _detail(m, is_a, models[m]), cells, mark))
     made.sort(key=lambda r: (r.cells[0].value is None, sign * (r.cells[0].value or 0.0)))
-    axis = [(place(t), tick(t)) for t in figures.ticks(low, high, 4)]
-    return Table(name, kind, columns, made, axis, place(0.0) if kind == "differences" else None, reference)
+    axis = [(place(t), table.measure.tick(t, signed=table.zero is not None)) for t in figures.ticks(low, high, 4)]
+    return replace(table, rows=made, axis=axis, zero=None if table.zero is None else place(0.0))
 
 
 def _detail(model: str, kind: str, groups: Mapping[str, Any]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from coterie.report.read_summary import Summary
-from coterie.report.tables import UNITS, Table, evaluation_tables
+from coterie.report.tables import Table, evaluation_tables
 
 
 def terminal(summary: Summary) -> str:
@@ -22,4 +22,4 @@ def _table(table: Table) -> str:
         "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True)))
         for line in [head, *rows]
     ]
-    return "\n".join([f"{table.name} ({UNITS[table.kind]}; * best model)", *(line.rstrip() for line in lines)])
+    return "\n".join([f"{table.name} ({table.measure.unit}; * best model)", *(line.rstrip() for line in lines)])

@@ -43,7 +43,7 @@ class Evaluations:
         for metric in self.recipe.evaluation:
             made = metric.evaluate(self)
             if not made.artifact.planned:
-                self.tables[metric.name] = tables(made.artifact, made.models, made.corpora)
+                self.tables[metric.name] = tables(made.artifact, made.models, made.corpora, key=metric.measure.key)
 
     def look(self) -> None:
         """Read what is to be evaluated, so that what is wrong with it is found before anything is trained."""

@@ -6,6 +6,7 @@ import json
 from importlib.metadata import version
 
 from coterie.experts.expert_settings import Expert
+from coterie.report.measure import stated
 from coterie.run.evaluate import Evaluations
 from coterie.run.parts import Parts
 from coterie.spec.json_types import Figures
@@ -42,6 +43,7 @@ def summarise(parts: Parts, evaluations: Evaluations, *, mixed: bool, evaluated:
         "evaluation": {name: t["evaluation"] for name, t in tables.items()},
         "differences": {name: t["differences"] for name, t in tables.items()},
         "sources": {name: t["sources"] for name, t in tables.items()},
+        **({"measures": own} if (own := stated({e.name: e.measure for e in recipe.evaluation})) else {}),
         "routing": evaluations.routing() if evaluated else {},
         **({"leaks": evaluations.leaks.facts} if evaluated and evaluations.leaks else {}),
         "corpora": {name: parts.documents(name).facts for name in parts.used_corpora},

@@ -15,7 +15,7 @@ from coterie.spec.json_types import Figures
 
 COLUMNS = ("kind", "corpus", "from", "parameters", "tokens", "seconds", "loss")
 """Of the table of what was trained."""
-OPTIONAL = ("name", "seed", "recipe_hash", "reuse", "versions", "notes", "leaks", "slots", "experts", "sources")
+OPTIONAL = ("name", "seed", "recipe_hash", "reuse", "versions", "notes", "leaks", "slots", "experts", "sources", "plan")
 """Parts of a summary that the template asks for."""
 
 
@@ -57,6 +57,7 @@ def render(summary: Summary) -> str:
         headlines=headlines(summary),
         evaluations=tables.evaluation_tables(summary),
         differences=tables.difference_tables(summary),
+        labels={step["key"]: step["label"] for step in summary.get("plan", ())},
         curves=charts.curves([m for _, m in sorted(trained, key=lambda t: t[0] in ("base", "single"))]),
         wide=charts.WIDE,
         small=charts.SMALL,

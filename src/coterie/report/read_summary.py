@@ -1,4 +1,4 @@
-"""What a report is made from: OUT/summary.json, and the curves in OUT/metrics.jsonl. Nothing else is read.
+"""What a report is made from: OUT/summary.json, the curves in OUT/metrics.jsonl and the steps in OUT/plan.json.
 
 Beside the contract's keys (`schema`, `name`, `slots`, `experts`, `evaluation`, `routing`) a report shows these when they are
 there, and leaves out what is not:
@@ -15,6 +15,8 @@ there, and leaves out what is not:
 - ``routing[MIXTURE]`` further: ``experts`` (names, in the order of ``utilization``), ``by_group`` ``{GROUP: [weights]}``,
   ``by_position`` ``{GROUP: [weights at each position]}``, ``mutual_information``, ``gate_accuracy`` ``{GROUP: share}``,
   ``by_layer`` ``{GROUP: [[weights] of each layer]}``.
+
+- ``measures[EVAL]``: what its figures are, where they are neither nll nor accuracy; see `coterie.report.measure`.
 
 A line of metrics.jsonl is ``{"expert": HASH, "base" or "single", "tokens", "loss" or "eval_loss", ...}``; it is needed only
 for those without ``curve``.
@@ -60,6 +62,9 @@ def read(out: Path) -> Summary:
             expected='"schema": 1',
             found=f'"schema": {summary.get("schema")!r}' if isinstance(summary, dict) else type(summary).__name__,
         )
+    plan = Path(out) / "plan.json"
+    if plan.is_file():
+        summary["plan"] = json.loads(plan.read_text(encoding="utf-8"))["steps"]
     curves = _curves(Path(out) / "metrics.jsonl")
     for key, trained in trained_models(summary).items():
         for kind in ("curve", "valid_curve"):

@@ -38,12 +38,18 @@ class Evaluations:
         self.tables: dict[str, Tables] = {}
         """By evaluation."""
 
-    def all(self) -> None:
-        """Make every evaluation of the recipe."""
-        for metric in self.recipe.evaluation:
-            made = metric.evaluate(self)
-            if not made.artifact.planned:
-                self.tables[metric.name] = tables(made.artifact, made.models, made.corpora, key=metric.measure.key)
+    @property
+    def goals(self) -> dict[str, Callable[[str], Artifact | None]]:
+        """How every kind of goal is asked for; see `Parts.goals`."""
+        return {**self.parts.goals, "evaluation": self.one}
+
+    def one(self, name: str) -> Artifact:
+        """Make an evaluation of the recipe, and keep its tables."""
+        metric = next(m for m in self.recipe.evaluation if m.name == name)
+        made = metric.evaluate(self)
+        if not made.artifact.planned:
+            self.tables[name] = tables(made.artifact, made.models, made.corpora, key=metric.measure.key)
+        return made.artifact
 
     def look(self) -> None:
         """Read what is to be evaluated, so that what is wrong with it is found before anything is trained."""

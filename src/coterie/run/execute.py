@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from coterie.errors import RequestError
@@ -12,14 +12,15 @@ from coterie.recipe import read
 from coterie.run.evaluate import Evaluations
 from coterie.run.jobs import profile_selections, train_in_jobs
 from coterie.run.parts import Parts
-from coterie.run.plan import Plan
+from coterie.run.plan import Goal, Plan
 from coterie.run.publish import Results, Run, show
-from coterie.run.summary import reuse, summarise
+from coterie.run.summary import summarise
 from coterie.store import DryStore, Store
 from coterie.store.default_root import default_root
 
 STAGES = ("experts", "mixtures", "evaluation", "report")
 """How far to go: `coterie train`, `mix` and `evaluate` stop after one of these; `run` does everything."""
+MIXTURES, EVALUATION = STAGES.index("mixtures"), STAGES.index("evaluation")
 
 
 def execute(
@@ -54,10 +55,20 @@ def execute(
         return Run(asked, out, plan)
     if where is not None:
         train_in_jobs(parts, where, out, chosen or parts.names)
-    for name in chosen or parts.names:  # the way to the Trainer begins here, and is kept short
-        made = parts.base if name == "base" else parts.expert(name)
-        assert not made.planned
-    return _train_only(parts, plan, out, chosen) if chosen else _everything(parts, plan, out, stage)
+    parts.store.announce = plan.announce
+    evaluations, results = Evaluations(parts, out), Results(out, parts)
+    for goal in plan.goals:  # the way to the Trainer begins here, and is kept short
+        made = evaluations.goals[goal.kind](goal.name)
+        assert made is not None, goal
+        results.put(goal, made)
+    if chosen:  # the figures of a whole run are left as they were
+        parts.store.keep(out)
+        return Run(asked, out, plan, experts=results.opened("experts"))
+    summary = summarise(parts, evaluations, mixed=stage >= MIXTURES, evaluated=stage >= EVALUATION)
+    results.write(summary, plan.done(plan_of(parts, stage)), report=stage > EVALUATION)
+    parts.store.keep(out, finished=True)
+    show(summary, out)
+    return Run(asked, out, plan, summary, results.opened("experts"), results.opened("mixtures"))
 
 
 def look(parts: Parts, out: Path) -> None:
@@ -79,40 +90,23 @@ def plan_of(parts: Parts, stage: int, only: Sequence[str] = ()) -> Plan:
     """
     twin = parts.store if isinstance(parts.store, DryStore) else parts.store.dry_twin()
     dry = Parts(parts.recipe, twin)
-    wanted = [dry.base if name == "base" else dry.expert(name) for name in only]
-    if not only:
-        wanted += dry.experts.values()
-        if stage >= STAGES.index("mixtures"):
-            wanted += dry.mixtures.values()
-        if stage >= STAGES.index("evaluation"):
-            wanted += [dry.single] if dry.single is not None else []
-            Evaluations(dry, Path()).all()
-    return Plan(twin.steps)
+    evaluations, goals = Evaluations(dry, Path()), tuple(_goals(parts, stage, only))
+    for goal in goals:
+        evaluations.goals[goal.kind](goal.name)
+    return Plan(twin.steps, goals)
 
 
-def _everything(parts: Parts, plan: Plan, out: Path, stage: int) -> Run:
-    evaluations, results = Evaluations(parts, out), Results(out, parts)
-    say("  experts: {requested} requested, {distinct} distinct, {trained} trained, {reused} reused".format(**reuse(parts)))
-    results.experts(parts.names)
-    mixed, evaluated = stage >= STAGES.index("mixtures"), stage >= STAGES.index("evaluation")
-    if mixed:
-        results.mixtures()
-    if evaluated:
-        results.single()
-        evaluations.all()
-    summary = summarise(parts, evaluations, mixed=mixed, evaluated=evaluated)
-    results.write(summary, plan, report=stage >= STAGES.index("report"))
-    parts.store.keep(out, finished=True)
-    show(summary, out)
-    return Run(parts.recipe, out, plan, summary, results.opened("experts"), results.opened("mixtures"))
-
-
-def _train_only(parts: Parts, plan: Plan, out: Path, names: Sequence[str]) -> Run:
-    """Some of the experts, linked into the results; the rest, and the figures of a whole run, are left as they were."""
-    results = Results(out, parts)
-    results.experts(names)
-    parts.store.keep(out)
-    return Run(parts.recipe, out, plan, experts=results.opened("experts"))
+def _goals(parts: Parts, stage: int, only: Sequence[str]) -> Iterator[Goal]:
+    for name in only or parts.names:
+        yield Goal("base" if name == "base" else "expert", name)
+    if stage >= MIXTURES and not only:
+        for mixture in parts.recipe.mixtures:
+            yield Goal("mixture", mixture.name)
+    if stage >= EVALUATION and not only:
+        if parts.recipe.single is not None:
+            yield Goal("single", "single")
+        for metric in parts.recipe.evaluation:
+            yield Goal("evaluation", metric.name)
 
 
 def _known(parts: Parts, names: Iterable[str]) -> list[str]:

@@ -7,7 +7,7 @@ one mechanism: with a `DryStore` the same calls only find out what there is to d
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import date, timedelta
 from functools import cached_property
 
@@ -39,6 +39,7 @@ class Parts:
         self.recipe, self.store = recipe, store
         self.by_name = {e.name: e for e in recipe.experts}
         self.names = [*(["base"] if recipe.base.pretrain else []), *self.by_name]
+        self._mixtures: dict[str, Artifact] = {}
         self.text_of: dict[str, str] = {}
         """What blocks hold, by their digest: for labels."""
 
@@ -306,8 +307,16 @@ class Parts:
         return next(m for m in self.recipe.mixtures if m.name == name)
 
     def made(self, place: Place) -> Artifact:
-        return self.mixtures[place.name]
+        if place.name not in self._mixtures:
+            self._mixtures[place.name] = place.make(self)
+        return self._mixtures[place.name]
 
-    @cached_property
-    def mixtures(self) -> dict[str, Artifact]:
-        return {m.name: m.make(self) for m in self.recipe.mixtures}
+    @property
+    def goals(self) -> dict[str, Callable[[str], Artifact | None]]:
+        """How a goal of a plan is asked for, by its kind, given its name."""
+        return {
+            "base": lambda _: self.base,
+            "expert": self.expert,
+            "mixture": lambda name: self.made(self.mixture(name)),
+            "single": lambda _: self.single,
+        }

@@ -1,7 +1,8 @@
 """What a recipe needs, as data: a graph of requests with their addresses, what of it is there, and what each costs.
 
-A plan is found by asking for all parts with a store that makes nothing. `--dry-run` prints it, `--jobs` and `--slurm` read
-from it what can be done at once and what must come before what, and a run leaves it behind as ``plan.json``.
+A plan is found by asking for all goals with a store that makes nothing. `--dry-run` prints it; `--jobs` and `--slurm` read
+from it what can be done at once and what must come before what; a run walks its goals, numbers its steps by it and
+leaves it as ``plan.json``, from which the report tells where figures come from.
 
 The address of what depends on something missing is provisional: it follows from what was asked for, and the final one from
 what comes out.
@@ -10,20 +11,33 @@ what comes out.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Literal
 
 from coterie.corpora.tokenizer_settings import TrainedTokenizer
+from coterie.progress import say
 from coterie.recipe import Recipe
 from coterie.recipe.base import FreshBase
 from coterie.store import Step
 
 
 @dataclass(frozen=True)
+class Goal:
+    """What a run makes because the recipe names it; everything else is made because a goal needs it."""
+
+    kind: Literal["base", "expert", "mixture", "single", "evaluation"]
+    name: str
+
+
+@dataclass(frozen=True)
 class Plan:
-    """Steps by key, each after those that it needs."""
+    """What is asked for, and the steps to it."""
 
     steps: Mapping[str, Step]
+    """By key, each after those that it needs."""
+    goals: Sequence[Goal] = ()
+    """In the order in which they are made."""
 
     def __iter__(self) -> Iterator[Step]:
         return iter(self.steps.values())
@@ -53,6 +67,17 @@ class Plan:
                     left.append(need)
                 seen.add(need)
         return frozenset(found)
+
+    def announce(self, label: str) -> None:
+        """Tell a person that a step begins, and how many there are."""
+        place = [step.label for step in self.missing]
+        if label in place:
+            say(f"  [{place.index(label) + 1} of {len(place)}] {label}")
+
+    def done(self, after: Plan) -> Plan:
+        """The same with final addresses and results, as they are ``after`` the run; `cached` is what was there before."""
+        cached = {step.label for step in self if step.cached}
+        return replace(after, steps={k: replace(s, cached=s.label in cached) for k, s in after.steps.items()})
 
     def text(self, recipe: Recipe) -> str:
         """For a person: a line a step, and what it costs."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,10 +12,10 @@ from coterie.progress import say
 from coterie.recipe import Recipe
 from coterie.report import terminal, write_report
 from coterie.run.parts import Parts
-from coterie.run.plan import Plan
+from coterie.run.plan import Goal, Plan
 from coterie.run.summary import logged_steps
 from coterie.spec.json_types import Figures
-from coterie.store import link_tree
+from coterie.store import Artifact, link_tree
 from coterie.store.durable import replace_synced
 
 if TYPE_CHECKING:
@@ -63,23 +63,16 @@ class Results:
     def __init__(self, out: Path, parts: Parts) -> None:
         self.out, self.parts = out, parts
 
-    def experts(self, names: Iterable[str]) -> None:
-        """Experts by name, and the base where `base` is among them."""
-        for name in names:
-            if name == "base":
-                link_tree(self.parts.base, self.out / "base")
-            else:
-                base = self.parts.rests_on(name)
-                parts = {"base": base} if base is not None else {}
-                link_tree(self.parts.expert(name), self.out / "experts" / name, parts=parts)
-
-    def mixtures(self) -> None:
-        for mixture in self.parts.recipe.mixtures:
-            mixture.put(self.parts, self.out / "mixtures" / mixture.name)
-
-    def single(self) -> None:
-        if self.parts.single is not None:
-            link_tree(self.parts.single, self.out / "single")
+    def put(self, goal: Goal, made: Artifact) -> None:
+        """Experts and mixtures under their names, `base` and `single` beside them."""
+        parts, name = self.parts, goal.name
+        if goal.kind == "expert":
+            base = parts.rests_on(name)
+            link_tree(made, self.out / "experts" / name, parts={"base": base} if base is not None else {})
+        elif goal.kind == "mixture":
+            parts.mixture(name).put(parts, self.out / "mixtures" / name)
+        elif goal.kind != "evaluation":
+            link_tree(made, self.out / name)
 
     def opened(self, kind: str) -> Models:
         names = self.parts.by_name if kind == "experts" else [m.name for m in self.parts.recipe.mixtures]
@@ -107,6 +100,11 @@ class Results:
 
 def show(summary: Figures, out: Path) -> None:
     """End with the tables, and where to find the rest."""
+    say(
+        "  experts: {requested} requested, {distinct} distinct, {trained} trained, {reused} reused".format(
+            **summary["reuse"]
+        )
+    )
     if summary["evaluation"]:
         print(terminal(summary))
     leaks = summary.get("leaks", {"exact": 0, "near": 0})

@@ -57,7 +57,7 @@ def summarise(parts: Parts, evaluations: Evaluations, *, mixed: bool, evaluated:
         corpora = " + ".join(parts.trained_corpora)
         summary["single"] = {"digest": parts.single.digest, **expert_entry("single", None, parts.single, corpora)}
     if mixed:
-        summary["mixtures"] = {name: artifact.digest for name, artifact in parts.mixtures.items()}
+        summary["mixtures"] = {m.name: parts.made(m).digest for m in recipe.mixtures}
     return summary
 
 

@@ -19,3 +19,5 @@ class Step:
     """Tokens that it will process."""
     needs: tuple[str, ...] = ()
     """Keys of the steps whose results it reads."""
+    digest: str | None = None
+    """Of the result, where it is there."""

@@ -47,6 +47,8 @@ class Store:
         self.root = Path(root).expanduser().absolute()
         self.used: dict[str, Artifact] = {}
         """Every artifact this object gave out, by action key: what a run rests on."""
+        self.announce: Callable[[str], None] | None = None
+        """Told the label of what is about to be made."""
         self._verified: dict[str, Signature] = {}
         self._files = FileDigests(self.root)
         self._presence: Presence | None = None
@@ -77,6 +79,8 @@ class Store:
                     artifact = self._read_or_set_aside(action, label) or self._adopt(action, label)
                     if artifact is None:
                         with self._unfinished(action) as temp:
+                            if self.announce is not None:
+                                self.announce(label)
                             started = time.monotonic()
                             made = dict(build(temp) or {})
                             made.setdefault("seconds", round(time.monotonic() - started, 3))
@@ -266,7 +270,9 @@ class DryStore(Store):
             found = self.find(action, label)
             origins = (value.of if isinstance(value, Content) else value for value in action.inputs.values())
             needs = tuple(dict.fromkeys(self._key_of[origin] for origin in origins if origin in self._key_of))
-            self.steps[key] = Step(key, action.kind, label, found is not None, tokens, needs)
+            self.steps[key] = Step(
+                key, action.kind, label, found is not None, tokens, needs, found.digest if found else None
+            )
             self.used[key] = found or Planned(action.kind, key, self.root / "planned" / key)
             self._key_of[self.used[key].digest] = key
         return self.used[key]

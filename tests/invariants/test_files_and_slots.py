@@ -11,16 +11,15 @@ import torch
 from hypothesis import given
 from tests.invariants.cases import Runs, ids, mixture, settings, some
 from tests.mixtures.built import members, recipe, whole
+from tests.routing.cases import RECIPES, name
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
 from coterie.mixtures.load import load
 from coterie.mixtures.outputs.outputs_actions import materialise
-from coterie.routing.output_routers import Linear, Posterior, Uniform
+from coterie.routing.output_routers import OutputRouter
 from coterie.store import Store
-
-ROUTERS = [Uniform(), Posterior(), Linear(kind="linear"), Linear(kind="linear", features=("tokens", "posterior"))]
 
 
 @given(case=settings())
@@ -52,7 +51,12 @@ def size(folder: Path) -> int:
     return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
 
 
-@pytest.mark.parametrize("router", ["uniform", {"kind": "linear", "epochs": 1}], ids=["uniform", "linear"])
+def quick(kind: type[OutputRouter]) -> dict[str, Any]:
+    """Settings of a kind that are fitted in seconds."""
+    return {"kind": kind.tag()} | {key: 1 for key in ("epochs",) if key in kind.model_fields}
+
+
+@pytest.mark.parametrize("router", [quick(kind) for kind in OutputRouter.members()], ids=lambda r: r["kind"])
 def test_10_thirty_two_slots_cost_what_two_do(store: Store, tiny_tokenizer: Path, tmp_path: Path, router: Any) -> None:
     opened = []
     for repeats in (1, 16):
@@ -73,10 +77,10 @@ def test_10_thirty_two_slots_cost_what_two_do(store: Store, tiny_tokenizer: Path
             nll_BT1 = m.nll(x_BT)
         costs.append((runs.of, flops.get_total_flops(), operators.count))
     assert costs[0] == costs[1]
-    assert torch.allclose(nll_BT1, few.nll(x_BT), atol=0.1 if router != "uniform" else 1e-5)
+    assert torch.allclose(nll_BT1, few.nll(x_BT), atol=1e-5 if router == {"kind": "uniform"} else 0.1)
 
 
-@pytest.mark.parametrize("router", ROUTERS, ids=lambda r: f"{r.kind}-{'-'.join(getattr(r, 'features', ()))}")
+@pytest.mark.parametrize("router", RECIPES, ids=name)
 def test_10_a_slot_s_share_is_its_expert_s_split_evenly(router: Any) -> None:
     m, x_BT = mixture(some([1, 1]), recipe=router, counts=[3, 1]), ids()
     weight_BTS, seats = m.weights(x_BT), [slot["expert"] for slot in m.slots]
@@ -85,7 +89,7 @@ def test_10_a_slot_s_share_is_its_expert_s_split_evenly(router: Any) -> None:
     assert all(torch.equal(weight_BTS[..., s], weight_BTS[..., first[0]]) for s in first)
 
 
-@pytest.mark.parametrize("router", ROUTERS, ids=lambda r: f"{r.kind}-{'-'.join(getattr(r, 'features', ()))}")
+@pytest.mark.parametrize("router", RECIPES, ids=name)
 def test_10_nll_runs_each_expert_once_and_a_generated_token_too(router: Any) -> None:
     m, x_BT = mixture(some([1, 1]), recipe=router, counts=[4, 4]), ids()
     m.nll(x_BT)  # the head of an architecture is measured once

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from tests.experts.making import LENGTH, VOCABULARY, blocks, tokenizer
 from tests.invariants.test_resume import after_step, killed
+from tests.routing.cases import RECIPES, name
 
 from coterie.corpora.windows import Window
 from coterie.errors import RequestError
@@ -87,7 +88,7 @@ def drawn(store: Store, seed: int = 0) -> dict[str, torch.Tensor]:
     return batch(*(held[name].numpy() for name in ("ids", "position", "target")), mask=False)
 
 
-@pytest.mark.parametrize("router", ["uniform", "posterior", LINEAR, {"kind": "mlp", "hidden": 4}], ids=str)
+@pytest.mark.parametrize("router", [router.model_dump(mode="json") for router in RECIPES], ids=map(name, RECIPES))
 @pytest.mark.parametrize("active", [0, 1, 2])
 def test_the_loss_is_the_mixtures_over_the_experts_that_may_answer(tmp_path, router, active):
     store = Store(tmp_path)
@@ -166,8 +167,8 @@ def test_two_ranks_adapt_as_one(tmp_path):
     two = run(Store(tmp_path / "two"), mixture(batch_size=4, parallel="ddp", processes=2))
     assert two.made["processes"] == 2
     names = [f"experts/{u}/model.safetensors" for u in range(3)] + ["router/router.safetensors"]
-    for name in names:
-        a, b = load_file(one.file(name)), load_file(two.file(name))
+    for file in names:
+        a, b = load_file(one.file(file)), load_file(two.file(file))
         assert max((a[key] - b[key]).abs().max() for key in a) <= 1e-5
     assert (
         one.files["experts/0/model.safetensors"] != members(Store(tmp_path / "one"))[0].artifact.files["model.safetensors"]

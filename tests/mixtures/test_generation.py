@@ -8,18 +8,18 @@ from typing import Any
 import pytest
 import torch
 from tests.invariants.cases import Runs, mixture, some
+from tests.routing.cases import RECIPES, name
 from tests.tiny import V
 from transformers import AutoTokenizer, TextIteratorStreamer, pipeline
 
 from coterie.errors import RequestError
 from coterie.mixtures.outputs.outputs_mixture import OutputsMixture
-from coterie.routing.output_routers import Linear, Posterior, Uniform
 
 PROMPTS = ["the cat", "def f(x): return", "On"]
-ROUTERS = [Uniform(top_k=1), Posterior(), Linear(kind="linear", features=("tokens", "posterior"))]
+ROUTERS = [router.model_copy(update={"top_k": 1}) if router.kind == "uniform" else router for router in RECIPES]
 
 
-@pytest.fixture(params=ROUTERS, ids=lambda r: r.kind)
+@pytest.fixture(params=ROUTERS, ids=name)
 def m(request: pytest.FixtureRequest, tiny_tokenizer: Path) -> OutputsMixture:
     tokenizer = AutoTokenizer.from_pretrained(tiny_tokenizer)
     return mixture(some([1, 1]), recipe=request.param, counts=[2, 1], tokenizer=tokenizer, rule="strict", firsts=[0, 365])

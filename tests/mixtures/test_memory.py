@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from tests.routing.cases import RECIPES, name
 from tests.tiny import llama
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from coterie.mixtures.load import combine
 from coterie.models import logprob
-from coterie.routing.output_routers import Linear, Posterior, Uniform
 
 WIDE, B, T = 4096, 4, 64
 
@@ -47,7 +47,7 @@ class Peak(TorchDispatchMode):
         self.now -= self.alive.pop(key, 0)
 
 
-@pytest.mark.parametrize("router", [Uniform(), Posterior(), Linear(kind="linear", features=("tokens", "posterior"))])
+@pytest.mark.parametrize("router", RECIPES, ids=name)
 def test_nll_of_eight_experts_peaks_like_one(router: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logprob, "CHUNK", B * T * WIDE // 4)
     experts = {f"e{u}": llama(u, vocab_size=WIDE, context=T) for u in range(8)}
@@ -63,7 +63,7 @@ def test_nll_of_eight_experts_peaks_like_one(router: Any, monkeypatch: pytest.Mo
     assert most[1] <= 1.3 * most[0]
 
 
-@pytest.mark.parametrize("router", [Uniform(), Posterior()])
+@pytest.mark.parametrize("router", RECIPES, ids=name)
 def test_log_probs_hold_a_few_vocabularies_not_one_for_each_expert(router: Any) -> None:
     experts = {f"e{u}": llama(u, vocab_size=WIDE, context=T) for u in range(8)}
     x_BT, most = torch.randint(0, WIDE, (B, T)), []

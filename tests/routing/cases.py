@@ -15,6 +15,11 @@ RECIPES = [kind.model_validate(settings) for kind in OutputRouter.members() for 
 recipes = st.sampled_from(RECIPES)
 
 
+def name(recipe: OutputRouter) -> str:
+    """Of a case."""
+    return "-".join([recipe.kind, *getattr(recipe, "features", ())])
+
+
 def random_router(recipe: OutputRouter, experts: int, vocab_size: int = V) -> RouterModule:
     """Of any parameters, not only those it starts with."""
     router = recipe.build(experts, vocab_size)

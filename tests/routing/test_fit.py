@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.routing.cases import RECIPES, V, random_inputs, random_router
+from tests.routing.cases import RECIPES, V, name, random_inputs, random_router
 
 from coterie.routing.fit import Scored, fit, objective
 from coterie.routing.fit_settings import FitSettings
-from coterie.routing.output_routers import Linear, Mlp, Posterior, Uniform
+from coterie.routing.output_routers import Linear, Mlp, OutputRouter, Uniform
 
 QUICK = FitSettings(epochs=8, learning_rate=0.05, batch_size=8)
 NO_PRIOR = torch.zeros(2)
@@ -33,14 +33,16 @@ def held(data: Scored) -> torch.Tensor:
     return (torch.arange(len(data)) % 5 == 0)[:, None].expand_as(data.ids_NT)
 
 
-@pytest.mark.parametrize("recipe", [Linear(kind="linear"), Mlp(kind="mlp"), Posterior(decay=0.5)], ids=lambda r: r.kind)
-def test_learns_who_is_good_where(recipe: Linear) -> None:
+@pytest.mark.parametrize("recipe", [r for r in RECIPES if r.fitting is not None], ids=name)
+def test_learns_who_is_good_where(recipe: OutputRouter) -> None:
     data = two_domains()
     router = recipe.build(2, V)
     trace = fit(router, data, held(data), NO_PRIOR, QUICK, seed=0)
     best = min(t["held"] for t in trace)
-    assert trace[0]["held"] > 1.05
-    assert best < trace[0]["held"] - 0.01
+    assert trace[0]["held"] > 1.03
+    assert best < trace[0]["held"] - (
+        0.01 if trace[0]["held"] > 1.05 else 0.003
+    )  # who starts as the posterior is good already
     nll, _ = objective(router, replace(data, target_NT=data.target_NT & held(data)), NO_PRIOR, QUICK)
     assert nll.item() / (held(data) & data.target_NT).sum() == pytest.approx(best, rel=1e-4)
 
@@ -80,7 +82,7 @@ def test_repeatable_and_seeded() -> None:
     assert not all(torch.equal(states[0][k], states[2][k]) for k in states[0])
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda r: f"{r.kind}-{'-'.join(getattr(r, 'features', ()))}")
+@pytest.mark.parametrize("recipe", RECIPES, ids=name)
 def test_gradients_against_finite_differences(recipe: object) -> None:
     router = random_router(recipe, 3).double()
     ids, position, eligible, _ = random_inputs(2, 5, 3)

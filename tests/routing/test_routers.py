@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.routing.cases import RECIPES, V, random_inputs, random_router, recipes
+from tests.routing.cases import RECIPES, V, name, random_inputs, random_router, recipes
 
-from coterie.routing.output_routers import Linear, Mlp, Posterior
+from coterie.routing.output_routers import Linear, OutputRouter, Posterior
 from coterie.routing.policy import Policy
 from coterie.routing.routers import RouterModule
 
@@ -93,8 +93,8 @@ def test_linear_is_linear_in_token_frequencies() -> None:
         assert torch.allclose(logits[0, t], expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", [Linear(kind="linear"), Mlp(kind="mlp")])
-def test_starts_uniform_or_as_the_posterior(kind: Linear) -> None:
+@pytest.mark.parametrize("kind", [r for r in RECIPES if getattr(r, "features", None) == ("tokens",)], ids=name)
+def test_starts_uniform_or_as_the_posterior(kind: OutputRouter) -> None:
     inputs = random_inputs(2, 5, 3)
     plain = kind.build(3, V)
     assert (plain(*inputs)[0] == 0).all()
@@ -103,7 +103,7 @@ def test_starts_uniform_or_as_the_posterior(kind: Linear) -> None:
     assert torch.allclose(weights(with_posterior, inputs), weights(posterior, inputs), atol=1e-5)
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda r: f"{r.kind}-{'-'.join(getattr(r, 'features', ()))}")
+@pytest.mark.parametrize("recipe", RECIPES, ids=name)
 def test_fresh_parameters_come_from_the_seed_alone(recipe: object) -> None:
     spec = recipe
     torch.manual_seed(1)

@@ -9,6 +9,7 @@ import torch
 from tests.models.architectures import make
 from torch import Tensor, nn
 
+from coterie.mixtures.adapters.adapter_routers import AdapterGate
 from coterie.mixtures.adapters.adapters_config import AdaptersConfig
 from coterie.mixtures.adapters.adapters_mixture import AdaptersMixture
 from coterie.models import lora_files as files
@@ -17,6 +18,8 @@ from coterie.models.stack_blocks import Factors
 
 V = 61
 ARCHITECTURES = ["llama", "mistral", "qwen2", "qwen3", "olmo2", "gpt2", "gemma", "gemma2", "gemma3_text"]
+KINDS = [{"kind": kind} for kind in AdapterGate.registry]
+"""Every router that there is."""
 ATTENTION = {"q_proj", "v_proj", "c_attn"}
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.mixtures.adapters.cases import adapter, base, close, config, ids, mixture
+from tests.mixtures.adapters.cases import KINDS, adapter, base, close, config, ids, mixture
 from tests.models.architectures import make
 from tests.tiny import V as VOCABULARY
 from tests.tiny import write_tokenizer
@@ -24,9 +24,7 @@ from coterie.models import lora_files as files
 from coterie.models.open import open_model
 
 
-@pytest.mark.parametrize(
-    "router", [{}, {"kind": "uniform"}, {"scope": "model", "reads": "prefix"}, {"scope": "linear", "top_k": 2}]
-)
+@pytest.mark.parametrize("router", [*KINDS, {"scope": "model", "reads": "prefix"}, {"scope": "linear", "top_k": 2}])
 def test_a_mixture_comes_back_whole(router: dict[str, Any], tmp_path: Path) -> None:
     made = mixture("qwen3", (2, 4, 3), alphas=[2.0, 4.0, 1.0], slots=[0, 1, 2, 2], seed=5, **router)
     made.tokenizer = AutoTokenizer.from_pretrained(write_tokenizer(tmp_path / "tokenizer"))

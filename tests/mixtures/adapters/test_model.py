@@ -8,21 +8,22 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.mixtures.adapters.cases import ARCHITECTURES, Obvious, V, adapter, base, close, config, ids, mixture
+from tests.mixtures.adapters.cases import ARCHITECTURES, KINDS, Obvious, V, adapter, base, close, config, ids, mixture
 
 from coterie.errors import RequestError
+from coterie.mixtures.adapters.adapter_routers import AdapterGate
 from coterie.mixtures.adapters.adapters_mixture import AdaptersMixture
 from coterie.models import lora_files as files
 
 routers = st.fixed_dictionaries(
     {
-        "kind": st.sampled_from(["learned", "arrow", "uniform"]),
+        "kind": st.sampled_from(sorted(AdapterGate.registry)),
         "scope": st.sampled_from(["layer", "linear", "model"]),
         "reads": st.sampled_from(["token", "prefix"]),
         "temperature": st.sampled_from([0.5, 1.0, 2.0]),
     },
     optional={"top_k": st.integers(1, 3), "top_p": st.floats(0.1, 1.0)},
-).map(lambda said: {k: v for k, v in said.items() if said["kind"] != "uniform" or not k.startswith("top")})
+).map(lambda drawn: {k: v for k, v in drawn.items() if AdapterGate.named(drawn["kind"]).has_rows or not k.startswith("top")})
 
 
 @st.composite
@@ -56,7 +57,7 @@ def test_one_pass_is_the_pass_an_expert(case: dict[str, Any]) -> None:
         assert close(made(tokens).logits, reference.logits(tokens), 1e-9)
 
 
-@pytest.mark.parametrize("router", [{}, {"top_k": 1}, {"scope": "linear"}, {"kind": "uniform"}])
+@pytest.mark.parametrize("router", [{"top_k": 1}, {"scope": "linear"}, *KINDS])
 def test_in_fp32_what_is_said_differs_by_rounding_alone(router: dict[str, Any]) -> None:
     """On a base as calm as a trained one; random networks of large weights blow rounding up."""
     torch.manual_seed(2)

@@ -64,9 +64,9 @@ format: install ## rewrite files in house style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: install ## write the reference of recipes from the models, and CONTRIBUTING's floors from pyproject.toml
+docs: install ## write the reference of recipes from the models, tables of kinds, and CONTRIBUTING's floors
 	$(BIN)/coterie recipe > docs/reference/recipe.md
-	$(BIN)/python tests/docs/floors.py
+	$(BIN)/python -m tests.docs.derived
 
 STUDIES := $(addprefix benchmarks/,price_of_modularity.py selection_helps.py $(notdir $(wildcard benchmarks/*_study.py)))
 

@@ -68,6 +68,8 @@ class Uniform(OutputRouter):
 class FittedRouter(OutputRouter):
     """A router with parameters, fitted on the experts' cached scores."""
 
+    learns_from = "scores of the `valid` split"
+
     tokens: Count | None = 200_000
     """Most tokens to fit on, in equal parts from the valid split of each expert's data; null takes all of it."""
     epochs: Whole = 30
@@ -93,9 +95,11 @@ class FittedRouter(OutputRouter):
 
 
 class Posterior(FittedRouter):
-    """Weights from the experts' own likelihood of the prefix: w_s(t) proportional to
+    """Weights follow how well each expert has predicted the text so far: w_s(t) proportional to
     prior_s exp(sum over u < t of decay^(t-u) log P_s(x_u) / tau)."""
 
+    paper = "the exact Bayesian form of c-BTM's domain posterior, Gururangan et al. 2023 (2303.14177)"
+    learns_from = "scores of the `valid` split; with `fit: false`, nothing"
     examples = ({}, {"fit": False, "decay": 0.8, "tau": 2.0})
 
     kind: Literal["posterior"] = "posterior"
@@ -122,7 +126,7 @@ class Posterior(FittedRouter):
 
 
 class Linear(FittedRouter):
-    """Linear in causal prefix features."""
+    """Weights follow features of the text so far, through a linear map."""
 
     examples = ({}, {"features": ["posterior"]}, {"features": ["tokens", "posterior"]})
 
@@ -138,7 +142,7 @@ class Linear(FittedRouter):
 
 
 class Mlp(FittedRouter):
-    """One hidden layer on causal prefix features."""
+    """Weights follow features of the text so far, through one hidden layer."""
 
     examples = ({"hidden": 4}, {"hidden": 4, "features": ["posterior"]}, {"hidden": 4, "features": ["tokens", "posterior"]})
 

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Self, cast
 from pydantic import model_validator
 from pydantic_core import PydanticCustomError
 
-from coterie.spec.named import near
+from coterie.spec.named import markdown_table, near
 from coterie.spec.settings import Spec
 
 
@@ -32,6 +32,8 @@ class Kind(Spec):
     """The kind where none is named."""
     paper: ClassVar[str | None] = None
     """Where it is described."""
+    learns_from: ClassVar[str] = "nothing"
+    """What it learns from before it is used, for people."""
     examples: ClassVar[tuple[Mapping[str, object], ...]] = ({},)
     """Settings worth trying: the invariants are tested on each."""
     registry: ClassVar[dict[str, type[Kind]]]
@@ -64,6 +66,12 @@ class Kind(Spec):
     def sentence(cls) -> str:
         """What the kind does."""
         return " ".join((cls.__doc__ or "").split())
+
+    @classmethod
+    def table(cls) -> str:
+        """The kinds of a family, for a page of the docs."""
+        rows = [(f"`{kind.tag()}`", kind.sentence(), kind.learns_from, kind.paper or "") for kind in cls.members()]
+        return markdown_table((f"`{cls.tag_key}`", "what it does", "learns from", "source"), rows)
 
     @classmethod
     def tag_in(cls, settings: Mapping[str, object]) -> object:

@@ -109,6 +109,7 @@ class RidgeRegression(ClosedFormGate):
     """Ridge regression of expert on what a gate reads when each text is answered by its own expert. Closed form from running
     sums: an expert more leaves those of the others as they are."""
 
+    learns_from = "the `valid` split"
     paper: ClassVar[str | None] = "DUME, arXiv 2603.29765"
 
     kind: Literal["ridge"] = "ridge"
@@ -125,6 +126,7 @@ class RidgeRegression(ClosedFormGate):
 class Learned(AdapterGate):
     """Trained on the language-model loss with everything else frozen, or together with the experts (`joint`)."""
 
+    learns_from = "the `valid` split; with `joint`, the training data"
     reads_expert_data: ClassVar[bool] = True
     joint: ClassVar[bool] = True
 

@@ -127,6 +127,8 @@ class ClosedFormGate(SlotGate):
 class Prompt(ClosedFormGate):
     """From example prompts of each expert: the nearest mean of their hidden states."""
 
+    learns_from = "the prompts"
+
     kind: Literal["prompt"] = "prompt"
     """The router."""
     prompts: dict[str, tuple[str, ...]]
@@ -148,6 +150,7 @@ class Prompt(ClosedFormGate):
 class RidgeRegression(ClosedFormGate):
     """Ridge regression of expert on hidden states, in closed form from running sums."""
 
+    learns_from = "the `valid` split"
     paper: ClassVar[str | None] = "DUME, arXiv 2603.29765"
     reads_expert_data: ClassVar[bool] = True
 
@@ -196,6 +199,7 @@ class TrainedGate(SlotGate):
 class Label(TrainedGate):
     """Trained to tell from which expert's data a text is (cross-entropy); slots that share an expert are one label."""
 
+    learns_from = "the `valid` split"
     reads_expert_data: ClassVar[bool] = True
 
     kind: Literal["label"] = "label"
@@ -214,6 +218,8 @@ class Label(TrainedGate):
 
 class Learned(TrainedGate):
     """Trained on the language-model loss, as `tune` says; starts from small random weights."""
+
+    learns_from = "the `train` split"
 
     tuned: ClassVar[bool] = True
 

@@ -1,4 +1,4 @@
-"""The floors of the house, from the import contract of pyproject.toml into CONTRIBUTING.md."""
+"""Parts of the docs that are made from the code: the floors of the house in CONTRIBUTING.md, and tables of kinds."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import ast
 import re
 import tomllib
 from pathlib import Path
+
+from coterie.mixtures.adapters.adapter_routers import AdapterGate
+from coterie.mixtures.layers.layer_gates import LayerGate
+from coterie.routing.output_routers import OutputRouter
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "CONTRIBUTING.md"
@@ -40,5 +44,22 @@ def page() -> str:
     return MARKED.sub(lambda _: floors(), PAGE.read_text())
 
 
+FAMILIES = {family.__name__: family for family in (OutputRouter, LayerGate, AdapterGate)}
+KINDS = re.compile(r"(?<=<!-- kinds: )(\w+)( -->\n).*?(?=<!-- end -->)", re.S)
+CONCEPTS = ROOT / "docs/concepts"
+
+
+def concept(path: Path) -> str:
+    """A page with the tables of kinds as they are declared."""
+    return KINDS.sub(lambda found: f"{found[1]}{found[2]}\n{FAMILIES[found[1]].table()}\n\n", path.read_text())
+
+
+def stale() -> dict[Path, str]:
+    """Pages that are not as they would be made now, and what they would be."""
+    made = {PAGE: page(), **{path: concept(path) for path in CONCEPTS.glob("*.md")}}
+    return {path: text for path, text in made.items() if path.read_text() != text}
+
+
 if __name__ == "__main__":
-    PAGE.write_text(page())
+    for path, text in stale().items():
+        path.write_text(text)

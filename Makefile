@@ -45,8 +45,8 @@ PRECISION := tests/experts tests/growth/test_grow.py tests/run/test_run.py tests
 	$(addprefix tests/invariants/test_,resume.py trained_moves.py)
 
 test-precision: install ## trainings and equality tests with bf16 forced, then with fp32
-	COTERIE_TEST_PRECISION=bf16 $(PYTEST) $(PRECISION)
-	COTERIE_TEST_PRECISION=fp32 $(PYTEST) $(PRECISION)
+	COTERIE_TEST_PRECISION=bf16 $(PYTEST) -m 'slow or not slow' $(PRECISION)
+	COTERIE_TEST_PRECISION=fp32 $(PYTEST) -m 'slow or not slow' $(PRECISION)
 
 test-compat: install ## other library versions in environments of their own
 	$(BIN)/python -m pytest -m compat

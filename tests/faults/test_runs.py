@@ -88,6 +88,7 @@ def test_interrupted_it_says_how_to_go_on(file: Path) -> None:
     assert not list((file.parent / "store/temp").glob("*"))
 
 
+@pytest.mark.slow
 def test_two_processes_train_each_expert_once(file: Path) -> None:
     both = [start(file, "--out", "a"), start(file, "--out", "b")]
     said = [finish(p)[1] for p in both]

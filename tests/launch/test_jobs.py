@@ -163,6 +163,7 @@ def long_work(tmp_path: Path) -> subprocess.Popen[str]:
     return owner
 
 
+@pytest.mark.slow
 def test_jobs_end_when_their_owner_is_killed(tmp_path: Path) -> None:
     owner = long_work(tmp_path)
     owner.kill()

@@ -162,6 +162,7 @@ def test_every_step_moves_the_router_and_one_expert(tmp_path, monkeypatch):
         assert contents(member.artifact) != contents(other.artifact)
 
 
+@pytest.mark.slow
 def test_two_ranks_adapt_as_one(tmp_path):
     one = run(Store(tmp_path / "one"), mixture(batch_size=4))
     two = run(Store(tmp_path / "two"), mixture(batch_size=4, parallel="ddp", processes=2))

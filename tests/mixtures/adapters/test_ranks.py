@@ -47,7 +47,9 @@ def trained(run: coterie.Run) -> dict[str, torch.Tensor]:
     return {f"{part.parent.name}/{name}": tensor for part in parts for name, tensor in load_file(part).items()}
 
 
-@pytest.mark.parametrize("router", [LOSSES, {"top_k": 1, "balance": 0.5, "entropy": 0.01}])
+@pytest.mark.parametrize(
+    "router", [LOSSES, pytest.param({"top_k": 1, "balance": 0.5, "entropy": 0.01}, marks=pytest.mark.slow)]
+)
 def test_two_ranks_train_the_mixture_that_one_trains(router: dict[str, Any], tmp_path: Path) -> None:
     one, two = (trained(joint(tmp_path, processes, **router)) for processes in (None, 2))
     assert len({name.partition("/")[0] for name in one}) == 4
@@ -56,6 +58,7 @@ def test_two_ranks_train_the_mixture_that_one_trains(router: dict[str, Any], tmp
         assert torch.allclose(tensor, two[name], atol=1e-5), name
 
 
+@pytest.mark.slow
 def test_in_bf16_what_two_ranks_train_differs_by_rounding(tmp_path: Path) -> None:
     """A product of bf16 rounds as the shape of its batch has it, and ranks have other shapes: 1 in 256 an element, which
     AdamW turns into whole steps where a gradient is near zero. No tensor may be further off than a tenth of its length."""

@@ -64,13 +64,13 @@ def given(
             found=type(texts).__name__,
             do="give list(...) of what can be gone through once only",
         )
-    asked: dict[str, object] = {"path": str(path), "text": text, "time": time, "columns": _kept(by)}
+    settings: dict[str, object] = {"path": str(path), "text": text, "time": time, "columns": _kept(by)}
     if columns is not None:
         if text is None and {"prompt", "response"} <= columns:
-            asked |= {"prompt": "prompt", "response": "response"}
-        asked["time"] = time or ("time" if "time" in columns else None)
-        asked["id"] = "id" if "id" in columns else None
-    return Given(Documents.model_validate(asked | {"split": Split(valid=0, test=0)}), "train")
+            settings |= {"prompt": "prompt", "response": "response"}
+        settings["time"] = time or ("time" if "time" in columns else None)
+        settings["id"] = "id" if "id" in columns else None
+    return Given(Documents.model_validate(settings | {"split": Split(valid=0, test=0)}), "train")
 
 
 def _kept(by: str | None) -> tuple[str, ...]:

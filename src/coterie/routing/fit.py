@@ -83,7 +83,7 @@ def objective(router: RouterModule, data: Scored, log_count_U: Tensor, settings:
 def fit(
     router: RouterModule,
     data: Scored,
-    held_NT: Bool[Tensor, "N T"],
+    held_out_NT: Bool[Tensor, "N T"],
     log_count_U: Float[Tensor, " U"],
     settings: FitSettings,
     *,
@@ -92,7 +92,7 @@ def fit(
     """Train ``router`` in place; its best state on the held-out tokens is restored.
 
     Args:
-        held_NT: tokens kept for early stopping; if none or all counted ones are, all are used for both.
+        held_out_NT: tokens kept for early stopping; if none or all counted ones are, all are used for both.
 
     Returns:
         for each epoch, 0 (before any step) included: ``train`` and ``held`` nll in nats a token.
@@ -102,12 +102,12 @@ def fit(
     """
     counted_NT = data.target_NT.bool().clone()
     counted_NT[:, 0] = False
-    held_NT = held_NT & counted_NT
-    train_NT = counted_NT & ~held_NT
-    if not held_NT.any() or not train_NT.any():
-        held_NT = train_NT = counted_NT
+    held_out_NT = held_out_NT & counted_NT
+    train_NT = counted_NT & ~held_out_NT
+    if not held_out_NT.any() or not train_NT.any():
+        held_out_NT = train_NT = counted_NT
     train = replace(data, target_NT=train_NT)[train_NT.any(1)]
-    held = replace(data, target_NT=held_NT)[held_NT.any(1)]
+    held_out = replace(data, target_NT=held_out_NT)[held_out_NT.any(1)]
     decayed = [p for p in router.parameters() if p.ndim > 1]
     plain = [p for p in router.parameters() if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}]
@@ -119,7 +119,7 @@ def fit(
                 sum(objective(router, of[b], log_count_U, settings)[0].item() for b in batches) / of.target_NT.sum().item()
             )
 
-    trace = [{"train": loss(train), "held": loss(held)}]
+    trace = [{"train": loss(train), "held": loss(held_out)}]
     best, stale = copy.deepcopy(router.state_dict()), 0
     if not decayed and not plain:
         return trace
@@ -134,7 +134,7 @@ def fit(
             ((nll + aux) / batch.target_NT.sum()).backward()
             optimizer.step()
             total += nll.item()
-        trace.append({"train": total / train.target_NT.sum().item(), "held": loss(held)})
+        trace.append({"train": total / train.target_NT.sum().item(), "held": loss(held_out)})
         if not all(map(torch.isfinite, torch.tensor([*trace[-1].values()]))):
             raise FloatingPointError(f"the router's loss is not finite in epoch {epoch + 1}")
         if trace[-1]["held"] < min(t["held"] for t in trace[:-1]):

@@ -119,15 +119,15 @@ class Evaluations:
             for metric in self.recipe.evaluation
             for corpus, b in metric.tested(self).items()
         }
-        asked = [q for metric in self.recipe.evaluation if (q := metric.questions()) is not None]
-        if not tested and not asked:
+        questions = [q for metric in self.recipe.evaluation if (q := metric.questions()) is not None]
+        if not tested and not questions:
             return None
         pretrain = self.recipe.base.pretrain
         trained = [(parts.blocks(name, "train"), name) for name in (pretrain.corpora if pretrain else ())]
         trained += [(parts.data(e.name, "train"), e.corpus) for e in self.recipe.experts if not e.finished]
         trained += [(parts.blocks(name, "train"), name) for m in self.recipe.mixtures for name in m.own_corpora]
         distinct = {b.digest: (b, parts.documents(name)) for b, name in trained}
-        return check_leaks(self.store, evaluated=list(tested.values()), trained=list(distinct.values()), questions=asked)
+        return check_leaks(self.store, evaluated=list(tested.values()), trained=list(distinct.values()), questions=questions)
 
     def test_curve(self, expert: str) -> list[list[float]]:
         """Tokens seen and held-out loss (test split of the expert's own slice) of each of its snapshots, and at the end."""

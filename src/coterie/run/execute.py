@@ -35,15 +35,15 @@ def execute(
     slurm: Mapping[str, object] | None,
 ) -> Run:
     """See `coterie.run`."""
-    asked = read(recipe, settings)
+    parsed = read(recipe, settings)
     root = Path(store) if store is not None else default_root()
-    out = Path(out) if out is not None else Path("runs") / asked.name
+    out = Path(out) if out is not None else Path("runs") / parsed.name
     if out.exists() and not out.is_dir():
         raise RequestError("the results need a folder", where=str(out), found="a file", do="choose another --out")
     where, stage = place(jobs, slurm), STAGES.index(until)
-    parts = Parts(asked, DryStore(root) if dry_run else Store(root))
+    parts = Parts(parsed, DryStore(root) if dry_run else Store(root))
     chosen = _known(parts, only)
-    say(f"{asked.name}: recipe {asked.hash[:12]}, store {root}")
+    say(f"{parsed.name}: recipe {parsed.hash[:12]}, store {root}")
     parts.store.keep(out)
     if where is not None and not dry_run:
         profile_selections(parts, where)
@@ -51,8 +51,8 @@ def execute(
         look(parts, out)
     plan = plan_of(parts, stage, chosen)
     if dry_run:
-        print(plan.text(asked))
-        return Run(asked, out, plan)
+        print(plan.text(parsed))
+        return Run(parsed, out, plan)
     if where is not None:
         train_in_jobs(parts, where, out, chosen or parts.names)
     parts.store.announce = plan.announce
@@ -63,12 +63,12 @@ def execute(
         results.put(goal, made)
     if chosen:  # the figures of a whole run are left as they were
         parts.store.keep(out)
-        return Run(asked, out, plan, experts=results.opened("experts"))
+        return Run(parsed, out, plan, experts=results.opened("experts"))
     summary = summarise(parts, evaluations, mixed=stage >= MIXTURES, evaluated=stage >= EVALUATION)
     results.write(summary, plan.done(plan_of(parts, stage)), report=stage > EVALUATION)
     parts.store.keep(out, finished=True)
     show(summary, out)
-    return Run(asked, out, plan, summary, results.opened("experts"), results.opened("mixtures"))
+    return Run(parsed, out, plan, summary, results.opened("experts"), results.opened("mixtures"))
 
 
 def look(parts: Parts, out: Path) -> None:

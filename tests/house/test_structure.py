@@ -11,60 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.house.rooms import ROOT, components, imports, modules
 
-ROOT = Path(__file__).parents[2]
-SRC = ROOT / "src"
-FILES = sorted((SRC / "coterie").rglob("*.py"))
-
-
-def module(path: Path) -> str:
-    parts = path.relative_to(SRC).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-
-MODULES = {module(path): path for path in FILES}
-
-
-def imported(path: Path) -> set[str]:
-    """Modules of ours that a file imports, inside functions and for the type checker too."""
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert not node.level, f"{path}: a relative import"
-            names = {f"{node.module}.{alias.name}" for alias in node.names}
-            found |= {name if name in MODULES else str(node.module) for name in names}
-    return found & MODULES.keys()
-
-
-def components(edges: dict[str, set[str]]) -> list[list[str]]:
-    """Strongly connected components of more than one node (Tarjan)."""
-    index: dict[str, int] = {}
-    low: dict[str, int] = {}
-    stack: list[str] = []
-    found: list[list[str]] = []
-
-    def visit(node: str) -> None:
-        index[node] = low[node] = len(index)
-        stack.append(node)
-        for other in edges[node]:
-            if other not in index:
-                visit(other)
-                low[node] = min(low[node], low[other])
-            elif other in stack:
-                low[node] = min(low[node], index[other])
-        if low[node] == index[node]:
-            members = []
-            while not members or members[-1] != node:
-                members.append(stack.pop())
-            if len(members) > 1:
-                found.append(sorted(members))
-
-    for node in edges:
-        if node not in index:
-            visit(node)
-    return found
+MODULES = modules(ROOT / "src")
+FILES = list(MODULES.values())
 
 
 def test_components_finds_circles() -> None:
@@ -73,7 +23,7 @@ def test_components_finds_circles() -> None:
 
 
 def test_no_two_files_import_each_other_in_a_circle() -> None:
-    assert components({name: imported(path) - {name} for name, path in MODULES.items()}) == []
+    assert components(imports(MODULES)) == []
 
 
 def test_every_file_has_a_name_of_its_own() -> None:
@@ -103,14 +53,14 @@ def public_functions(path: Path) -> Iterator[tuple[str, ast.FunctionDef]]:
 def test_no_public_function_has_any_in_its_signature() -> None:
     """`Any` says nothing to whoever calls it."""
     bad = []
-    for path in FILES:
+    for module, path in MODULES.items():
         for name, function in public_functions(path):
             arguments = function.args
             every = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
             hints = [a.annotation for a in every] + [function.returns]
             hints += [a.annotation for a in (arguments.vararg, arguments.kwarg) if a is not None]
             if any(re.search(r"\bAny\b", ast.unparse(hint)) for hint in hints if hint is not None):
-                bad.append(f"{module(path)}:{name}")
+                bad.append(f"{module}:{name}")
     assert bad == []
 
 

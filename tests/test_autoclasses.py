@@ -1,13 +1,15 @@
-"""`import coterie` alone lets the Auto classes open our kinds, in whatever order, and brings no torch."""
+"""The Auto classes open our kinds in any process, whether it imports coterie or not; one that opens none loads nothing of ours."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from tests.run.small import recipe
+from transformers import LlamaConfig
 
 import coterie
 
@@ -16,6 +18,7 @@ ORDERS = {
     "ours first": f"import coterie, sys; assert 'torch' not in sys.modules\n{AUTO}",
     "theirs first": f"{AUTO}\nimport coterie",
     "a pipeline": f"import coterie\n{AUTO}, pipeline",
+    "a stock process": f"import sys; assert 'coterie' not in sys.modules\n{AUTO}, pipeline",
 }
 
 
@@ -34,10 +37,31 @@ def test_auto_classes_know_our_kinds(mixture: Path, order: str) -> None:
         "assert type(AutoConfig.from_pretrained(d)).__name__ == 'OutputsConfig'",
         "assert type(AutoModelForCausalLM.from_pretrained(d)).__name__ == 'OutputsMixture'",
     ]
-    if order == "a pipeline":
+    if "pipeline" in ORDERS[order]:
         code.append("assert len(pipeline('text-generation', d)('apple', max_new_tokens=3)[0]['generated_text']) > 5")
     done = subprocess.run([sys.executable, "-c", "\n".join(code)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_a_stock_process_that_opens_no_mixture_loads_nothing_of_ours(tmp_path: Path) -> None:
+    """The hook itself is one file, which imports nothing that Python has not loaded by then."""
+    LlamaConfig(hidden_size=64).save_pretrained(tmp_path)
+    code = [
+        "import sys; at_start = set(sys.modules)",
+        "from transformers import AutoConfig",
+        f"assert AutoConfig.from_pretrained({str(tmp_path)!r}).hidden_size == 64",
+        "print(*sorted(m for m in sys.modules if m.startswith('coterie')), 'importlib.abc' in at_start)",
+    ]
+    done = subprocess.run([sys.executable, "-c", "\n".join(code)], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["coterie_autoclasses", "False"]
+
+
+def test_the_hook_can_be_switched_off(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "coterie_outputs"}')
+    code = f"from transformers import AutoConfig; AutoConfig.from_pretrained({str(tmp_path)!r})"
+    environment = {**os.environ, "COTERIE_AUTOCLASSES": "off"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
+    assert "does not recognize this architecture" in done.stderr
 
 
 def test_the_module_run_is_the_function_of_the_contract() -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from coterie.autoclasses import watch
 from coterie.errors import RequestError, WorkError
 from coterie.run import run
+from coterie_autoclasses import watch
 
 if TYPE_CHECKING:
     from coterie.api import router_kinds as routers

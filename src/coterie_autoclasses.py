@@ -1,9 +1,9 @@
 """Lets the Auto classes of transformers open mixtures in every process of an environment that has Coterie installed.
 
-transformers knows no entry point for kinds of models, and remote code is not for us. So `coterie_autoclasses.pth` imports this
-file when Python starts, and it waits: for the module of AutoConfig to be loaded, and then for a model type of ours. A process
-that opens no mixture pays for one file and imports nothing of ours. ``COTERIE_AUTOCLASSES=off`` in the environment switches
-it off; after `import coterie` the Auto classes know our kinds all the same.
+transformers has no entry point for kinds of models, and remote code is not for us. So `coterie_autoclasses.pth` imports
+this file when Python starts, and it waits: for the module of AutoConfig to be loaded, and then for a model type of ours. A
+process that opens no mixture pays for one file and imports nothing else of ours. ``COTERIE_AUTOCLASSES=off`` in the
+environment switches it off; after `import coterie` the Auto classes know our kinds all the same.
 """
 
 import os
@@ -29,7 +29,7 @@ def watch():
 def _wait_for_use(module):
     auto = module.AutoConfig
     original = auto.__dict__["from_pretrained"]
-    if hasattr(original, "is_ours"):
+    if getattr(original.__func__, "__module__", "") == __name__:  # it waits already
         return
 
     def from_pretrained(cls, *args, **kwargs):
@@ -45,9 +45,7 @@ def _wait_for_use(module):
             import_module(name)
         return cls.from_pretrained(*args, **kwargs)
 
-    waiting = classmethod(from_pretrained)
-    waiting.is_ours = True
-    auto.from_pretrained = waiting
+    auto.from_pretrained = classmethod(from_pretrained)
 
 
 class _Finder:  # importlib.abc, which would name what this is, takes longer to load than all the rest
@@ -59,7 +57,7 @@ class _Finder:  # importlib.abc, which would name what this is, takes longer to 
         sys.meta_path.remove(self)
         spec = find_spec(fullname)
         if spec is not None and spec.loader is not None:
-            spec.loader = _Loader(spec.loader)
+            spec.loader = _Loader(spec.loader)  # type: ignore[assignment]
         return spec
 
 

@@ -1,4 +1,4 @@
-"""The Auto classes open our kinds in any process, whether it imports coterie or not; one that opens none loads nothing of ours."""
+"""The Auto classes open our kinds in any process, also without `import coterie`; who opens none loads nothing of ours."""
 
 from __future__ import annotations
 

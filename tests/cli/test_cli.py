@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.forked import coterie as forked
 from tests.recipe.test_read import DESIGN
 
 from coterie.cli import main
@@ -210,7 +211,7 @@ def test_generate_goes_on_from_a_text(
 
     coterie.run(recipe(tmp_path / "data"), store=tmp_path / "store", out=tmp_path / "out")
     model = str(tmp_path / "out/mixtures/learned")
-    plain = command("generate", model, "apple", "--max-new-tokens", "4")
+    plain = forked("generate", model, "apple", "--max-new-tokens", "4", cwd=tmp_path)
     assert plain.returncode == 0, plain.stderr
 
     capsys.readouterr()

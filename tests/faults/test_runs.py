@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,11 +12,10 @@ from typing import Any
 import pytest
 import yaml
 from tests.cli.test_cli import here
+from tests.forked import Command
 from tests.run.small import recipe
 
 import coterie
-
-COMMAND = [sys.executable, "-c", "import sys; from coterie.cli import main; sys.argv[0] = 'coterie'; main()"]
 
 
 @pytest.fixture
@@ -32,18 +28,11 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "recipe.yaml"
 
 
-def start(file: Path, *more: str, store: str = "store") -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [*COMMAND, "run", file.name, "--store", store, *more],
-        cwd=file.parent,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+def start(file: Path, *more: str, store: str = "store") -> Command:
+    return Command("run", file.name, "--store", store, *more, cwd=file.parent)
 
 
-def finish(process: subprocess.Popen[str]) -> tuple[str, str]:
+def finish(process: Command) -> tuple[str, str]:
     out, err = process.communicate(timeout=240)
     assert process.returncode == 0, err
     return out, err
@@ -53,7 +42,7 @@ def summary(file: Path, out: str = "runs/small") -> dict[str, Any]:
     return json.loads((file.parent / out / "summary.json").read_text())
 
 
-def wait_for_checkpoint(file: Path, process: subprocess.Popen[str], store: str = "store") -> None:
+def wait_for_checkpoint(file: Path, process: Command, store: str = "store") -> None:
     limit = time.monotonic() + 120
     while not list((file.parent / store / "work").glob("*/checkpoint-*")):
         assert process.poll() is None, process.communicate()[1]

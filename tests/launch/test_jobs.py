@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ import psutil
 import pytest
 import yaml
 from tests.cli.test_cli import command
+from tests.forked import Command
 from tests.run.small import recipe
 
 from coterie import launch
@@ -148,17 +147,16 @@ def until(true: Callable[[], Any], seconds: float = 120) -> Any:
     return found
 
 
-def long_work(tmp_path: Path) -> subprocess.Popen[str]:
+def long_work(tmp_path: Path) -> Command:
     """A command with two jobs that would train for long."""
     raw = recipe(tmp_path / "data", train={"tokens": 10_000_000, "save_every": 2000, "precision": "fp32"}, mixtures=[])
     del raw["single"], raw["base"]["pretrain"]
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(raw))
-    words: Sequence[str] = ("train", str(tmp_path / "r.yaml"), "--store", str(tmp_path / "store"), "--jobs", "2")
-    code = "import sys; from coterie.cli import main; sys.argv[0] = 'coterie'; main()"
-    owner = subprocess.Popen([sys.executable, "-c", code, *words], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    words = ("train", str(tmp_path / "r.yaml"), "--store", str(tmp_path / "store"), "--jobs", "2")
+    owner = Command(*words, cwd=tmp_path)
     work = tmp_path / "store/work"
     until(lambda: owner.poll() is not None or len({path.parent for path in work.glob("*/checkpoint-*")}) == 2)
-    assert owner.poll() is None, owner.stderr.read()  # type: ignore[union-attr]
+    assert owner.poll() is None, owner.stderr
     assert len(jobs_of(owner.pid)) == 2
     return owner
 

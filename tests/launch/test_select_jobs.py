@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 from tests.cli.test_cli import command
+from tests.forked import coterie as forked
 from tests.run.small import BASE
 from tests.select.texts import rows
 
@@ -41,7 +42,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pick(home: Path, name: str, *words: str) -> Any:
-    return command("select", "pick", "select.yaml", "--out", f"out-{name}", "--store", name, *words, cwd=home)
+    return forked("select", "pick", "select.yaml", "--out", f"out-{name}", "--store", name, *words, cwd=home)
 
 
 def objects(home: Path, name: str, kind: str) -> set[str]:

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.routing.cases import RECIPES, V, name, random_inputs, random_router, recipes
 
+from coterie.routing.logits_to_weights import Policy
 from coterie.routing.output_routers import Linear, OutputRouter, Posterior
-from coterie.routing.policy import Policy
 from coterie.routing.routers import RouterModule
 
 

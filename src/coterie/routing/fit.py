@@ -19,7 +19,7 @@ from torch import Tensor
 
 from coterie.routing.fit_settings import FitSettings
 from coterie.routing.gates import Gated, balance
-from coterie.routing.policy import log_softmax
+from coterie.routing.logits_to_weights import log_softmax
 from coterie.routing.routers import RouterModule
 
 

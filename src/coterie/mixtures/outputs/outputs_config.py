@@ -10,7 +10,7 @@ from transformers import AutoConfig
 from coterie.mixtures.mixture_config import MixtureConfig
 from coterie.mixtures.seats import Rule, eligibility
 from coterie.routing.eligibility import Eligibility
-from coterie.routing.policy import Policy
+from coterie.routing.logits_to_weights import Policy
 
 
 class OutputsConfig(MixtureConfig):

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coterie.routing.policy import Policy
+from coterie.routing.logits_to_weights import Policy
 
 counts = st.lists(st.integers(1, 4), min_size=1, max_size=5)
 

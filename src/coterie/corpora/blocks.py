@@ -24,6 +24,7 @@ from jaxtyping import Int32, Int64, UInt8
 from coterie.corpora import arrays
 from coterie.corpora.packing import pack
 from coterie.corpora.pieces import Encoder, Pieces
+from coterie.corpora.row_plan import USERS, find_column
 from coterie.corpora.splits import SPLITS
 from coterie.corpora.template import plain, wanted
 from coterie.corpora.windows import Window
@@ -109,10 +110,10 @@ class _Choice:
         self, documents: Artifact, split: str, window: Window | None, where: Mapping[str, object], label: str
     ) -> None:
         self.documents, self.split, self.window, self.label = documents, split, window, label
-        self.where = wanted(where)
         self.file = pq.ParquetFile(documents.file("documents.parquet"))
         names = self.file.schema_arrow.names
         self.kept = [name for name in names if name not in _TEXT]
+        self.where = {find_column(column, self.kept): values for column, values in wanted(where).items()}
         for column in self.where:
             if column not in self.kept:
                 raise RequestError(
@@ -203,6 +204,7 @@ def _write_blocks(path: Path, pieces: Pieces) -> Figures:
 def _write_documents(path: Path, pieces: Pieces, kept: list[str]) -> Figures:
     """Write who the documents are, without their text."""
     table = pa.concat_tables(pieces.tables).select(kept)
+    table = table.rename_columns([USERS + name if name == "tokens" else name for name in kept])
     table = table.add_column(0, "row", pa.array(np.arange(len(table)), pa.int32()))
     pq.write_table(table.append_column("tokens", pa.array(pieces.targets_D)), path, compression="zstd")
     dates = pc.min_max(table["time"]).as_py()

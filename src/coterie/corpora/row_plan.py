@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Mapping
 from datetime import date
 from typing import NamedTuple
 
@@ -13,6 +13,29 @@ from coterie.errors import RequestError
 
 OWN = ("id", "prompt", "text", "time", "split", "content", "order")
 """Columns that every corpus has; the others are kept from the source, as text."""
+USERS = "column "
+"""Begins the name of a column of the source wherever a column of ours has its plain name: whatever a column is called, it is
+kept. One that begins so itself gets it twice."""
+
+
+def apart(name: str, ours: Container[str]) -> str:
+    """What a column of the source is called among columns of ours. What begins with ``^`` would be a pattern to polars."""
+    return USERS + name if name in ours or name.startswith((USERS, "^")) else name
+
+
+def stored(name: str) -> str:
+    """What a column of the source is called among a corpus's documents; ``row`` is ours while they are made."""
+    return apart(name, (*OWN, "row"))
+
+
+def find_column(name: str, columns: Container[str]) -> str:
+    """Where a column of the source is among others: under its own name, unless that is one of ours."""
+    return USERS + name if USERS + name in columns else name
+
+
+def beside_own(corpus: Documents, columns: Iterable[str]) -> list[str]:
+    """Columns without those that documents have as their id or time, each once."""
+    return [c for c in dict.fromkeys(columns) if c not in OWN or c not in (corpus.id, corpus.time)]
 
 
 class Document(NamedTuple):
@@ -47,16 +70,16 @@ class Plan:
                 self.templates[name] = Template(pattern)
             except ValueError as error:
                 raise RequestError("a template that cannot be read", where=f"{key}.{name}", found=str(error)) from None
-        for column in corpus.columns:
-            if column in OWN and column not in (corpus.id, corpus.time):
+        self.extra = tuple(c for c in beside_own(corpus, corpus.columns) if c != "undated" or not corpus.undated)
+        for column in self.extra:
+            if column in OWN and any(t.bare and t.columns == (column,) for t in self.templates.values()):
                 raise RequestError(
                     f"{column!r} is the name of a document's own column",
                     where=f"{key}.columns",
                     do="take it out of the list",
                 )
         self.where = wanted(corpus.where)
-        self.extra = tuple(c for c in corpus.columns if c not in OWN and not (c == "undated" and corpus.undated))
-        self.names = (*self.extra, *(["undated"] if corpus.undated is not None else []))
+        self.names = (*map(stored, self.extra), *(["undated"] if corpus.undated is not None else []))
         """Columns of the documents besides their own."""
         self.needed = {column: name for name, template in self.templates.items() for column in template.columns}
         """Every column that the recipe names, and the key that names it."""

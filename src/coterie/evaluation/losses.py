@@ -18,6 +18,7 @@ import polars as pl
 from jaxtyping import Bool, Float, Int
 from safetensors.numpy import load_file, save_file
 
+from coterie.corpora.row_plan import find_column
 from coterie.errors import RequestError, WorkError
 from coterie.evaluation.compare import Figure, compare
 from coterie.evaluation.evaluation_files import Entry, write
@@ -201,8 +202,8 @@ def _read(evaluation: str, by: str | None, corpora: Mapping[str, Artifact], trai
 
 def _column(table: pl.DataFrame, evaluation: str, by: str, corpus: str) -> list[str]:
     """The value of each document in the column grouped by. `year` is that of the time unless there is such a column."""
-    if by in table.columns:
-        column = table[by].cast(pl.String)
+    if (found := find_column(by, table.columns)) in table.columns:
+        column = table[found].cast(pl.String)
     elif by == "year" and table["time"].null_count() < len(table):
         column = table["time"].cast(pl.Date).dt.year().cast(pl.String)
     else:

@@ -135,6 +135,10 @@ def per_axis(raw: Settings) -> Settings:
     if "{value}" not in pattern:
         raise RequestError("the name of such experts needs {value}", where="experts.name", found=pattern)
     column, where = axes.get(axis, {}).get("column") or axis, rest.pop("where", None) or {}
+    if column in (CLUSTER, GROUP) and axis != column and CLUSTER in axes and not axes[CLUSTER].get("column"):
+        raise RequestError(
+            f"{column!r} means the fitted clusters here", where="experts.per", do="give the column another name"
+        )
     experts = [
         {**rest, "name": pattern.replace("{value}", _as_name(v)), "corpus": corpus, "where": {**where, column: v}}
         for v in (values if only is None else only)

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from coterie.corpora.row_plan import OWN
+from coterie.corpora.row_plan import OWN, beside_own, stored
 from coterie.corpora.splits import SPLITS
 from coterie.select.corpus import Corpus
 from coterie.select.filters import HELD_OUT, REASONS
@@ -34,7 +34,7 @@ def selected_documents(store: Store, corpus: Corpus, *, label: str) -> Artifact:
     data = profile_corpus(store, corpus, label=label)
     chosen = selection(data)
     topics = (CLUSTER, GROUP) if data.topics is not None else ()
-    columns = list(dict.fromkeys(c for c in (*data.corpus.columns, *topics) if c not in OWN))
+    columns = beside_own(corpus, (*data.corpus.columns, *topics))
     spec = {"selected": True, "columns": columns, "has_id": corpus.id is not None}
     inputs = {"selection": chosen.digest, "pool": data.artifact.digest}
     inputs |= {f"documents.{i}": documents.digest for i, (documents, _) in enumerate(data.parts)}
@@ -57,25 +57,26 @@ def _documents(data: Profiled, rows: np.ndarray, columns: list[str]) -> pa.Table
     turn = np.full(len(table), -1, dtype=np.int64)
     turn[rows] = np.arange(len(rows))
     rows = np.flatnonzero(turn >= 0)
-    topics = [c for c in columns if c in (CLUSTER, GROUP)]
-    read = [*OWN, *(c for c in columns if c not in topics)]
+    topics = [c for c in columns if c in (CLUSTER, GROUP)] if data.topics is not None else []
+    read = {*OWN, *(stored(c) for c in columns if c not in topics)}
     where = data.pool.places[rows]
     found: list[pa.Table] = []
     for number, mine in by_part(where):
         mine = mine[np.argsort(where[mine, 1], kind="stable")]
         at, low = where[mine, 1], 0
         file = pq.ParquetFile(data.pool.shards[number].documents.file("documents.parquet"))
-        for batch in file.iter_batches(4096, columns=read):
+        names = [name for name in file.schema_arrow.names if name in read]
+        for batch in file.iter_batches(4096, columns=names):
             inside = slice(*np.searchsorted(at, (low, low + len(batch))))
-            part, of_pool = pa.table(batch).take(pa.array(at[inside] - low)), rows[mine[inside]]
+            part, of_pool = pa.table(batch).select(names).take(pa.array(at[inside] - low)), rows[mine[inside]]
             for name in topics:
                 part = part.append_column(name, pa.array(table[name][of_pool].cast(pl.String).to_list(), pa.string()))
             if data.corpus.id is None:
                 ids = [c[:16] for c in part["content"].to_pylist()]
                 part = part.set_column(part.schema.get_field_index("id"), "id", pa.array(ids, pa.string()))
-            found.append(part.append_column("turn", pa.array(turn[of_pool])))
+            found.append(part.append_column("row", pa.array(turn[of_pool])))
             low += len(batch)
-    return pa.concat_tables(found).sort_by("turn").drop_columns("turn")
+    return pa.concat_tables(found).sort_by("row").drop_columns("row")
 
 
 def _facts(data: Profiled, whole: pa.Table) -> Figures:

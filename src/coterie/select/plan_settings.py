@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from coterie.spec.settings import Count, Number, Positive, Share, Spec, Whole
 
 CLUSTER, GROUP = "cluster", "cluster_group"
-"""Columns that a selection adds: a document's topic cluster, and the group of clusters it belongs to."""
+"""Columns that a selection with fitted clusters adds: a document's topic cluster, and the group of clusters it is in."""
 
 
 class Budget(Spec):

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from coterie.corpora.row_plan import USERS
 from coterie.errors import RequestError
 from coterie.select.duplicates import planted_recall
 from coterie.select.filters import REASONS, mark_near_duplicates, reasons
@@ -109,11 +110,9 @@ def _merged(shards: Sequence[Shard], topics: Artifact | None, select: Select) ->
 
 
 def _plainly_named(table: pl.DataFrame) -> pl.DataFrame:
-    """The corpus's columns by their own names; one that is called like a measure is left out (what it was needed for, tokens
-    or quality, has been taken from it)."""
-    own = {c: c.removeprefix("column ") for c in table.columns if c.startswith("column ")}
-    taken = [c for c, name in own.items() if name in table.columns]
-    return table.drop(taken).rename({c: name for c, name in own.items() if c not in taken})
+    """The corpus's columns by their own names, but for those that are called like one of ours."""
+    ours = {c for c in table.columns if not c.startswith(USERS)}
+    return table.rename({c: plain for c in table.columns if (plain := c.removeprefix(USERS)) not in ours})
 
 
 def _funnel(table: pl.DataFrame, shards: Sequence[Shard], label: str) -> Figures:

@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Int32, Int64, UInt8, UInt64
 
-from coterie.corpora.row_plan import OWN
+from coterie.corpora.row_plan import OWN, USERS
 from coterie.corpora.splits import SPLITS
 from coterie.errors import RequestError
 from coterie.progress import bar
@@ -34,6 +34,7 @@ from coterie.select.measures import measure, terms
 from coterie.select.select_settings import NearDup, Select
 from coterie.select.sketch import bands, shingles, short_values, values
 from coterie.select.words import batches, mixed, words
+from coterie.spec.json_types import Settings
 from coterie.store import Action, Artifact, Store
 
 if TYPE_CHECKING:
@@ -44,11 +45,14 @@ _TOGETHER = 64
 _TEXTS = pa.schema([("prompt", pa.string()), ("text", pa.string())])
 
 
-def profile(store: Store, documents: Artifact, select: Select, *, has_id: bool, label: str) -> Artifact:
+def profile(
+    store: Store, documents: Artifact, select: Select, *, has_id: bool, label: str, own: Sequence[str] = ()
+) -> Artifact:
     """Measure every document of a ``corpora`` artifact.
 
     Args:
         has_id: whether documents are known by an id of their own; by their content otherwise.
+        own: of the documents' id and time, what the selection reads as a column.
 
     Returns:
         a ``profiles`` artifact. Of the selection, only what it says about contamination and exact token counts decides.
@@ -60,7 +64,9 @@ def profile(store: Store, documents: Artifact, select: Select, *, has_id: bool, 
     count = select.tokens if select.tokens is not None and select.tokens.sample is None else None
     tokenizer = tokenizer_file(count.tokenizer) if count is not None and count.tokenizer else None
     width = (select.keep.near_dup or NearDup()).bands
-    spec = {"has_id": has_id, "contamination": against, "bands": list(width)}
+    spec: Settings = {"has_id": has_id, "contamination": against, "bands": list(width)}
+    if own:
+        spec["own"] = sorted(own)
     inputs = {"documents": documents.content("documents.parquet")}
     if tokenizer is not None:
         inputs["tokenizer"] = store.digest_file(tokenizer)
@@ -69,7 +75,7 @@ def profile(store: Store, documents: Artifact, select: Select, *, has_id: bool, 
     def build(folder: Path) -> None:
         file = pq.ParquetFile(documents.file("documents.parquet"))
         runs = contamination.runs(select.keep.contamination)
-        made = _Profile(file, width, runs, encoder(tokenizer) if tokenizer is not None else None, has_id)
+        made = _Profile(file, width, runs, encoder(tokenizer) if tokenizer is not None else None, has_id, own)
         with bar(f"profile {label}", made.total, "documents") as progress:
             for batch in made.batches(folder / "texts.arrow"):
                 for texts in batches(((t, len(t)) for t in _whole(batch)), select.batch_bytes):
@@ -96,9 +102,10 @@ class _Profile:
         runs: contamination.Runs | None,
         tokenizer: Tokenizer | None,
         has_id: bool,
+        own: Sequence[str],
     ) -> None:
         self.file, self.width, self.runs, self.tokenizer, self.has_id = file, width, runs, tokenizer, has_id
-        self.extra = [name for name in file.schema_arrow.names if name not in OWN]
+        self.extra = [name for name in file.schema_arrow.names if name not in OWN or name in own]
         self.total, self.done = file.metadata.num_rows, 0
         self.band_bN = np.zeros((width[0], self.total), dtype=np.uint64)
         self.short_N = np.zeros((self.total, width[0] * width[1]), dtype=np.uint8)
@@ -109,7 +116,7 @@ class _Profile:
     def batches(self, path: Path) -> Iterator[pa.RecordBatch]:
         """The documents; their texts go to a file of their own."""
         options = pa.ipc.IpcWriteOptions(compression="lz4")
-        columns = ["id", "prompt", "text", "content", "split", *self.extra]
+        columns = list(dict.fromkeys(["id", "prompt", "text", "content", "split", *self.extra]))
         with pa.ipc.new_file(path, _TEXTS, options=options) as file:
             for batch in self.file.iter_batches(4096, columns=columns):
                 file.write_table(pa.Table.from_batches([batch.select(["prompt", "text"])]), max_chunksize=_TOGETHER)
@@ -145,7 +152,7 @@ class _Profile:
         }
         names = self.measured[0] if self.measured else ()
         measured = {name: np.concatenate([columns[name] for columns in self.measured]) for name in names}
-        extra = {f"column {name}": pl.Series(batch[name].to_pylist(), dtype=pl.String) for name in self.extra}
+        extra = {USERS + name: pl.Series(batch[name].cast(pa.string()).to_pylist(), dtype=pl.String) for name in self.extra}
         self.tables.append(pl.DataFrame(own | measured | extra))
         self.measured = []
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 from coterie.corpora.documents import read_corpus
 from coterie.corpora.formats import FORMATS
-from coterie.corpora.row_plan import OWN, Plan
+from coterie.corpora.row_plan import OWN, Plan, beside_own
 from coterie.corpora.sources import resolve
 from coterie.errors import RequestError
 from coterie.select.corpus import Corpus
@@ -23,11 +23,17 @@ SHARD_BYTES = 64 << 20
 """Files are taken together up to this size."""
 
 
+def kept_columns(corpus: Corpus) -> list[str]:
+    """The columns that a corpus keeps for their own sake."""
+    fitted = (CLUSTER, GROUP) if corpus.select is not None and corpus.select.topics is not None else ()
+    return [c for c in beside_own(corpus, corpus.columns) if c not in fitted]
+
+
 def plain(corpus: Corpus) -> Corpus:
     """The corpus without its selection, with the columns that the selection reads."""
     assert corpus.select is not None
-    columns = [c for c in (*corpus.columns, *corpus.select.columns) if c not in (CLUSTER, GROUP, *OWN)]
-    return corpus.model_copy(update={"select": None, "columns": tuple(dict.fromkeys(columns))})
+    columns = beside_own(corpus, [*kept_columns(corpus), *corpus.select.columns])
+    return corpus.model_copy(update={"select": None, "columns": tuple(columns)})
 
 
 def shards(corpus: Corpus, label: str, *, download: bool) -> list[Corpus]:
@@ -79,7 +85,8 @@ def profile_parts(
 def _one(store: Store, part: Corpus, corpus: Corpus, label: str, name: str) -> tuple[Artifact, Artifact]:
     assert corpus.select is not None
     read = read_corpus(store, part, label=label)
-    return read, profile(store, read, corpus.select, has_id=corpus.id is not None, label=name)
+    own = [c for c in corpus.select.columns if c in OWN and c in (corpus.id, corpus.time)]
+    return read, profile(store, read, corpus.select, has_id=corpus.id is not None, label=name, own=own)
 
 
 def _tolerated(corpus: Corpus, label: str, made: Sequence[Artifact]) -> None:

@@ -11,14 +11,15 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Float32, Int64
 
+from coterie.corpora.row_plan import apart, find_column
 from coterie.select.candidates import Candidates
 from coterie.select.choose import Chosen, choose
 from coterie.select.corpus import Corpus
-from coterie.select.plan_settings import CLUSTER, GROUP
+from coterie.select.plan_settings import CLUSTER
 from coterie.select.pool import Pool, make_pool
 from coterie.select.profile import by_part
-from coterie.select.profile_shards import profile_parts
-from coterie.select.select_settings import RESERVED, Select
+from coterie.select.profile_shards import kept_columns, profile_parts
+from coterie.select.select_settings import Select
 from coterie.select.term_vectors import Space
 from coterie.select.topics import topics
 from coterie.store import Artifact, Store
@@ -56,20 +57,21 @@ class Profiled:
     @cached_property
     def candidates(self) -> Candidates:
         """What may be chosen, with every column that can serve as a label."""
-        columns = {name: axis.column or name for name, axis in self.select.axes.items()}
-        return Candidates.of(self.pool.table, columns | {name: name for name in self.labels})
+        axes = {name: CLUSTER if a.column is None else self.columns[a.column] for name, a in self.select.axes.items()}
+        labels = {apart(name, axes): self.columns[name] for name in self.labels}
+        return Candidates.of(self.pool.table, axes | labels)
 
-    @property
-    def columns(self) -> list[str]:
-        """The corpus's own columns in the pool."""
-        named = dict.fromkeys([*self.corpus.columns, *self.select.columns])
-        return [c for c in named if c in self.pool.table.columns and c not in RESERVED and c not in (CLUSTER, GROUP)]
+    @cached_property
+    def columns(self) -> dict[str, str]:
+        """The corpus's own columns, and where each is in the pool."""
+        named, there = [*kept_columns(self.corpus), *self.select.columns], self.pool.table.columns
+        return {name: find_column(name, there) for name in named}
 
     @cached_property
     def labels(self) -> list[str]:
         """Columns that no axis uses and that have few values: what balance is judged by."""
         used = self.select.columns
-        return [c for c in self.columns if c not in used and 1 < self.pool.table[c].n_unique() <= _MANY]
+        return [c for c in self.columns if c not in used and 1 < self.pool.table[self.columns[c]].n_unique() <= _MANY]
 
     def vectors(self, at: Int64[np.ndarray, " n"]) -> Float32[np.ndarray, "n E"]:
         """Topic vectors of some candidates."""
@@ -95,6 +97,6 @@ def profile_corpus(store: Store, corpus: Corpus, *, label: str) -> Profiled:
     """
     assert corpus.select is not None
     parts = profile_parts(store, corpus, label=label)
-    axis = corpus.select.axes.get(CLUSTER)
-    fitted = topics(store, parts, axis, label=label) if axis is not None and axis.column is None else None
+    axis = corpus.select.topics
+    fitted = topics(store, parts, axis, label=label) if axis is not None else None
     return Profiled(corpus, label, store, parts, fitted, make_pool(store, parts, fitted, corpus.select, label=label))

@@ -109,18 +109,16 @@ class Select(Spec):
     def _named(cls, axes: dict[str, Axis]) -> dict[str, Axis]:
         for name, axis in axes.items():
             check_name(name)
-            if name in RESERVED or name == GROUP:
-                raise ValueError(f"an axis cannot be called {name!r}: that is a figure of the profile")
             if name != CLUSTER and axis.column is None:
                 axes = {**axes, name: axis.model_copy(update={"column": name})}
-            if axis.column in RESERVED:
-                raise ValueError(f"{name}.column: {axis.column!r} is the name of a figure of the profile: rename the column")
             fitted = name == CLUSTER and axis.column is None
             for key in ("k", "model", "embed", "groups"):
                 if not fitted and getattr(axis, key) != Axis.model_fields[key].default:
                     raise ValueError(f"{name}.{key} is for the fitted clusters (an axis called cluster, without a column)")
             if axis.model is not None and {"k", "groups", "embed"} & axis.model_fields_set:
                 raise ValueError(f"{name}.model brings its own k, groups and embedding: take them out")
+        if GROUP in axes and CLUSTER in axes and axes[CLUSTER].column is None:
+            raise ValueError(f"{GROUP!r} is the fitted clusters' groups: call the axis otherwise, with column: {GROUP}")
         return axes
 
     @model_validator(mode="after")
@@ -134,6 +132,12 @@ class Select(Spec):
         return self
 
     @property
+    def topics(self) -> Axis | None:
+        """The axis of the fitted clusters. With it, `cluster` and `cluster_group` are theirs."""
+        axis = self.axes.get(CLUSTER)
+        return axis if axis is not None and axis.column is None else None
+
+    @property
     def columns(self) -> dict[str, str]:
         """Every column of the corpus that is read for the selection, and the key that names it."""
         named = {axis.column: f"axes.{name}.column" for name, axis in self.axes.items() if axis.column is not None}
@@ -142,10 +146,3 @@ class Select(Spec):
         if self.tokens is not None and self.tokens.column is not None:
             named[self.tokens.column] = "tokens.column"
         return named
-
-
-RESERVED = frozenset(
-    "id prompt text time split content order key chars words sentences marks wide tokens flesch richness repetition "
-    "complete quality contaminated shard row".split()
-)
-"""Columns of the profile, which no axis may be called."""

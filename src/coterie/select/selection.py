@@ -8,12 +8,16 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from coterie.corpora.row_plan import apart
 from coterie.select.choose import Chosen
 from coterie.select.profile import prompts_and_texts
 from coterie.select.profiled_corpus import Profiled
 from coterie.select.shortfall import met, refuse_unmet
 from coterie.spec.json_types import Figures
 from coterie.store import Action, Artifact
+
+_OWN = frozenset("row id prompt text cell tokens quality quality_rank length_score merit score scores reason".split())
+"""What is told of a chosen document; a column or an axis of such a name is told as ``column NAME``."""
 
 
 def selection(data: Profiled) -> Artifact:
@@ -65,7 +69,7 @@ def chosen_table(data: Profiled, chosen: Chosen) -> pl.DataFrame:
             "row": rows,
             "id": data.pool.ids(rows),
             "cell": names[cell],
-            **{name: pl.Series(np.array(labels.values)[labels.code_N]) for name, labels in axes.items()},
+            **{apart(name, _OWN): pl.Series(np.array(labels.values)[labels.code_N]) for name, labels in axes.items()},
             "tokens": chosen.pool.tokens_N[at],
             "quality": chosen.pool.quality_N[at],
             **{name: values[at] for name, values in chosen.parts.items() if name != "score"},
@@ -117,7 +121,8 @@ def write_selected(path: Path, data: Profiled, chosen: Chosen) -> None:
     table = chosen_table(data, chosen)
     rows = table["row"].to_numpy()
     texts = prompts_and_texts(data.pool.shards, data.pool.places[rows])
-    kept = {c: data.pool.table[c][rows].cast(pl.String).to_list() for c in data.columns if c not in table.columns}
+    columns = {apart(name, _OWN): column for name, column in data.columns.items()}
+    kept = {c: data.pool.table[at][rows].cast(pl.String).to_list() for c, at in columns.items() if c not in table.columns}
     with path.open("w", encoding="utf-8") as file:
         for i, row in enumerate(table.drop("row").iter_rows(named=True)):
             prompt, text = texts[i]

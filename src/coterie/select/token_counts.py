@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import polars as pl
 
+from coterie.corpora.row_plan import USERS, find_column
 from coterie.errors import RequestError
 from coterie.select.measures import COUNTED, estimated
 from coterie.select.profile import Places, Shard, encoder, sample, texts_of, tokenizer_file
@@ -21,7 +22,7 @@ def numbers(table: pl.DataFrame, column: str, where: str) -> pl.Series:
     Raises:
         RequestError: with the first row that holds none.
     """
-    text = table[f"column {column}"]
+    text = table[find_column(USERS + column, table.columns)]
     values = text.cast(pl.Float64, strict=False)
     wrong = values.is_null() | ~values.is_finite()
     if wrong.any():

@@ -57,7 +57,9 @@ def test_documents_come_in_the_order_of_their_content_whatever_the_files(make: M
 def test_a_corpus_larger_than_memory_comes_out_the_same(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = make(ROWS, id="n", columns=["kind"], time="day")
     monkeypatch.setattr(reading, "_PART", 1000)
-    monkeypatch.setattr(reading._Part, "add", lambda self, values, size, add=reading._Part.add: add(self, values, 3 << 20))
+    monkeypatch.setattr(
+        reading.RowFile, "add", lambda self, values, size, add=reading.RowFile.add: add(self, values, 3 << 20)
+    )
     two = make(ROWS, id="n", columns=["kind"], time="day", store=Store(tmp_path / "other"))
     assert table(one) == table(two)
     assert one.facts == two.facts

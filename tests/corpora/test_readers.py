@@ -18,8 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.corpora.conftest import table
 
-from coterie.corpora.documents import read_corpus
-from coterie.corpora.rows import rows
+from coterie.corpora.documents import read_corpus, rows
 from coterie.corpora.source_file import Bad, Row
 from coterie.corpora.sources import resolve
 from coterie.errors import RequestError

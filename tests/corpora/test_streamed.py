@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tests.corpora.conftest import table
 
-from coterie.corpora import hub_stream as streamed
+from coterie.corpora import hub as streamed
 from coterie.corpora.documents import read_corpus
 from coterie.errors import RequestError
 from coterie.select.corpus import Corpus

@@ -19,9 +19,8 @@ from coterie.corpora.tokenizer_settings import TrainedTokenizer
 from coterie.errors import RequestError
 from coterie.recipe.select_forms import per_axis
 from coterie.select.chosen_corpus import selected_documents
-from coterie.select.explain import why
 from coterie.select.profiled_corpus import profile_corpus
-from coterie.select.selection import selection, write_selected
+from coterie.select.selection import selection, why, write_selected
 from coterie.select.selection_page import page
 from coterie.select.selection_report import report
 from coterie.select.selector import Selector

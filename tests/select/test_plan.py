@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from coterie.errors import RequestError
 from coterie.select.plan_settings import Axis
-from coterie.select.quota_plan import Margin, fit, plan, rounded, water_fill
-from coterie.select.targets import targets
+from coterie.select.quota_plan import Margin, fit, plan, rounded, targets, water_fill
 
 
 def margins(codes_C: np.ndarray, wanted: list[np.ndarray]) -> list[Margin]:
@@ -144,13 +143,15 @@ def test_the_published_plan_on_the_published_pool_cannot_be_met() -> None:
 def test_targets_by_name_alternative_and_glob() -> None:
     values = ["blogpost", "story_a", "story_b", "textbook", "wikihow"]
     supply = np.array([1.0, 2, 3, 4, 0])
-    made = targets("format", Axis(target={"textbook": 0.5, "blogpost|wikihow": 0.25, "story_*": 0.25}), values, supply, "x")
-    assert made.group_V.tolist() == [1, 2, 2, 0, 1]
-    assert made.share_G.tolist() == [0.5, 0.25, 0.25]
-    exact = targets("format", Axis(target={"story_*": 0.5, "story_a": 0.5}), values, supply, "x")
-    assert exact.group_V.tolist() == [-1, 1, 0, -1, -1]
-    mixed = targets("format", Axis(mix=0.5), values, supply, "x")
-    assert mixed.share_G.tolist() == pytest.approx([0.5 * s / 10 + 0.5 * (s > 0) / 4 for s in supply])
+    axis = Axis(target={"textbook": 0.5, "blogpost|wikihow": 0.25, "story_*": 0.25})
+    groups, share_G, group_V = targets("format", axis, values, supply, "x")
+    assert groups == ["textbook", "blogpost|wikihow", "story_*"]
+    assert group_V.tolist() == [1, 2, 2, 0, 1]
+    assert share_G.tolist() == [0.5, 0.25, 0.25]
+    _, _, exact_V = targets("format", Axis(target={"story_*": 0.5, "story_a": 0.5}), values, supply, "x")
+    assert exact_V.tolist() == [-1, 1, 0, -1, -1]
+    _, mixed_G, _ = targets("format", Axis(mix=0.5), values, supply, "x")
+    assert mixed_G.tolist() == pytest.approx([0.5 * s / 10 + 0.5 * (s > 0) / 4 for s in supply])
     with pytest.raises(RequestError, match="no document has the format 'poem'") as caught:
         targets("format", Axis(target={"poem": 1.0}), values, supply, "x")
     assert "textbook" in str(caught.value)

@@ -18,9 +18,8 @@ from coterie.corpora.documents import read_corpus
 from coterie.errors import RequestError
 from coterie.select import profile_shards as shards
 from coterie.select.chosen_corpus import selected_documents
-from coterie.select.explain import why
 from coterie.select.profiled_corpus import profile_corpus
-from coterie.select.selection import selection
+from coterie.select.selection import selection, why
 from coterie.store import DryStore, Store
 
 PLAN: dict[str, Any] = {

@@ -79,8 +79,8 @@ def plan(
     relax: RelaxOption = False,
 ) -> None:
     """Show how much each value would give, and the certificate of what cannot be met: then exit 2, unless --relax."""
+    from coterie.select.choose import refuse_unmet
     from coterie.select.selection import plan_json
-    from coterie.select.shortfall import refuse_unmet
 
     data = _profiled(sources, store, set, corpus, jobs, slurm, relax)
     made = plan_json(data.chosen)
@@ -155,7 +155,7 @@ def why(
     corpus: CorpusOption = None,
 ) -> None:
     """Explain one document: what was measured, why it was dropped, or its place in its cell."""
-    from coterie.select.explain import why
+    from coterie.select.selection import why
 
     data = _profiled(sources, store, set, corpus, relax=True)
     for line in why(data, data.chosen, document):

@@ -22,8 +22,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Int32, Int64, UInt8
 
 from coterie.corpora import arrays
-from coterie.corpora.packing import pack
-from coterie.corpora.pieces import Encoder, Pieces
+from coterie.corpora.pieces import Encoder, Pieces, pack
 from coterie.corpora.row_plan import USERS, find_column
 from coterie.corpora.splits import SPLITS
 from coterie.corpora.template import plain, wanted
@@ -163,7 +162,8 @@ class _Choice:
 
 def _write_blocks(path: Path, pieces: Pieces) -> Figures:
     """Pack and write, some blocks at a time."""
-    T, length_P = pieces.capacity, pieces.length_P
+    T = pieces.capacity
+    start_P, length_P, first_target_P, document_P = pieces.cut_P4.T
     block_P = pack(length_P, T)
     N = int(block_P.max()) + 1
     types: dict[str, np.dtype] = {
@@ -183,10 +183,10 @@ def _write_blocks(path: Path, pieces: Pieces) -> Figures:
             place = np.repeat(block * T + offset, size) + within
             rows = {name: np.zeros(min(_AT_ONCE, N - low) * T, dtype) for name, dtype in types.items()}
             rows["document"][:] = -1
-            rows["ids"][place] = ids[np.repeat(pieces.start_P[p], size) + within]
+            rows["ids"][place] = ids[np.repeat(start_P[p], size) + within]
             rows["position"][place] = within
-            rows["document"][place] = np.repeat(pieces.document_P[p], size)
-            rows["target"][place] = within >= np.repeat(pieces.first_target_P[p], size)
+            rows["document"][place] = np.repeat(document_P[p], size)
+            rows["target"][place] = within >= np.repeat(first_target_P[p], size)
             for name, values in rows.items():
                 writer.put(name, low, values.reshape(-1, T))
     return {

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import zlib
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -10,8 +13,7 @@ from coterie.corpora.corpus_settings import Documents
 from coterie.corpora.formats import FORMATS
 from coterie.corpora.reading import Reading
 from coterie.corpora.row_plan import Plan
-from coterie.corpora.rows import rows
-from coterie.corpora.source_file import Source
+from coterie.corpora.source_file import Item, OpenFile, Source, unchanged
 from coterie.corpora.sources import resolve
 from coterie.errors import RequestError
 from coterie.progress import bar
@@ -38,7 +40,7 @@ def read_corpus(store: Store, corpus: Documents, *, label: str) -> Artifact:
     """
     plan = Plan(corpus, f"corpora.{label}")
     if corpus.stream is not None:
-        from coterie.corpora.hub_stream import streamed
+        from coterie.corpora.hub import streamed
 
         rows_of = streamed(store, corpus, plan, label=label)
         corpus = corpus.model_copy(update={"hub": None, "stream": None, "path": str(rows_of.file("rows.parquet"))})
@@ -81,3 +83,46 @@ def _identity(store: Store, source: Source) -> list[str]:
     """What a file contributes to the corpus's identity; its name, where that is the document's id."""
     name = source.name if FORMATS[source.format].one_document else ""
     return [source.format, store.digest_file(source.path), name]
+
+
+def rows(
+    source: Source, encoding: str, columns: frozenset[str], seen: set[str], key: str
+) -> Iterator[tuple[Item, Callable[[], int]]]:
+    """Read one file.
+
+    Args:
+        encoding: of files of text.
+        columns: what is needed; columnar files read nothing else.
+        seen: receives the names of all columns there are.
+        key: the corpus's place in the recipe, for messages (``corpora.code``).
+
+    Yields:
+        each row, and a function that tells how many bytes of the file have been read.
+
+    Raises:
+        RequestError: the file as a whole cannot be read: empty, truncated, changed meanwhile, not of its format.
+    """
+    read = 0
+    with unchanged(source), source.path.open("rb") as file:
+        try:
+            reader = FORMATS[source.format].reader()
+            for item in reader(OpenFile(source, file, encoding, columns, seen, key)):
+                read += 1
+                yield item, file.tell
+        except (EOFError, zlib.error, gzip.BadGzipFile, UnicodeError) as error:
+            undecodable = isinstance(error, UnicodeError)
+            raise RequestError(
+                "the file is not in the encoding that was declared" if undecodable else "a damaged or incomplete file",
+                where=str(source.path),
+                expected=encoding if undecodable else None,
+                found=f"{error} after {read:,} rows",
+                kept="nothing of it was used",
+                do=f"correct {key}.encoding" if undecodable else "fetch the file again",
+            ) from None
+    if read == 0:
+        raise RequestError(
+            "0 rows",
+            where=str(source.path),
+            found="an empty file" if source.size == 0 else "no row in the file",
+            do=f"take it out of {key}.path",
+        )

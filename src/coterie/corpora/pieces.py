@@ -1,8 +1,12 @@
-"""Documents become token ids, and the ids are cut into pieces that fit a sequence.
+"""Documents become token ids, the ids are cut into pieces that fit a sequence, and the pieces are packed.
 
 A document is [bos] ids [eos]. What is longer than a sequence is cut into pieces that overlap by one token, so that every
 token but the first is a target exactly once. A prompt is no target; it is cut from its left until prompt and response fit,
 or to a quarter of the sequence where the response alone does not fit.
+
+Pieces are packed by best-fit decreasing, the longest first, each into the fullest sequence that still has room: at most 11/9
+of the fewest possible sequences plus one, and for texts nearly always the fewest. Rooms are kept by size, with one bit for
+each size that is in use, so finding the best room is a shift of one integer and not a search.
 
 The ids stay on disk: there may be more of them than memory. (`P` pieces, `D` documents.)
 """
@@ -53,7 +57,7 @@ class Pieces:
         """The documents that were taken."""
         self._left = limit if limit is not None else 1 << 62
         self._stored = 0
-        self._start, self._length, self._first_target, self._document = array("q"), array("q"), array("q"), array("q")
+        self._cuts = array("q")
         self._targets = array("q")
 
     def add(self, table: pa.Table, encode: Encoder) -> None:
@@ -91,13 +95,7 @@ class Pieces:
             if length <= first:  # no room left for a target
                 self.full = True
                 break
-            for column, value in (
-                (self._start, begin + offset),
-                (self._length, length),
-                (self._first_target, first),
-                (self._document, len(self._targets)),
-            ):
-                column.append(value)
+            self._cuts.extend((begin + offset, length, first, len(self._targets)))
             targets += length - first
             self.tokens += length
             self._left -= length
@@ -112,26 +110,47 @@ class Pieces:
         return np.memmap(self.path, np.int32, "r")
 
     @property
-    def start_P(self) -> Int64[np.ndarray, " P"]:
-        """Where in ``ids`` each piece begins."""
-        return np.frombuffer(self._start, dtype=np.int64)
-
-    @property
-    def length_P(self) -> Int64[np.ndarray, " P"]:
-        """Tokens of each piece."""
-        return np.frombuffer(self._length, dtype=np.int64)
-
-    @property
-    def first_target_P(self) -> Int64[np.ndarray, " P"]:
-        """Position of each piece's first target."""
-        return np.frombuffer(self._first_target, dtype=np.int64)
-
-    @property
-    def document_P(self) -> Int64[np.ndarray, " P"]:
-        """Row of ``tables`` that each piece is cut from."""
-        return np.frombuffer(self._document, dtype=np.int64)
+    def cut_P4(self) -> Int64[np.ndarray, "P 4"]:
+        """Of each piece: where in ``ids`` it begins, its length, the position of its first target, its row of ``tables``."""
+        return np.frombuffer(self._cuts, dtype=np.int64).reshape(-1, 4)
 
     @property
     def targets_D(self) -> Int64[np.ndarray, " D"]:
         """Targets of each document."""
         return np.frombuffer(self._targets, dtype=np.int64)
+
+
+def pack(length_P: Int64[np.ndarray, " P"], capacity: int) -> Int64[np.ndarray, " P"]:
+    """The sequence of every piece.
+
+    Args:
+        length_P: tokens of each piece, 1 to ``capacity``.
+        capacity: tokens of a sequence.
+
+    Returns:
+        Sequence numbers. Sequences are numbered by their earliest piece, so the numbering follows the pieces' order.
+        Equal input gives equal output.
+    """
+    assert len(length_P) == 0 or (length_P.min() >= 1 and length_P.max() <= capacity)
+    rooms: list[list[int]] = [[] for _ in range(capacity + 1)]
+    in_use = 0
+    sequence_P = np.empty(len(length_P), dtype=np.int64)
+    count = 0
+    for piece in np.argsort(-length_P, kind="stable").tolist():
+        length = int(length_P[piece])
+        fitting = in_use >> length
+        if fitting:
+            room = length + (fitting & -fitting).bit_length() - 1
+            sequence = rooms[room].pop()
+            if not rooms[room]:
+                in_use &= ~(1 << room)
+        else:
+            room, sequence, count = capacity, count, count + 1
+        sequence_P[piece] = sequence
+        if left := room - length:
+            rooms[left].append(sequence)
+            in_use |= 1 << left
+    _, first, inverse = np.unique(sequence_P, return_index=True, return_inverse=True)
+    rank = np.empty(len(first), dtype=np.int64)
+    rank[np.argsort(first)] = np.arange(len(first))
+    return rank[inverse]

@@ -11,6 +11,8 @@ import base64
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Mapping
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -45,13 +47,12 @@ class Reading:
         self.seen: set[str] = set()
         self._date_kind: tuple[str, str] | None = None
         self._content: list[bytes] = []
-        self._text_hash: list[bytes] = []
         self._groups: list[str | None] = []
         types = {"time": pa.date32(), "row": pa.int64(), "order": pa.uint64()}
         names = ["id", "prompt", "text", "time", "content", "order", "row", *plan.names]
         schema = pa.schema([(name, types.get(name, pa.string())) for name in names])
         self._bits = min(8, (size // _PART).bit_length())
-        self._parts = [_Part(folder / f"part-{i}.parquet", schema) for i in range(1 << self._bits)]
+        self._parts = [RowFile(folder / f"part-{i}.parquet", schema) for i in range(1 << self._bits)]
         self._quarantine = (folder / "quarantine.jsonl").open("w", encoding="utf-8")
 
     def take(self, source: Source, number: int, item: Item) -> None:
@@ -82,12 +83,11 @@ class Reading:
         content = content_hash(document.prompt, document.text)
         order, row = order_of(content), len(self._content)
         self._content.append(content)
-        self._text_hash.append(hashlib.sha256(f"{document.prompt}\0{document.text}".encode()).digest())
         self._groups.append(document.group)
-        self._parts[order >> (64 - self._bits)].add(
-            (name, document.prompt, document.text, document.time, content.hex(), order, row, *document.extra),
-            len(document.text) + len(document.prompt or ""),
-        )
+        own = {"id": name, "content": content.hex(), "order": order, "row": row}
+        own |= {key: getattr(document, key) for key in ("prompt", "text", "time")}
+        values = own | dict(zip(self.plan.names, document.extra, strict=True))
+        self._parts[order >> (64 - self._bits)].add(values, len(document.text) + len(document.prompt or ""))
 
     def _set_aside(self, source: Source, item: Bad) -> None:
         self.bad += 1
@@ -161,12 +161,7 @@ class Reading:
 
     def _write(self, split_D: np.ndarray, keep_D: np.ndarray) -> dict[str, Figures]:
         """Write the documents, part by part, in order; say what each split holds."""
-        splits: dict[str, Figures] = {}
-        for number, name in enumerate(SPLITS):
-            rows = np.flatnonzero(keep_D & (split_D == number))
-            content = sorted(self._content[i] + self._text_hash[i] for i in rows)
-            digest = hashlib.sha256(b"".join(content)).hexdigest()
-            splits[name] = {"documents": len(rows), "digest": digest, "characters": 0, "first": None, "last": None}
+        splits = {name: SplitFacts() for name in SPLITS}
         writer: pq.ParquetWriter | None = None
         for part in self._parts:
             table = part.read()
@@ -175,54 +170,77 @@ class Reading:
             table = table.filter(pa.array(keep_D[row]))
             table = table.sort_by([(column, "ascending") for column in ("order", "prompt", "text", "id")])
             for name, entry in splits.items():
-                _count(entry, table.filter(pc.equal(table["split"], name)))
+                entry.add(table.filter(pc.equal(table["split"], name)))
             writer = writer or pq.ParquetWriter(self.folder / "documents.parquet", table.schema, compression="zstd")
             writer.write_table(table, row_group_size=8192)
         assert writer is not None
         writer.close()
-        return splits
+        return {name: entry.figures() for name, entry in splits.items()}
 
 
-def _count(entry: Figures, table: pa.Table) -> None:
-    for column in ("prompt", "text"):
-        entry["characters"] += pc.sum(pc.utf8_length(table[column])).as_py() or 0
-    dates = pc.min_max(table["time"]).as_py()
-    if dates["min"] is not None:
-        entry["first"] = min(dates["min"].isoformat(), entry["first"] or "9")
-        entry["last"] = max(dates["max"].isoformat(), entry["last"] or "")
+class SplitFacts:
+    """What a split holds, counted as its documents come."""
+
+    def __init__(self) -> None:
+        self._content: list[bytes] = []
+        self._dates: set[date] = set()
+        self._characters = 0
+
+    def add(self, documents: pa.Table) -> None:
+        """Count documents of the split."""
+        contents, prompts, texts = (documents[name].to_pylist() for name in ("content", "prompt", "text"))
+        for content, prompt, text in zip(contents, prompts, texts, strict=True):
+            self._content.append(bytes.fromhex(content) + hashlib.sha256(f"{prompt}\0{text}".encode()).digest())
+            self._characters += len(text) + len(prompt or "")
+        self._dates |= {day for day in pc.min_max(documents["time"]).as_py().values() if day is not None}
+
+    def figures(self) -> Figures:
+        """Documents, a digest of their contents, characters, the first and the last date."""
+        return {
+            "documents": len(self._content),
+            "digest": hashlib.sha256(b"".join(sorted(self._content))).hexdigest(),
+            "characters": self._characters,
+            "first": min(self._dates).isoformat() if self._dates else None,
+            "last": max(self._dates).isoformat() if self._dates else None,
+        }
 
 
-class _Part:
-    """Documents whose content hash begins with the same bits, on disk until they are sorted."""
+class RowFile:
+    """Rows on their way to a Parquet file; those that come to less than ``most`` wait in memory."""
 
-    def __init__(self, path: Path, schema: pa.Schema) -> None:
-        self.path, self.schema = path, schema
-        self._rows: list[tuple] = []
+    def __init__(
+        self, path: Path, schema: pa.Schema | None = None, *, most: int = 4 << 20, compression: str = "lz4"
+    ) -> None:
+        self.path, self.schema, self.most, self.compression = path, schema, most, compression
+        self._rows: list[Mapping[str, object]] = []
         self._size = 0
         self._writer: pq.ParquetWriter | None = None
 
-    def add(self, values: tuple, size: int) -> None:
-        self._rows.append(values)
+    def add(self, row: Mapping[str, object], size: int = 1) -> None:
+        self._rows.append(row)
         self._size += size
-        if self._size > 4 << 20:
+        if self._size >= self.most:
             self._flush()
 
     def _flush(self) -> None:
-        if self._writer is None:
-            self._writer = pq.ParquetWriter(self.path, self.schema, compression="lz4")
-        self._writer.write_table(self._table())
+        table = pa.Table.from_pylist(self._rows, schema=self.schema)
+        self.schema = table.schema
+        self._writer = self._writer or pq.ParquetWriter(self.path, table.schema, compression=self.compression)
+        self._writer.write_table(table)
         self._rows, self._size = [], 0
 
-    def _table(self) -> pa.Table:
-        columns = list(zip(*self._rows, strict=True)) or [()] * len(self.schema)
-        return pa.table([pa.array(c, f.type) for c, f in zip(columns, self.schema, strict=True)], schema=self.schema)
+    def close(self) -> None:
+        """Write what is left."""
+        if self._rows:
+            self._flush()
+        assert self._writer is not None
+        self._writer.close()
 
     def read(self) -> pa.Table:
-        """Everything that was added; the part is gone afterwards."""
+        """Everything that was added; the file is gone afterwards."""
         if self._writer is None:
-            return self._table()
-        self._flush()
-        self._writer.close()
+            return pa.Table.from_pylist(self._rows, schema=self.schema)
+        self.close()
         table = pq.read_table(self.path)
         self.path.unlink()
         return table

@@ -56,20 +56,14 @@ def assign(content: Sequence[bytes], groups: Sequence[str | None] | None, split:
 
 
 def _components(content: Sequence[bytes], names: Sequence[bytes]) -> list[int]:
-    """Connected components of groups that share a content, by union-find: the same number for one component."""
-    number = {name: i for i, name in enumerate(dict.fromkeys(names))}
-    parent = list(range(len(number)))
+    """The connected component of each document, joined by what shares a content or a group: the same number for one."""
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
 
-    def root(i: int) -> int:
-        while parent[i] != i:
-            parent[i] = i = parent[parent[i]]
-        return i
-
-    holder: dict[bytes, int] = {}
-    for c, name in zip(content, names, strict=True):
-        here, there = root(number[name]), root(holder.setdefault(c, number[name]))
-        parent[here] = there
-    return [root(number[name]) for name in names]
+    ends = [np.unique(np.array(found, dtype=object), return_inverse=True)[1] for found in (content, names)]
+    D = len(names)
+    edges = coo_matrix((np.ones(D), (ends[0], ends[1] + D)), shape=(2 * D, 2 * D))
+    return connected_components(edges, directed=False)[1][ends[1] + D].tolist()
 
 
 def within(

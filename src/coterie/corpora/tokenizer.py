@@ -22,16 +22,9 @@ from coterie.store import Action, Artifact, Store, sha256
 END = "<|endoftext|>"
 """Begins, ends and pads documents in tokenizers trained here."""
 _FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.model",
-    "chat_template.jinja",
-    "config.json",
-)
+    "tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json vocab.json merges.txt tokenizer.model "
+    "chat_template.jinja config.json"
+).split()
 
 
 def make_tokenizer(store: Store, spec: TrainedTokenizer | str, documents: list[Artifact], *, label: str) -> Artifact:
@@ -96,14 +89,11 @@ def _texts(documents: list[Artifact], progress: Bar) -> Iterator[str]:
 
     done = 0
     for artifact in documents:
-        for batch in pq.ParquetFile(artifact.file("documents.parquet")).iter_batches(
-            1024, columns=["prompt", "text", "split"]
-        ):
+        file = pq.ParquetFile(artifact.file("documents.parquet"))
+        for batch in file.iter_batches(1024, columns=["prompt", "text", "split"]):
             for row in batch.to_pylist():
                 if row["split"] == "train":
-                    if row["prompt"] is not None:
-                        yield row["prompt"]
-                    yield row["text"]
+                    yield from (part for part in (row["prompt"], row["text"]) if part is not None)
                     done += 1
             progress.to(done)
 
@@ -168,7 +158,7 @@ def _from_hub(name: str, *, download: bool) -> Path:
     import huggingface_hub
 
     try:
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(_FILES), local_files_only=not download))
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=_FILES, local_files_only=not download))
     except Exception as error:
         raise RequestError(
             f"the tokenizer {name!r} is neither a folder nor can it be fetched",

@@ -26,10 +26,8 @@ class Labels:
     @classmethod
     def of(cls, column: pl.Series) -> Labels:
         """Values in alphabetical order, so that nothing depends on which came first."""
-        text = column.cast(pl.String).fill_null(NONE) if column.dtype != pl.Categorical else column
-        if text.dtype == pl.Categorical and text.null_count():
-            text = text.cast(pl.String).fill_null(NONE)
-        values = sorted(text.unique().cast(pl.String).to_list())
+        text = column.cast(pl.String).fill_null(NONE)
+        values = sorted(text.unique().to_list())
         return cls(values, text.cast(pl.Enum(values)).to_physical().to_numpy())
 
     def take(self, rows: Int64[np.ndarray, " n"]) -> Labels:

@@ -12,13 +12,13 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
+from coterie.errors import RequestError
 from coterie.select import pick
 from coterie.select.candidates import Candidates, Labels
 from coterie.select.plan_settings import Axis, Budget, Rank
-from coterie.select.quota_plan import Margin, Plan, plan, rounded
+from coterie.select.quota_plan import Margin, Plan, plan, rounded, targets
 from coterie.select.select_settings import Select
 from coterie.select.strategies import PLAN, STRATEGIES
-from coterie.select.targets import Targets, targets
 
 _DENSE = 1 << 22
 """Combinations of values up to which cells are counted without sorting."""
@@ -67,7 +67,7 @@ class Chosen:
     pool: Candidates
     budget: Budget
     strategy: str
-    axes: dict[str, Targets]
+    axes: dict[str, Margin]
     cells: list[tuple[str, ...]]
     """Values of the axes, of each cell."""
     cell_N: Int64[np.ndarray, " N"]
@@ -140,14 +140,13 @@ def _planned(pool: Candidates, budget: Budget, axes: Mapping[str, Axis], labels:
     """The plan, with nothing chosen yet."""
     cells = Cells.of(labels, len(pool))
     capacity_C = np.bincount(cells.cell_N, pool.size_N(budget.in_tokens), minlength=len(cells))
-    wanted: dict[str, Targets] = {}
-    margins: list[Margin] = []
+    wanted: dict[str, Margin] = {}
     for a, (name, axis) in enumerate(axes.items()):
         code_C, values = cells.code_CA[:, a], labels[name].values
         supply_V = np.bincount(code_C, capacity_C, len(values))
-        wanted[name] = made = targets(name, axis, values, supply_V, f"{where}.{name}")
-        margins.append(Margin(name, made.groups, made.share_G * budget.size, made.group_V[code_C], made.weight))
-    planned = plan(capacity_C, margins, budget.size)
+        groups, share_G, group_V = targets(name, axis, values, supply_V, f"{where}.{name}")
+        wanted[name] = Margin(name, groups, share_G * budget.size, group_V[code_C], axis.weight)
+    planned = plan(capacity_C, list(wanted.values()), budget.size)
     quota_C = planned.table_C
     if not budget.in_tokens:
         whole_C = rounded(quota_C, capacity_C, planned.margins, planned.attained, round(planned.budget))
@@ -196,3 +195,57 @@ def side_by_side(pool: Candidates, select: Select, *, seed: int, label: str) -> 
         for tag in STRATEGIES
         if tag != PLAN.tag
     }
+
+
+# what a selection falls short of ---------------------------------------------------------------------------------------
+
+
+_LISTED = 12
+"""Values of an axis that are listed."""
+
+
+def met(chosen: Chosen, request: Select) -> bool:
+    """Whether the request can be met: its targets, or for a strategy that sets its own, the budget."""
+    if chosen.plan is None:
+        return bool(chosen.capacity_C.sum() >= request.budget.size)
+    return chosen.plan.feasible if _has_targets(request) else "budget" not in chosen.plan.missing
+
+
+def _has_targets(request: Select) -> bool:
+    return "axes" not in STRATEGIES[request.strategy].replaces
+
+
+def shortfall(chosen: Chosen, request: Select) -> list[str]:
+    """What is short, in lines; empty where the request is met."""
+    if met(chosen, request):
+        return []
+    unit, wanted = request.budget.unit, request.budget.size
+    there = chosen.plan.budget if chosen.plan is not None else float(chosen.capacity_C.sum())
+    missing, shorts = (chosen.plan.missing, chosen.plan.short) if chosen.plan is not None else ({}, {})
+    lines = []
+    if _has_targets(request):
+        lines.append(f"at least {missing['total']:,.0f} of {wanted:,} {unit} must miss their targets, in any selection")
+    if there < wanted:
+        lines.append(f"budget: {wanted - there:,.0f} {unit} more than the {there:,.0f} that are there")
+    for axis, short in shorts.items():
+        worst = sorted(short.items(), key=lambda kv: -kv[1])
+        listed = ", ".join(f"{value} {lack:,.0f}" for value, lack in worst[:_LISTED]) + (", ..." if worst[_LISTED:] else "")
+        if worst or missing.get(axis, 0) > 0:
+            which = f"; there is too little of {listed}" if worst else ""
+            lines.append(f"{axis}: {missing.get(axis, 0):,.0f}{which}")
+    return lines
+
+
+def refuse_unmet(chosen: Chosen, request: Select, label: str) -> None:
+    """Refuse what cannot be met, unless the recipe takes what comes nearest.
+
+    Raises:
+        RequestError: with the certificate and every value that is short.
+    """
+    if not request.relax and (lines := shortfall(chosen, request)):
+        raise RequestError(
+            "the plan cannot be met",
+            where=f"corpora.{label}.select",
+            found="\n            ".join(lines),
+            do="lower the budget, change the targets, or take what comes nearest: --relax (select.relax: true)",
+        )

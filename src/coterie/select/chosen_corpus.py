@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from coterie.corpora.reading import SplitFacts
 from coterie.corpora.row_plan import OWN, beside_own, stored
 from coterie.corpora.splits import SPLITS
 from coterie.select.corpus import Corpus
@@ -81,7 +81,10 @@ def _documents(data: Profiled, rows: np.ndarray, columns: list[str]) -> pa.Table
 
 def _facts(data: Profiled, whole: pa.Table) -> Figures:
     funnel = data.artifact.facts["funnel"]
-    splits = {name: _split(whole.filter(pc.equal(whole["split"], name))) for name in SPLITS}
+    counted = {name: SplitFacts() for name in SPLITS}
+    for name, entry in counted.items():
+        entry.add(whole.filter(pc.equal(whole["split"], name)))
+    splits = {name: entry.figures() for name, entry in counted.items()}
     left = {why: entry["documents"] for why, entry in funnel["dropped"].items() if why != REASONS[HELD_OUT]}
     left["not chosen"] = funnel["kept"]["documents"] - splits["train"]["documents"]
     filtered = funnel["filtered"] + sum(left.values())
@@ -94,20 +97,4 @@ def _facts(data: Profiled, whole: pa.Table) -> Figures:
         "duplicates": len(whole) - len(set(whole["content"].to_pylist())),
         "reasons": funnel["filtered_why"] | {f"select: {why}": n for why, n in left.items()},
         "splits": splits,
-    }
-
-
-def _split(part: pa.Table) -> Figures:
-    """What a split holds, in the words of `documents`."""
-    rows = zip(part["content"].to_pylist(), part["prompt"].to_pylist(), part["text"].to_pylist(), strict=True)
-    content = sorted(bytes.fromhex(c) + hashlib.sha256(f"{p}\0{t}".encode()).digest() for c, p, t in rows)
-    characters = sum(pc.sum(pc.utf8_length(part[column])).as_py() or 0 for column in ("prompt", "text"))
-    dates = pc.min_max(part["time"]).as_py()
-    first, last = (dates[end] and dates[end].isoformat() for end in ("min", "max"))
-    return {
-        "documents": len(part),
-        "digest": hashlib.sha256(b"".join(content)).hexdigest(),
-        "characters": characters,
-        "first": first,
-        "last": last,
     }

@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Float32, UInt64
 
 from coterie.corpora.corpus_settings import Documents
+from coterie.corpora.documents import rows
 from coterie.corpora.row_plan import Plan
-from coterie.corpora.rows import rows
 from coterie.corpora.sources import resolve
 from coterie.corpora.template import RowError
 from coterie.select.select_settings import Against

@@ -10,9 +10,9 @@ training text that repeats them goes.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 from jaxtyping import Bool, UInt8, UInt64
@@ -67,7 +67,7 @@ def near_duplicates(
     bucket_of, rows_of = _buckets(band, n, count)
     found = Found()
     staying: dict[int, list[int]] = {}
-    sets = _Sets(texts)
+    shingles_of = lru_cache(_REMEMBERED)(lambda row: shingle_sets(texts([row]))[0])
     for row, start, end in rows_of.tolist():
         mine = bucket_of[start:end].tolist()
         fixed = fixed_n is not None and bool(fixed_n[row])
@@ -79,7 +79,7 @@ def near_duplicates(
                 candidates = [c for c, yes in zip(candidates, likely, strict=True) if yes]
             for other in candidates:
                 found.compared += 1
-                likeness = jaccard(sets[other], sets[row])
+                likeness = jaccard(shingles_of(other), shingles_of(row))
                 if likeness >= threshold:
                     found.dropped[row] = other, likeness
                     break
@@ -110,22 +110,6 @@ def _buckets(band: Bands, n: int, count: int) -> tuple[np.ndarray, np.ndarray]:
     row, number = row[order], number[order]
     distinct, start = np.unique(row, return_index=True)
     return number, np.stack([distinct, start, np.append(start, len(row))[1:]], 1).astype(np.int64)
-
-
-class _Sets:
-    """The shingles of documents, sorted; the least recently used forgotten."""
-
-    def __init__(self, texts: Texts) -> None:
-        self._texts = texts
-        self._sets: OrderedDict[int, np.ndarray] = OrderedDict()
-
-    def __getitem__(self, row: int) -> np.ndarray:
-        if row not in self._sets:
-            self._sets[row] = shingle_sets(self._texts([row]))[0]
-            if len(self._sets) > _REMEMBERED:
-                self._sets.popitem(last=False)
-        self._sets.move_to_end(row)
-        return self._sets[row]
 
 
 def shingle_sets(texts: Sequence[str]) -> list[np.ndarray]:

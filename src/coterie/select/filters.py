@@ -16,20 +16,9 @@ from coterie.select.profile import Shard, texts_of
 from coterie.select.select_settings import Keep
 
 REASONS = (
-    "kept",
-    "held out",
-    "duplicate id",
-    "exact duplicate",
-    "too short",
-    "too long",
-    "hard to read",
-    "too easy to read",
-    "low quality",
-    "incomplete",
-    "contaminated",
-    "near-duplicate",
-    "near-duplicate of held-out text",
-)
+    "kept, held out, duplicate id, exact duplicate, too short, too long, hard to read, too easy to read, low quality, "
+    "incomplete, contaminated, near-duplicate, near-duplicate of held-out text"
+).split(", ")
 """By number."""
 CODE = {name: number for number, name in enumerate(REASONS)}
 HELD_OUT = CODE["held out"]

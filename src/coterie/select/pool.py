@@ -20,15 +20,15 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from coterie.corpora.row_plan import USERS
+from coterie.corpora.row_plan import USERS, find_column
 from coterie.errors import RequestError
 from coterie.select.duplicates import planted_recall
 from coterie.select.filters import REASONS, mark_near_duplicates, reasons
+from coterie.select.measures import COUNTED, estimated
 from coterie.select.plan_settings import CLUSTER, GROUP
-from coterie.select.profile import Places, Shard, texts_of, tokenizer_file
-from coterie.select.select_settings import NearDup, Select
+from coterie.select.profile import Places, Shard, encoder, sample, texts_of, tokenizer_file
+from coterie.select.select_settings import NearDup, Select, TokenCount
 from coterie.select.term_vectors import Space
-from coterie.select.token_counts import count_tokens, numbers
 from coterie.spec.json_types import Figures
 from coterie.store import Action, Artifact, Store
 
@@ -63,10 +63,10 @@ def make_pool(
     def build(folder: Path) -> None:
         shards = [Shard(*part) for part in parts]
         table, places = _merged(shards, topics, select)
-        tokens, error = count_tokens(table, shards, places, select.tokens, label)
+        tokens, error = _count_tokens(table, shards, places, select.tokens, label)
         table = table.with_columns(tokens.alias("tokens"))
         if select.rank.by is not None:
-            quality = numbers(table, select.rank.by, f"corpora.{label}.select.rank.by")
+            quality = _numbers(table, select.rank.by, f"corpora.{label}.select.rank.by")
             table = table.with_columns(quality.cast(pl.Float32).alias("quality"))
         if error is not None:
             table = table.with_columns(pl.lit(error).alias("token_error"))
@@ -160,3 +160,57 @@ class Pool:
     def pairs(self) -> pl.DataFrame:
         """Near-duplicates, and pairs that nearly were: row, like, jaccard, dropped."""
         return pl.read_parquet(self.artifact.file("duplicates.parquet"))
+
+
+# tokens -----------------------------------------------------------------------------------------------------------------
+
+
+_FOLDS = 5
+
+
+def _numbers(table: pl.DataFrame, column: str, where: str) -> pl.Series:
+    """A column of the corpus that must hold a number in every row.
+
+    Raises:
+        RequestError: with the first row that holds none.
+    """
+    text = table[find_column(USERS + column, table.columns)]
+    values = text.cast(pl.Float64, strict=False)
+    wrong = values.is_null() | ~values.is_finite()
+    if wrong.any():
+        row = int(np.flatnonzero(wrong.to_numpy())[0])
+        raise RequestError(
+            f"{column!r} does not hold a number in every row",
+            where=where,
+            found=f"{int(wrong.sum()):,} rows without one, such as {table['id'][row]!r}: {text[row]!r}",
+            do="name another column, or leave the rows out with where",
+        )
+    return values
+
+
+def _count_tokens(
+    table: pl.DataFrame, shards: Sequence[Shard], places: Places, count: TokenCount | None, label: str
+) -> tuple[pl.Series, float | None]:
+    """Tokens of every row, and the mean error of an estimate that was fitted."""
+    if count is None:
+        return table["tokens"], None
+    if count.column is not None:
+        return _numbers(table, count.column, f"corpora.{label}.select.tokens.column").cast(pl.Int64), None
+    if count.sample is None:
+        return table["exact_tokens"], None
+    chosen = sample(table["key"].to_numpy(), table["content"].to_numpy(), count.sample, 0)
+    texts = texts_of(shards, places[chosen])
+    encoded = encoder(tokenizer_file(str(count.tokenizer))).encode_batch(texts)
+    exact = np.array([len(e.ids) for e in encoded], dtype=float)
+    columns = {name: table[name].to_numpy() for name in COUNTED}
+    parts = np.stack([values[chosen] for values in columns.values()], 1).astype(float)
+
+    def fitted(rows: np.ndarray) -> np.ndarray:
+        scale = np.maximum(exact[rows], 1)
+        return np.linalg.lstsq(parts[rows] / scale[:, None], np.ones(len(rows)), rcond=None)[0]
+
+    n = np.arange(len(exact))
+    folds = [n % _FOLDS == f for f in range(_FOLDS)]
+    apart = [np.abs(parts[fold] @ fitted(n[~fold]) / np.maximum(exact[fold], 1) - 1) for fold in folds]
+    tokens = estimated(columns, fitted(n).tolist())
+    return pl.Series(tokens), float(np.mean(np.concatenate(apart)))

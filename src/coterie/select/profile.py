@@ -109,7 +109,7 @@ class _Profile:
         self.total, self.done = file.metadata.num_rows, 0
         self.band_bN = np.zeros((width[0], self.total), dtype=np.uint64)
         self.short_N = np.zeros((self.total, width[0] * width[1]), dtype=np.uint8)
-        self.sizes, self.buckets, self.counts = [np.zeros(1, int)], [np.zeros(0, np.uint16)], [np.zeros(0, np.uint8)]
+        self.terms: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         self.measured: list[dict[str, np.ndarray]] = []
         self.tables: list[pl.DataFrame] = []
 
@@ -136,8 +136,7 @@ class _Profile:
         if self.runs is not None:
             columns["contaminated"] = self.runs.share(found)
         self.measured.append(columns)
-        for kept, new in zip((self.sizes, self.buckets, self.counts), terms(found), strict=True):
-            kept.append(new)
+        self.terms.append(terms(found))
         self.done += len(texts)
 
     def keep(self, batch: pa.RecordBatch) -> None:
@@ -162,9 +161,10 @@ class _Profile:
         np.save(folder / "bands.npy", self.band_bN)
         np.save(folder / "short.npy", self.short_N)
         (folder / "terms").mkdir()
-        np.save(folder / "terms/first.npy", np.cumsum(np.concatenate(self.sizes)))
-        np.save(folder / "terms/bucket.npy", np.concatenate(self.buckets))
-        np.save(folder / "terms/count.npy", np.concatenate(self.counts))
+        none = np.zeros(1, int), np.zeros(0, np.uint16), np.zeros(0, np.uint8)
+        sizes, buckets, counts = map(np.concatenate, zip(none, *self.terms, strict=True))
+        for name, column in (("first", np.cumsum(sizes)), ("bucket", buckets), ("count", counts)):
+            np.save(folder / f"terms/{name}.npy", column)
         facts = {"documents": self.total, "columns": self.extra}
         (folder / "facts.json").write_text(json.dumps(facts, indent=1, sort_keys=True))
 

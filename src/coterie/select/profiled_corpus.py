@@ -5,24 +5,27 @@ Each is an artifact, so another budget plans and picks anew without reading, and
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float32, Int64
 
 from coterie.corpora.row_plan import apart, find_column
+from coterie.errors import RequestError
 from coterie.select.candidates import Candidates
 from coterie.select.choose import Chosen, choose
 from coterie.select.corpus import Corpus
-from coterie.select.plan_settings import CLUSTER
+from coterie.select.plan_settings import CLUSTER, Axis
 from coterie.select.pool import Pool, make_pool
-from coterie.select.profile import by_part
+from coterie.select.profile import Shard, by_part
 from coterie.select.profile_shards import kept_columns, profile_parts
 from coterie.select.select_settings import Select
-from coterie.select.term_vectors import Space
-from coterie.select.topics import topics
-from coterie.store import Artifact, Store
+from coterie.select.term_vectors import SentenceModel, Space
+from coterie.spec.json_types import Settings
+from coterie.store import Action, Artifact, Store
 
 _MANY = 200
 """Values above which a column is no label."""
@@ -98,5 +101,49 @@ def profile_corpus(store: Store, corpus: Corpus, *, label: str) -> Profiled:
     assert corpus.select is not None
     parts = profile_parts(store, corpus, label=label)
     axis = corpus.select.topics
-    fitted = topics(store, parts, axis, label=label) if axis is not None else None
+    fitted = fitted_topics(store, parts, axis, label=label) if axis is not None else None
     return Profiled(corpus, label, store, parts, fitted, make_pool(store, parts, fitted, corpus.select, label=label))
+
+
+def fitted_topics(store: Store, parts: Sequence[tuple[Artifact, Artifact]], axis: Axis, *, label: str) -> Artifact:
+    """Fit clusters on a sample of the training documents, or take a fit of earlier.
+
+    Args:
+        parts: (documents, profile) of every part.
+
+    Returns:
+        a ``topics`` artifact: ``topics.npz`` (idf, components, centroids), ``facts.json`` (k, names, terms, sizes,
+        silhouette with its baseline, agreement of two fits).
+
+    Raises:
+        RequestError: more clusters than documents; a model that cannot be opened.
+    """
+    if axis.model is not None:
+        return _fitted_earlier(store, Path(axis.model), label)
+    spec: Settings = {"k": axis.k, "groups": axis.groups, "embed": axis.embed is not None}
+    profiles = sorted(profile.content("profile.parquet", "terms/bucket.npy") for _, profile in parts)
+    inputs = {f"profile.{i}": content for i, content in enumerate(profiles)}
+    if axis.embed is not None:
+        inputs["embed"] = SentenceModel.identity(store, axis.embed)
+
+    def build(folder: Path) -> None:
+        from coterie.select.topic_fit import fit_topics
+
+        fit_topics(folder, [Shard(*part) for part in parts], axis)
+
+    action = Action("topics", spec, inputs, libraries=("scikit-learn", "numpy"))
+    return store.make(action, build, label=f"topics of {label}")
+
+
+def _fitted_earlier(store: Store, source: Path, label: str) -> Artifact:
+    if not (source / "topics.npz").is_file():
+        raise RequestError(
+            "no clusters fitted earlier", where="axes.cluster.model", found=str(source), expected="topics.npz"
+        )
+
+    def build(folder: Path) -> None:
+        for name in ("topics.npz", "facts.json"):
+            (folder / name).write_bytes((source / name).read_bytes())
+
+    action = Action("topics", {"model": True}, {"model": store.digest_file(source / "topics.npz")})
+    return store.make(action, build, label=f"topics of {label}")

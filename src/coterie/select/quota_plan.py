@@ -13,7 +13,7 @@ targets.
 
 Sources: Deming and Stephan 1940 (fitting), Csiszar 1975 (its optimum), Cox 1987 (controlled rounding).
 
-`A` axes, `G` groups of an axis, `C` cells that have documents, `N` documents.
+`A` axes, `V` values of an axis, `G` groups of them, `C` cells that have documents, `N` documents.
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ import numpy as np
 from jaxtyping import Float64, Int64
 from scipy.optimize import Bounds, LinearConstraint, linprog, milp
 from scipy.sparse import coo_matrix, csr_matrix, hstack, identity, vstack
+
+from coterie.errors import RequestError
+from coterie.select.plan_settings import Axis, named
 
 _TOLERANCE = 1e-6
 """Of the budget: what is missed by less is met."""
@@ -40,11 +43,59 @@ class Margin:
     target_G: Float64[np.ndarray, " G"]
     """In units; sums to the budget."""
     group_C: Int64[np.ndarray, " C"]
-    """Group of each cell."""
+    """Group of each cell; -1 where it may not be used."""
     weight: float = 1.0
 
     def of(self, table_C: np.ndarray) -> Float64[np.ndarray, " G"]:
         return np.bincount(self.group_C, table_C, minlength=len(self.groups))
+
+
+def targets(
+    name: str, axis: Axis, values: list[str], supply_V: Float64[np.ndarray, " V"], where: str
+) -> tuple[list[str], Float64[np.ndarray, " G"], Int64[np.ndarray, " V"]]:
+    """Share out the values of an axis: globs, alternatives, mixes of the pool's shares and equal ones.
+
+    Args:
+        values: in a fixed order.
+        supply_V: tokens (or documents) of each value in the pool.
+        where: the axis's place in the recipe.
+
+    Returns:
+        the groups of values that share a target (its keys, or the values themselves), the share of each group, the group of
+        each value: -1 for values that no key names, which are not chosen.
+
+    Raises:
+        RequestError: a key that no value answers to; a value that two keys name.
+    """
+    if axis.target is None:
+        mix, there = axis.mix or 0.0, supply_V > 0
+        natural = supply_V / max(supply_V.sum(), 1)
+        share = (1 - mix) * natural + mix * there / max(there.sum(), 1)
+        return values, share, np.arange(len(values))
+    keys = list(axis.target)
+    group_V = np.full(len(values), -1)
+    for v, value in enumerate(values):
+        hits = [g for g, key in enumerate(keys) if named(key, value)]
+        exact = [g for g in hits if keys[g] == value]
+        if len(exact or hits) > 1:
+            raise RequestError(
+                f"{value!r} is named by two targets",
+                where=f"{where}.target",
+                found=", ".join(keys[g] for g in hits),
+                do="name it once",
+            )
+        if hits:
+            group_V[v] = (exact or hits)[0]
+    for g, key in enumerate(keys):
+        if not (group_V == g).any() and axis.target[key] > 0:
+            raise RequestError(
+                f"no document has the {name} {key!r}",
+                where=f"{where}.target",
+                expected=", ".join(v for v, s in zip(values, supply_V, strict=True) if s > 0),
+                found=key,
+                do="correct the name, or take the target out and share it among the others",
+            )
+    return keys, np.array([axis.target[k] for k in keys]), group_V
 
 
 @dataclass(frozen=True)

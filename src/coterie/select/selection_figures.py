@@ -100,31 +100,26 @@ def band(draw: Callable[[int], Chosen], draws: int = 20) -> Figures:
 
 def axis_figures(chosen: Chosen) -> Figures:
     """Per axis: target, capacity, selected, deficit of each value; distance to the target; balance."""
-    pool, in_tokens = chosen.pool, chosen.budget.in_tokens
-    size = pool.size_N(in_tokens)
+    size = chosen.pool.size_N(chosen.budget.in_tokens)
     out: Figures = {}
-    for a, (name, targets) in enumerate(chosen.axes.items()):
-        values = np.array([cell[a] for cell in chosen.cells])
-        position = {v: i for i, v in enumerate(pool.labels[name].values)}
-        group_C = targets.group_V[[position[v] for v in values]]
-        mine_C = np.bincount(chosen.cell_N[chosen.at], size[chosen.at], minlength=len(chosen.cells))
-        used = group_C >= 0
-        selected = np.bincount(group_C[used], mine_C[used], minlength=len(targets.groups))
-        there = np.bincount(group_C[used], chosen.capacity_C[used], minlength=len(targets.groups))
-        budget = float(chosen.plan.requested) if chosen.plan is not None else float(selected.sum())
-        target = targets.share_G * budget
+    mine_C = np.bincount(chosen.cell_N[chosen.at], size[chosen.at], minlength=len(chosen.cells))
+    for name, margin in chosen.axes.items():
+        used = margin.group_C >= 0
+        selected, there = (
+            np.bincount(margin.group_C[used], some_C[used], minlength=len(margin.groups))
+            for some_C in (mine_C, chosen.capacity_C)
+        )
         rows = [
             {"value": g, "target": float(t), "capacity": float(c), "selected": float(s), "deficit": max(0.0, float(t - s))}
-            for g, t, c, s in zip(targets.groups, target, there, selected, strict=True)
+            for g, t, c, s in zip(margin.groups, margin.target_G, there, selected, strict=True)
         ]
-        out[name] = {"values": rows} | distance(selected, target) | balance(selected, there)
+        out[name] = {"values": rows} | distance(selected, margin.target_G) | balance(selected, there)
     return out
 
 
 def cell_figures(chosen: Chosen) -> list[Figures]:
     """Per cell: quota, capacity, selected, share of the cell taken, percentiles of quality and length, the cut-off score."""
-    pool, in_tokens = chosen.pool, chosen.budget.in_tokens
-    size = pool.size_N(in_tokens)
+    pool, size = chosen.pool, chosen.pool.size_N(chosen.budget.in_tokens)
     by_cell = chosen.at[np.argsort(chosen.cell_N[chosen.at], kind="stable")]
     bounds = np.searchsorted(chosen.cell_N[by_cell], np.arange(len(chosen.cells) + 1))
     rows = []

@@ -20,15 +20,14 @@ import polars as pl
 from numpy.typing import ArrayLike
 
 from coterie.errors import RequestError
-from coterie.select import explain
 from coterie.select import selection_report as report
+from coterie.select.choose import refuse_unmet
 from coterie.select.corpus import Corpus
 from coterie.select.plan_settings import CLUSTER, Axis, cluster_names
 from coterie.select.profile import key_of, sample, texts_of
 from coterie.select.profiled_corpus import Profiled, profile_corpus
 from coterie.select.select_settings import Select
-from coterie.select.selection import chosen_table
-from coterie.select.shortfall import refuse_unmet
+from coterie.select.selection import chosen_table, why
 from coterie.select.term_vectors import nearest
 from coterie.select.topic_fit import SAMPLE, means
 from coterie.spec.json_types import Figures, Settings
@@ -165,7 +164,7 @@ class Selected:
 
     def why(self, name: str) -> str:
         """What happened to one document."""
-        return "\n".join(explain.why(self._data, self._data.chosen, name))
+        return "\n".join(why(self._data, self._data.chosen, name))
 
     def report(self) -> Figures:
         """The eleven groups of figures."""

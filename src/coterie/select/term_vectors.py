@@ -7,33 +7,39 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int64
-from scipy.sparse import csr_matrix
+from scipy.sparse import csr_matrix, vstack
 
-from coterie.select.embed import SentenceModel
+from coterie.errors import RequestError
+from coterie.models.local_files import refuse_remote_code
 from coterie.select.measures import BUCKETS
-from coterie.select.profile import Shard
+from coterie.select.profile import Shard, by_part
+from coterie.spec.digest import digest
+from coterie.store import Store
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _AT_ONCE = 8192
 
 
 def stacked(shards: Sequence[Shard], where: Int64[np.ndarray, "N 2"]) -> csr_matrix:
     """Term counts [N, F] of some documents (part, row)."""
-    counts, buckets, first = [], [], [0]
-    for s, r in where:
-        start, bucket, count = shards[s].terms
-        counts.append(count[start[r] : start[r + 1]])
-        buckets.append(bucket[start[r] : start[r + 1]])
-        first.append(first[-1] + len(counts[-1]))
-    nothing = np.zeros(0, np.uint16)
-    return _sparse(np.concatenate([*counts, nothing]), np.concatenate([*buckets, nothing]), first)
+    parts = list(by_part(where))
+    order = np.argsort(np.concatenate([np.zeros(0, np.int64), *(mine for _, mine in parts)]))
+    return vstack([_counts(shards[part], where[mine, 1]) for part, mine in parts], format="csr")[order]
 
 
-def _sparse(count: np.ndarray, bucket: np.ndarray, first: Sequence[int] | np.ndarray) -> csr_matrix:
-    return csr_matrix((count.astype(np.float32), bucket.astype(np.int32), first), shape=(len(first) - 1, BUCKETS))
+def _counts(shard: Shard, rows: Int64[np.ndarray, " N"]) -> csr_matrix:
+    start, bucket, count = shard.terms
+    first = np.concatenate([[0], np.cumsum(start[rows + 1] - start[rows])])
+    at = np.arange(first[-1]) + np.repeat(start[rows] - first[:-1], np.diff(first))
+    return csr_matrix((count[at].astype(np.float32), bucket[at].astype(np.int32), first), shape=(len(rows), BUCKETS))
 
 
 def inverse_frequency(counts: csr_matrix) -> Float64[np.ndarray, " F"]:
@@ -81,21 +87,73 @@ class Space:
         """Unit vectors of some documents of a part."""
         if self.embed is not None:
             return SentenceModel(self.embed).embed(shard.whole(rows.tolist()))
-        return self._projected(stacked([shard], np.stack([np.zeros(len(rows), np.int64), rows], 1)))
-
-    def _projected(self, counts: csr_matrix) -> Float32[np.ndarray, "N E"]:
-        return unit(weighted(counts, self.idf_F) @ self.components_EF.T)
+        return unit(weighted(_counts(shard, rows), self.idf_F) @ self.components_EF.T)
 
     def clusters(self, shard: Shard) -> Int64[np.ndarray, " N"]:
         """The cluster of every document of a part."""
-        first, bucket, count = shard.terms
-        found = []
-        for low in range(0, len(first) - 1, _AT_ONCE):
-            high = min(low + _AT_ONCE, len(first) - 1)
-            if self.embed is not None:
-                vectors = self.vectors(shard, np.arange(low, high))
-            else:
-                part = slice(first[low], first[high])
-                vectors = self._projected(_sparse(count[part], bucket[part], first[low : high + 1] - first[low]))
-            found.append(nearest(vectors, self.centroids_KE))
+        total = len(shard.terms[0]) - 1
+        lows = range(0, total, _AT_ONCE)
+        vectors = (self.vectors(shard, np.arange(low, min(low + _AT_ONCE, total))) for low in lows)
+        found = [nearest(some, self.centroids_KE) for some in vectors]
         return np.concatenate([*found, np.zeros(0, np.int64)])
+
+
+# sentence-embedding models ----------------------------------------------------------------------------------------------
+
+
+class SentenceModel:
+    """A folder with a Hugging Face encoder and its tokenizer. A text, cut at ``length`` tokens, is the mean of the last
+    hidden states, at length 1."""
+
+    length, batch = 256, 16
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    @staticmethod
+    def identity(store: Store, path: str) -> str:
+        """Digest of the weights, the configuration and the tokenizer.
+
+        Raises:
+            RequestError: no such folder, or one without safetensors.
+        """
+        folder = Path(path)
+        files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")])
+        if not any(f.suffix == ".safetensors" for f in files):
+            raise RequestError(
+                "no sentence-embedding model",
+                where="axes.cluster.embed",
+                found=path,
+                expected="a folder with config.json, model.safetensors and tokenizer.json",
+            )
+        return digest({f.name: store.digest_file(f) for f in files})
+
+    def embed(self, texts: Sequence[str]) -> Float32[np.ndarray, "N E"]:
+        """One vector of length 1 for each text."""
+        import torch
+
+        tokenizer, model = _opened(self.path)
+        found = []
+        for start in range(0, len(texts), self.batch):
+            ids = tokenizer(
+                list(texts[start : start + self.batch]),
+                padding=True,
+                truncation=True,
+                max_length=self.length,
+                return_tensors="pt",
+            )
+            with torch.no_grad():
+                hidden = model(**ids).last_hidden_state.float()
+            seen = ids["attention_mask"][..., None].float()
+            mean = (hidden * seen).sum(1) / seen.sum(1).clamp(min=1)
+            found.append(torch.nn.functional.normalize(mean, dim=-1).numpy())
+        return np.concatenate([*found]) if found else np.zeros((0, 1), np.float32)
+
+
+@cache
+def _opened(path: str) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+    from transformers import AutoModel, AutoTokenizer
+
+    refuse_remote_code(Path(path))
+    model = AutoModel.from_pretrained(path, trust_remote_code=False, use_safetensors=True)
+    return AutoTokenizer.from_pretrained(path, trust_remote_code=False), model.eval()

@@ -1,4 +1,9 @@
-"""Fitting topic clusters on a sample: SVD, k-means, and how far the clusters can be trusted.
+"""Topic clusters without any download, fitted once on a sample: hashed terms, TF-IDF, SVD, k-means; and how far they can be
+trusted.
+
+The sample is the documents whose keys come first in a seeded order, so it does not depend on files, threads or the draw's
+seed, and its size is fixed, so the fit costs the same for any corpus. Numbers mean nothing beyond this fit: new data goes to
+the saved centroids.
 
 Clusters are numbered by size and named by the terms whose weight in the cluster exceeds their weight outside most.
 
@@ -17,10 +22,9 @@ from jaxtyping import Float32, Int64
 from scipy.sparse import csr_matrix
 
 from coterie.errors import RequestError
-from coterie.select.embed import SentenceModel
 from coterie.select.plan_settings import Axis, cluster_names, group_names
 from coterie.select.profile import Shard, sample
-from coterie.select.term_vectors import inverse_frequency, nearest, stacked, unit, weighted
+from coterie.select.term_vectors import SentenceModel, inverse_frequency, nearest, stacked, unit, weighted
 from coterie.select.words import words
 from coterie.spec.json_types import Figures
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from coterie.corpora import lines
 from coterie.spec.named import Table, markdown_table
 
 if TYPE_CHECKING:
@@ -38,24 +39,6 @@ class Format:
     """Whether the files of one corpus may be read and profiled apart."""
     marks: tuple[str, ...] = ()
     """A folder with one of these files is of this format as a whole."""
-
-
-def _jsonl() -> Reader:
-    from coterie.corpora.lines import jsonl
-
-    return jsonl
-
-
-def _csv() -> Reader:
-    from coterie.corpora.lines import csv_rows
-
-    return csv_rows
-
-
-def _text() -> Reader:
-    from coterie.corpora.lines import text
-
-    return text
 
 
 def _parquet() -> Reader:
@@ -107,15 +90,16 @@ def docs_table() -> str:
     return markdown_table(("`format`", "endings", "what it is"), rows)
 
 
-JSONL = register(Format("jsonl", "One JSON object on each line.", _jsonl, (".jsonl", ".ndjson", ".json")))
-CSV = register(Format("csv", "A header, then a row on each line; quoted fields may hold line breaks.", _csv, (".csv",)))
+JSONL = register(Format("jsonl", "One JSON object on each line.", lambda: lines.jsonl, (".jsonl", ".ndjson", ".json")))
+_CSV = "A header, then a row on each line; quoted fields may hold line breaks."
+CSV = register(Format("csv", _CSV, lambda: lines.csv_rows, (".csv",)))
 PARQUET = register(Format("parquet", "A Parquet file; only the columns that are needed are read.", _parquet, (".parquet",)))
 ARROW = register(Format("arrow", "An Arrow file or stream, as `datasets` keeps them.", _arrow, (".arrow",), apart=False))
 TEXT = register(
     Format(
         "text",
         "A file is one document, with the columns `text`, `path` and `folder`; its name in the folder is its id.",
-        _text,
+        lambda: lines.text,
         (".txt", ".text", ".md", ".markdown", ".rst", ".py", ".tex", ".org", ".adoc"),
         one_document=True,
         apart=False,

@@ -16,6 +16,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -23,16 +24,25 @@ from jaxtyping import Int64
 
 from coterie.store import Artifact
 
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+
+def plain_tokenizer(path: Path) -> Tokenizer:
+    """A tokenizer that neither cuts nor pads."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
 
 class Encoder:
     """A tokenizer's ids of plain text, without the `transformers` library."""
 
     def __init__(self, tokenizer: Artifact) -> None:
-        from tokenizers import Tokenizer
-
-        self._tokenizer = Tokenizer.from_file(str(tokenizer.file("tokenizer.json")))
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
+        self._tokenizer = plain_tokenizer(tokenizer.file("tokenizer.json"))
         self._tokenizer.encode_special_tokens = True  # "<|endoftext|>" written in a document is text, not the end of one
         self.bos, self.eos = tokenizer.facts["bos_id"], tokenizer.facts["eos_id"]
 

@@ -20,13 +20,14 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from coterie.corpora.pieces import plain_tokenizer
 from coterie.corpora.row_plan import USERS, find_column
 from coterie.errors import RequestError
 from coterie.select.duplicates import planted_recall
 from coterie.select.filters import REASONS, mark_near_duplicates, reasons
 from coterie.select.measures import COUNTED, estimated
 from coterie.select.plan_settings import CLUSTER, GROUP
-from coterie.select.profile import Places, Shard, encoder, sample, texts_of, tokenizer_file
+from coterie.select.profile import Places, Shard, sample, texts_of, tokenizer_file
 from coterie.select.select_settings import NearDup, Select, TokenCount
 from coterie.select.term_vectors import Space
 from coterie.spec.json_types import Figures
@@ -200,7 +201,7 @@ def _count_tokens(
         return table["exact_tokens"], None
     chosen = sample(table["key"].to_numpy(), table["content"].to_numpy(), count.sample, 0)
     texts = texts_of(shards, places[chosen])
-    encoded = encoder(tokenizer_file(str(count.tokenizer))).encode_batch(texts)
+    encoded = plain_tokenizer(tokenizer_file(str(count.tokenizer))).encode_batch(texts)
     exact = np.array([len(e.ids) for e in encoded], dtype=float)
     columns = {name: table[name].to_numpy() for name in COUNTED}
     parts = np.stack([values[chosen] for values in columns.values()], 1).astype(float)

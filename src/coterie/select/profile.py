@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Int32, Int64, UInt8, UInt64
 
+from coterie.corpora.pieces import plain_tokenizer
 from coterie.corpora.row_plan import OWN, USERS
 from coterie.corpora.splits import SPLITS
 from coterie.errors import RequestError
@@ -75,7 +76,7 @@ def profile(
     def build(folder: Path) -> None:
         file = pq.ParquetFile(documents.file("documents.parquet"))
         runs = contamination.runs(select.keep.contamination)
-        made = _Profile(file, width, runs, encoder(tokenizer) if tokenizer is not None else None, has_id, own)
+        made = _Profile(file, width, runs, plain_tokenizer(tokenizer) if tokenizer is not None else None, has_id, own)
         with bar(f"profile {label}", made.total, "documents") as progress:
             for batch in made.batches(folder / "texts.arrow"):
                 for texts in batches(((t, len(t)) for t in _whole(batch)), select.batch_bytes):
@@ -192,16 +193,6 @@ def tokenizer_file(folder: str) -> Path:
             "no tokenizer.json", where="select.tokens.tokenizer", found=folder, do="name the tokenizer's folder"
         )
     return path
-
-
-def encoder(path: Path) -> Tokenizer:
-    """A tokenizer that neither cuts nor pads."""
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(path))
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
 
 
 class Shard:

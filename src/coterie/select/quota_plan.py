@@ -182,12 +182,10 @@ def _level(capacity: np.ndarray, slope: np.ndarray, full: np.ndarray, total: flo
 
 def _groups(margins: Sequence[Margin], C: int) -> csr_matrix:
     """[sum of G, C]: which cells count in which group."""
-    rows, start = [], 0
-    for m in margins:
-        rows.append(m.group_C + start)
-        start += len(m.groups)
+    starts = np.cumsum([0, *(len(m.groups) for m in margins)])
+    rows = [m.group_C + start for m, start in zip(margins, starts[:-1], strict=True)]
     at = np.concatenate([*rows, np.zeros(0, np.int64)])
-    return coo_matrix((np.ones(len(at)), (at, np.tile(np.arange(C), len(margins)))), shape=(start, C)).tocsr()
+    return coo_matrix((np.ones(len(at)), (at, np.tile(np.arange(C), len(margins)))), shape=(int(starts[-1]), C)).tocsr()
 
 
 def _least_missed(
@@ -206,18 +204,20 @@ def _least_missed(
     cost = np.concatenate([np.full(len(m.groups), m.weight) for m in margins])
     eye = identity(R, format="csr")
     one = csr_matrix(np.concatenate([np.ones(C), np.zeros(2 * R)])[None])
-    rows = vstack([hstack([A, eye, -eye]), one]).tocsr()
-    solved = linprog(
-        np.concatenate([np.zeros(C), cost, cost]),
-        A_eq=rows,
-        b_eq=np.concatenate([want, [total / scale]]),
-        bounds=np.stack([np.zeros(C + 2 * R), np.concatenate([room_C / scale, np.full(2 * R, np.inf)])], 1),
-        method="highs",
-    )
-    assert solved.status == 0, solved.message
-    x, under = np.clip(solved.x[:C], 0, None) * scale, solved.x[C : C + R] * scale
+    wanted_too = np.concatenate([want, [total / scale]])
+    x = _solved(np.concatenate([np.zeros(C), cost, cost]), vstack([hstack([A, eye, -eye]), one]), wanted_too, room_C / scale)
+    x, under = np.clip(x[:C], 0, None) * scale, x[C : C + R] * scale
     bounds = np.cumsum([0, *(len(m.groups) for m in margins)])
     return x, [float(under[a:b].sum()) for a, b in pairwise(bounds)]
+
+
+def _solved(cost: np.ndarray, rows: csr_matrix, equal: np.ndarray, room_C: np.ndarray) -> np.ndarray:
+    """The x >= 0 of least cost with rows @ x = equal; the first are cells, at most their room."""
+    upper = np.concatenate([room_C, np.full(len(cost) - len(room_C), np.inf)])
+    bounds = np.stack([np.zeros(len(cost)), upper], 1)
+    solved = linprog(cost, A_eq=rows.tocsr(), b_eq=equal, bounds=bounds, method="highs")
+    assert solved.status == 0, solved.message
+    return solved.x
 
 
 def fit(
@@ -258,15 +258,10 @@ def _repaired(
     """The table with the wanted margins that differs least, in sum, from one that nearly has them."""
     C = len(room_C)
     A, eye = _groups(margins, C), identity(C, format="csr")
-    solved = linprog(
-        np.concatenate([np.zeros(C), np.ones(2 * C)]),
-        A_eq=vstack([hstack([A, csr_matrix((A.shape[0], 2 * C))]), hstack([eye, eye, -eye])]).tocsr(),
-        b_eq=np.concatenate([*wanted, table_C]) / scale,
-        bounds=np.stack([np.zeros(3 * C), np.concatenate([room_C / scale, np.full(2 * C, np.inf)])], 1),
-        method="highs",
-    )
-    assert solved.status == 0, solved.message
-    return np.clip(solved.x[:C] * scale, 0, room_C)
+    rows = vstack([hstack([A, csr_matrix((A.shape[0], 2 * C))]), hstack([eye, eye, -eye])])
+    cost = np.concatenate([np.zeros(C), np.ones(2 * C)])
+    x = _solved(cost, rows, np.concatenate([*wanted, table_C]) / scale, room_C / scale)
+    return np.clip(x[:C] * scale, 0, room_C)
 
 
 def rounded(

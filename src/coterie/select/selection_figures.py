@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float64
+from scipy import stats
 
 from coterie.select.candidates import Labels
 from coterie.select.choose import Chosen
@@ -24,7 +25,7 @@ def balance(share_V: Float64[np.ndarray, " V"], there_V: np.ndarray) -> dict[str
     total = p.sum()
     p = p / total if total > 0 else p
     seen = p[p > 0]
-    entropy = float(abs(-(seen * np.log(seen)).sum()))
+    entropy = float(abs(stats.entropy(seen)))
     return {
         "entropy": float(entropy / np.log(K)) if K > 1 else 1.0,
         "effective": float(np.exp(entropy)),
@@ -38,9 +39,7 @@ def balance(share_V: Float64[np.ndarray, " V"], there_V: np.ndarray) -> dict[str
 def distance(p: np.ndarray, q: np.ndarray) -> dict[str, float]:
     """Total variation and Kullback-Leibler divergence (nats; infinite where q has nothing) of p from q."""
     p, q = p / max(p.sum(), 1e-300), q / max(q.sum(), 1e-300)
-    at = p > 0
-    kl = float((p[at] * np.log(p[at] / q[at])).sum()) if (q[at] > 0).all() else float("inf")
-    return {"tv": float(np.abs(p - q).sum() / 2), "kl": kl}
+    return {"tv": float(np.abs(p - q).sum() / 2), "kl": float(stats.entropy(p, q))}
 
 
 def label_figures(labels: Labels, chosen: np.ndarray, size_N: np.ndarray) -> dict[str, float]:
@@ -70,32 +69,23 @@ def of_selection(chosen: Chosen) -> Figures:
 
 def ks(pool: np.ndarray, mine: np.ndarray) -> float:
     """Kolmogorov-Smirnov distance of a selection from its pool."""
-    if not len(mine):
-        return 1.0
-    grid = np.unique(mine)
-    ours = np.searchsorted(np.sort(mine), grid, side="right") / len(mine)
-    before = np.searchsorted(np.sort(mine), grid, side="left") / len(mine)
-    whole = np.sort(pool)
-    theirs = np.searchsorted(whole, grid, side="right") / len(whole)
-    theirs_before = np.searchsorted(whole, grid, side="left") / len(whole)
-    return float(max(np.abs(ours - theirs).max(), np.abs(before - theirs_before).max()))
+    return float(stats.ks_2samp(pool, mine, method="asymp").statistic) if len(mine) else 1.0
 
 
 def band(draw: Callable[[int], Chosen], draws: int = 20) -> Figures:
     """Mean and 95 % band of the figures of random draws: what chance alone gives."""
     drawn = [of_selection(draw(seed)) for seed in range(draws)]
 
-    def over(path: Callable[[Figures], float]) -> dict[str, float]:
-        values = np.array([path(d) for d in drawn])
+    def over(values: Sequence[float]) -> dict[str, float]:
         low, high = np.percentile(values, (2.5, 97.5))
-        return {"mean": float(values.mean()), "low": float(low), "high": float(high)}
+        return {"mean": float(np.mean(values)), "low": float(low), "high": float(high)}
 
     plain = ("documents", "tokens", "mean_tokens", "mean_quality", "ks_length", "ks_quality")
     labels = {
-        name: {k: over(lambda d, n=name, k=k: d["labels"][n][k]) for k in figures}  # type: ignore[misc]
+        name: {key: over([d["labels"][name][key] for d in drawn]) for key in figures}
         for name, figures in drawn[0]["labels"].items()
     }
-    return {k: over(lambda d, k=k: d[k]) for k in plain} | {"labels": labels, "draws": draws}  # type: ignore[misc]
+    return {key: over([d[key] for d in drawn]) for key in plain} | {"labels": labels, "draws": draws}
 
 
 def axis_figures(chosen: Chosen) -> Figures:

@@ -91,18 +91,6 @@ _FORMAT_QUALITY = {
 _OTHER_QUALITY = 0.6
 
 
-def _no_axes(axes: Axes, pool: Candidates) -> Axes:
-    return {}
-
-
-def _equal_shares(axes: Axes, pool: Candidates) -> Axes:
-    return {name: axis.mixed(1.0) for name, axis in axes.items()}
-
-
-def _shares_of_the_pool(axes: Axes, pool: Candidates) -> Axes:
-    return {name: axis.mixed(0.0) for name, axis in axes.items()}
-
-
 def _published_shares(axes: Axes, pool: Candidates) -> Axes:
     changed = dict(axes)
     if CLUSTER in axes:
@@ -116,16 +104,13 @@ def _published_shares(axes: Axes, pool: Candidates) -> Axes:
     return changed
 
 
+def _mixed(mix: float) -> Callable[[Axes, Candidates], Axes]:
+    """Every axis with the pool's shares (0), equal ones (1), or between them."""
+    return lambda axes, pool: {name: axis.mixed(mix) for name, axis in axes.items()}
+
+
 def _by_lot(rank: Rank) -> Rank:
     return Rank(quality=0, length=0, temperature=1)
-
-
-def _by_quality(rank: Rank) -> Rank:
-    return rank.model_copy(update={"quality": 1.0, "length": 0.0, "ranges": {}})
-
-
-def _published_weights(rank: Rank) -> Rank:
-    return rank.model_copy(update={"quality": 0.35, "length": 0.25})
 
 
 def _published_formula(pool: Candidates) -> Float64[np.ndarray, " N"]:
@@ -141,43 +126,38 @@ def _published_formula(pool: Candidates) -> Float64[np.ndarray, " N"]:
     return score + 0.6 * (1 - np.abs(pool.tokens_N - 800) / 800) * quality
 
 
-PLAN = STRATEGIES.add(
-    Strategy("plan", "What the recipe's axes and rank say.", paper="Deming and Stephan 1940; Csiszar 1975; Cox 1987")
-)
-RANDOM = STRATEGIES.add(Strategy("random", "Every document alike.", axes=_no_axes, rank=_by_lot, redundancy=False))
-STRATEGIES.add(
+PLAN = Strategy("plan", "What the recipe's axes and rank say.", paper="Deming and Stephan 1940; Csiszar 1975; Cox 1987")
+RANDOM = Strategy("random", "Every document alike.", axes=lambda axes, pool: {}, rank=_by_lot, redundancy=False)
+for _made in (
+    PLAN,
+    RANDOM,
     Strategy(
-        "quality", "The best of the whole pool: quality alone ranks.", axes=_no_axes, rank=_by_quality, redundancy=False
-    )
-)
-STRATEGIES.add(
+        "quality",
+        "The best of the whole pool: quality alone ranks.",
+        axes=lambda axes, pool: {},
+        rank=lambda rank: rank.model_copy(update={"quality": 1.0, "length": 0.0, "ranges": {}}),
+        redundancy=False,
+    ),
     Strategy(
         "diversity",
         "Equal shares of every value of every axis; inside a cell, by lot.",
-        axes=_equal_shares,
+        axes=_mixed(1.0),
         rank=_by_lot,
         paper="Shao et al. 2024, *ClusterClip* (2402.14526)",
-    )
-)
-STRATEGIES.add(
+    ),
     Strategy(
         "balanced",
         "The published weights (cluster 0.40, quality 0.35, tokens 0.25) as a plan: clusters 0.4 of the way from the pool's "
         "shares to equal ones; formats by the five published shares where the pool has these formats, else by the recipe's.",
         axes=_published_shares,
-        rank=_published_weights,
-    )
-)
-STRATEGIES.add(
-    Strategy(
-        "proportional", "The pool's own shares of every cell; inside a cell, by lot.", axes=_shares_of_the_pool, rank=_by_lot
-    )
-)
-STRATEGIES.add(
+        rank=lambda rank: rank.model_copy(update={"quality": 0.35, "length": 0.25}),
+    ),
+    Strategy("proportional", "The pool's own shares of every cell; inside a cell, by lot.", axes=_mixed(0.0), rank=_by_lot),
     Strategy(
         "published",
         "The highest by 0.4 (1/n_format + 1/n_cluster) + 0.6 (1 - |tokens - 800| / 800) format_quality, the literal "
         "formula. Its terms are on scales that differ by a factor of 600, so length and format decide everything.",
         score=_published_formula,
-    )
-)
+    ),
+):
+    STRATEGIES.add(_made)

@@ -4,9 +4,9 @@ library's own functions hold a whole tensor at once."""
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 
@@ -14,36 +14,33 @@ _TYPES: dict[str, np.dtype] = {"I32": np.dtype("<i4"), "U8": np.dtype("u1"), "F3
 _NAMES = {dtype: name for name, dtype in _TYPES.items()}
 
 
-class Writer:
+Put = Callable[[str, int, np.ndarray], None]
+"""Writes some rows, from a row on, of a tensor."""
+
+
+@contextmanager
+def written(path: Path, types: Mapping[str, np.dtype], shape: tuple[int, int]) -> Iterator[Put]:
     """A new file. Plain writes, not a memory map: on a full disk a write is an error, and a map kills the process.
 
     Args:
         types: type of each tensor. Give wide ones first, so that every tensor starts at a multiple of its width.
         shape: of all of them.
     """
+    header: dict[str, dict] = {}
+    end = 0
+    for name, dtype in types.items():
+        begin, end = end, end + dtype.itemsize * shape[0] * shape[1]
+        header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
 
-    def __init__(self, path: Path, types: Mapping[str, np.dtype], shape: tuple[int, int]) -> None:
-        header: dict[str, dict] = {}
-        end = 0
-        for name, dtype in types.items():
-            begin, end = end, end + dtype.itemsize * shape[0] * shape[1]
-            header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
-        text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)
-        self._begin = {name: 8 + len(text) + entry["data_offsets"][0] for name, entry in header.items()}
-        self._file = path.open("wb")
-        self._file.write(len(text).to_bytes(8, "little") + text)
+        def put(name: str, row: int, values: np.ndarray) -> None:
+            file.seek(8 + len(text) + header[name]["data_offsets"][0] + row * values.strides[0])
+            file.write(np.ascontiguousarray(values).data)
 
-    def put(self, name: str, row: int, values: np.ndarray) -> None:
-        """Write rows ``row`` and following of a tensor."""
-        self._file.seek(self._begin[name] + row * values.strides[0])
-        self._file.write(np.ascontiguousarray(values).data)
-
-    def __enter__(self) -> Writer:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._file.close()
+        yield put
 
 
 def opened(path: Path) -> dict[str, np.memmap]:

@@ -173,7 +173,7 @@ def _write_blocks(path: Path, pieces: Pieces) -> Figures:
     ids, by_block = pieces.ids, np.argsort(block_P, kind="stable")
     lows = range(0, N, _AT_ONCE)
     bounds = np.searchsorted(block_P[by_block], [*lows, N])
-    with arrays.Writer(path, types, (N, T)) as writer:
+    with arrays.written(path, types, (N, T)) as put:
         for low, (begin, end) in zip(lows, pairwise(bounds), strict=True):
             p = by_block[begin:end]
             block, size = block_P[p] - low, length_P[p]
@@ -188,7 +188,7 @@ def _write_blocks(path: Path, pieces: Pieces) -> Figures:
             rows["document"][place] = np.repeat(document_P[p], size)
             rows["target"][place] = within >= np.repeat(first_target_P[p], size)
             for name, values in rows.items():
-                writer.put(name, low, values.reshape(-1, T))
+                put(name, low, values.reshape(-1, T))
     return {
         "blocks": N,
         "length": T,

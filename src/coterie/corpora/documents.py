@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -73,10 +73,23 @@ def read_corpus(store: Store, corpus: Documents, *, label: str) -> Artifact:
 
     made = store.make(Action("corpora", spec, {"source": read}), build, label=f"corpus {label}")
     if not made.planned:  # it may have been made when the recipe bore more bad rows
-        with made.file("quarantine.jsonl").open(encoding="utf-8") as file:
-            first = [(f"{row['file']}:{row['line']}", row["reason"]) for row in map(json.loads, islice(file, 3))]
-        plan.tolerate(made.facts["read"], made.facts["quarantined"], first)
+        tolerate(plan, [made])
     return made
+
+
+def tolerate(plan: Plan, parts: Sequence[Artifact]) -> None:
+    """Bad rows are borne by the corpus, not by each of its parts.
+
+    Raises:
+        RequestError: more are bad than the recipe allows.
+    """
+    read, bad = (sum(part.facts[key] for part in parts) for key in ("read", "quarantined"))
+    first: list[tuple[str, str]] = []
+    for part in parts:
+        with part.file("quarantine.jsonl").open(encoding="utf-8") as file:
+            found = map(json.loads, islice(file, 3 - len(first)))
+            first += [(f"{row['file']}:{row['line']}", row["reason"]) for row in found]
+    plan.tolerate(read, bad, first)
 
 
 def _identity(store: Store, source: Source) -> list[str]:
@@ -120,9 +133,5 @@ def rows(
                 do=f"correct {key}.encoding" if undecodable else "fetch the file again",
             ) from None
     if read == 0:
-        raise RequestError(
-            "0 rows",
-            where=str(source.path),
-            found="an empty file" if source.size == 0 else "no row in the file",
-            do=f"take it out of {key}.path",
-        )
+        found = "an empty file" if source.size == 0 else "no row in the file"
+        raise RequestError("0 rows", where=str(source.path), found=found, do=f"take it out of {key}.path")

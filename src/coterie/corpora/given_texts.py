@@ -93,11 +93,8 @@ def _written(texts: Sequence[object], folder: Path, where: str, text: str) -> tu
             )
         rows.append(dict(row))
         if odd := rows[0].keys() ^ row.keys():
-            raise RequestError(
-                "rows have different columns",
-                where=f"{where}[{number}]",
-                found=f"{min(map(str, odd))} is not in all of them",
-            )
+            found = f"{min(map(str, odd))} is not in all of them"
+            raise RequestError("rows have different columns", where=f"{where}[{number}]", found=found)
     lines = "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows).encode("utf-8", "surrogatepass")
     path = folder / f"texts-{hashlib.sha256(lines).hexdigest()[:16]}.jsonl"
     if not path.is_file():

@@ -6,9 +6,9 @@ from __future__ import annotations
 import json
 import os
 import socket
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from urllib.parse import urlparse
@@ -20,7 +20,6 @@ from coterie.corpora.template import RowError
 from coterie.corpora.windows import Window
 from coterie.errors import RequestError
 from coterie.progress import bar, say
-from coterie.spec.json_types import Figures
 from coterie.store import Action, Artifact, Store
 
 BYTES_A_TOKEN = 6
@@ -117,23 +116,11 @@ def streamed(store: Store, corpus: Documents, plan: Plan, *, label: str) -> Arti
     return store.make(Action("streams", spec), lambda folder: _read(corpus, plan, label, folder), label=f"stream {label}")
 
 
-@dataclass
-class _Filling:
-    """A window on its way to its tokens."""
-
-    window: Window
-    documents: int = 0
-    bytes: int = 0
-
-    def as_json(self) -> Figures:
-        window = {"start": str(self.window.start), "end": str(self.window.end)}
-        return {**window, "documents": self.documents, "bytes": self.bytes}
-
-
 def _read(corpus: Documents, plan: Plan, label: str, folder: Path) -> None:
     stream = corpus.stream
     assert stream is not None
-    windows, wanted = [_Filling(window) for window in stream.windows.spans()], stream.tokens * BYTES_A_TOKEN
+    windows, wanted = stream.windows.spans(), stream.tokens * BYTES_A_TOKEN
+    documents, filled = Counter[Window](), Counter[Window]()
     seen: set[str] = set()
     read = unusable = 0
     rows = RowFile(folder / "rows.parquet", most=2000, compression="zstd")
@@ -148,16 +135,16 @@ def _read(corpus: Documents, plan: Plan, label: str, folder: Path) -> None:
                 continue
             if isinstance(document, str) or document.time is None:
                 continue
-            place = next((w for w in windows if w.window.start <= document.time < w.window.end), None)
-            if place is None or place.bytes >= wanted:
+            place = next((w for w in windows if w.start <= document.time < w.end), None)
+            if place is None or filled[place] >= wanted:
                 continue
-            place.documents += 1
-            place.bytes += len((document.text + (document.prompt or "")).encode())
+            documents[place] += 1
+            filled[place] += len((document.text + (document.prompt or "")).encode())
             rows.add({name: row.get(name) for name in sorted(plan.needed)})
-            progress.to(sum(min(w.bytes, wanted) for w in windows))
-            if all(w.bytes >= wanted for w in windows):
+            progress.to(sum(min(size, wanted) for size in filled.values()))
+            if all(filled[w] >= wanted for w in windows):
                 break
-    if not any(w.documents for w in windows):
+    if not documents:
         if read:
             plan.check_columns(seen, read)
         raise RequestError(
@@ -168,9 +155,10 @@ def _read(corpus: Documents, plan: Plan, label: str, folder: Path) -> None:
         )
     rows.close()
     for w in windows:
-        if w.bytes < wanted:
-            say(f"  {label}: [{w.window.start}, {w.window.end}) has {w.bytes:,} of {wanted:,} bytes: the stream ended")
-    facts = {"read": read, "unusable": unusable, "windows": [w.as_json() for w in windows]}
+        if filled[w] < wanted:
+            say(f"  {label}: [{w.start}, {w.end}) has {filled[w]:,} of {wanted:,} bytes: the stream ended")
+    found = [{"start": str(w.start), "end": str(w.end), "documents": documents[w], "bytes": filled[w]} for w in windows]
+    facts = {"read": read, "unusable": unusable, "windows": found}
     (folder / "facts.json").write_text(json.dumps(facts, indent=1, sort_keys=True))
 
 

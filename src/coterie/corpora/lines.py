@@ -129,12 +129,11 @@ def csv_rows(opened: OpenFile) -> Iterator[Item]:
                 )
             header = cells
             opened.seen.update(header)
-        elif reason is None and len(cells) != len(header):
-            yield Bad(begun, start, f"{len(cells)} fields (expected {len(header)})", raw)
-        elif reason is not None:
-            yield Bad(begun, start, reason, raw)
-        else:
-            yield Row(begun, start, dict(zip(header, cells, strict=True)), raw)
+            continue
+        if reason is None and len(cells) != len(header):
+            reason = f"{len(cells)} fields (expected {len(header)})"
+        row = dict(zip(header, cells, strict=False))
+        yield Row(begun, start, row, raw) if reason is None else Bad(begun, start, reason, raw)
 
 
 def text(opened: OpenFile) -> Iterator[Item]:

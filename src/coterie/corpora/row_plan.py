@@ -73,11 +73,8 @@ class Plan:
         self.extra = tuple(c for c in beside_own(corpus, corpus.columns) if c != "undated" or not corpus.undated)
         for column in self.extra:
             if column in OWN and any(t.bare and t.columns == (column,) for t in self.templates.values()):
-                raise RequestError(
-                    f"{column!r} is the name of a document's own column",
-                    where=f"{key}.columns",
-                    do="take it out of the list",
-                )
+                what = f"{column!r} is the name of a document's own column"
+                raise RequestError(what, where=f"{key}.columns", do="take it out of the list")
         self.where = wanted(corpus.where)
         self.names = (*map(stored, self.extra), *(["undated"] if corpus.undated is not None else []))
         """Columns of the documents besides their own."""

@@ -6,6 +6,7 @@ import difflib
 import glob
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,106 +33,95 @@ def resolve(corpus: Documents, name: str, *, download: bool = True) -> list[Sour
         found = [Source.of(path, label, ARROW.tag) for path, label in files(corpus, name, download=download)]
     else:
         paths = (corpus.path,) if isinstance(corpus.path, str) else corpus.path or ()
-        found = [source for path in paths for source in _at(path, corpus, name)]
-    seen: set[Path] = set()
+        found = [source for path in paths for source in _at(path, corpus, f"corpora.{name}")]
+    seen, key = set[Path](), f"corpora.{name}"
     for source in found:
         real = source.path.resolve()
         if real in seen:
-            raise RequestError(
-                "a file is named twice", where=f"corpora.{name}.path", found=str(source.path), do="name it once"
-            )
+            raise RequestError("a file is named twice", where=f"{key}.path", found=str(source.path), do="name it once")
         seen.add(real)
     return found
 
 
-def _at(path: str, corpus: Documents, name: str) -> Iterator[Source]:
+def _at(path: str, corpus: Documents, key: str) -> Iterator[Source]:
     """The files that one path names."""
     here = Path(path)
     if here.is_dir():
-        yield from _folder(here, corpus, name)
+        yield from _folder(here, corpus, key)
     elif here.exists():
-        yield _file(here, here.name, corpus, name)
+        yield _file(here, here.name, corpus, key)
     elif any(c in path for c in "*?["):
         base = Path(path[: min(path.index(c) for c in "*?[" if c in path)].rpartition("/")[0] or ".")
         hits = sorted(Path(p) for p in glob.glob(path, recursive=True) if Path(p).is_file())
         if not hits:
-            raise RequestError("no file matches", where=f"corpora.{name}.path", found=path, do="correct the pattern")
+            raise RequestError("no file matches", where=f"{key}.path", found=path, do="correct the pattern")
         for hit in hits:
-            yield _file(hit, os.path.relpath(hit, base), corpus, name)
+            yield _file(hit, os.path.relpath(hit, base), corpus, key)
     else:
         siblings = [p.name for p in here.parent.iterdir()] if here.parent.is_dir() else []
         similar = difflib.get_close_matches(here.name, siblings, 1)
         raise RequestError(
             "no such file or folder",
-            where=f"corpora.{name}.path",
+            where=f"{key}.path",
             found=path,
             do=f"did you mean {similar[0]!r}?" if similar else "correct the path; it is relative to the recipe",
         )
 
 
-def _file(path: Path, label: str, corpus: Documents, name: str) -> Source:
+def _file(path: Path, label: str, corpus: Documents, key: str) -> Source:
     if not path.is_file():
-        raise RequestError("not a regular file", where=f"corpora.{name}.path", found=str(path))
+        raise RequestError("not a regular file", where=f"{key}.path", found=str(path))
     if corpus.format == SAVED.tag:
-        raise RequestError(
-            "a saved dataset is a folder", where=f"corpora.{name}.path", found=str(path), do=f"correct corpora.{name}.format"
-        )
+        raise RequestError("a saved dataset is a folder", where=f"{key}.path", found=str(path), do=f"correct {key}.format")
     tag = of_file(path) if corpus.format == AUTO else corpus.format
     if tag is None:
         raise RequestError(
             "the file's ending does not tell its format",
-            where=f"corpora.{name}.path",
+            where=f"{key}.path",
             expected=", ".join(endings()) + ", also with .gz or .zst",
             found=str(path),
-            do=f"set corpora.{name}.format",
+            do=f"set {key}.format",
         )
     return Source.of(path, label, tag)
 
 
-def _folder(folder: Path, corpus: Documents, name: str) -> Iterator[Source]:
+def _folder(folder: Path, corpus: Documents, key: str) -> Iterator[Source]:
     if any((folder / mark).is_file() for mark in SAVED.marks):
         if corpus.format not in (AUTO, SAVED.tag):
-            raise RequestError(
-                "the folder is a saved dataset",
-                where=f"corpora.{name}.format",
-                expected=f"{AUTO} or {SAVED.tag}",
-                found=corpus.format,
-            )
-        for path in _saved(folder, corpus.split_name, f"corpora.{name}"):
+            what, expected = "the folder is a saved dataset", f"{AUTO} or {SAVED.tag}"
+            raise RequestError(what, where=f"{key}.format", expected=expected, found=corpus.format)
+        for path in _saved(folder, corpus.split_name, key):
             yield Source.of(path, path.relative_to(folder).as_posix(), ARROW.tag)
         return
     if corpus.format == SAVED.tag:
         raise RequestError(
             "the folder is no saved dataset",
-            where=f"corpora.{name}.path",
+            where=f"{key}.path",
             expected=f"{' or '.join(reversed(SAVED.marks))} in it (datasets' save_to_disk)",
             found=str(folder),
         )
-    inside = sorted(p for p in folder.rglob("*") if p.is_file() and not _hidden(p.relative_to(folder)))
+    hidden = re.compile(r"(^|/)(\.|__pycache__(/|$))")
+    inside = sorted(p for p in folder.rglob("*") if p.is_file() and not hidden.search(p.relative_to(folder).as_posix()))
     of = {p: tag for p in inside if (tag := of_file(p)) is not None and corpus.format in (AUTO, tag)}
     tags = sorted(set(of.values()))
     if len(tags) > 1:
         raise RequestError(
             "the folder holds files of several formats",
-            where=f"corpora.{name}.path",
+            where=f"{key}.path",
             found=f"{', '.join(tags)} in {folder}",
-            do=f"set corpora.{name}.format to one of them, or name the files",
+            do=f"set {key}.format to one of them, or name the files",
         )
     if not of:
         suffixes = sorted({p.suffix or p.name for p in inside})
         raise RequestError(
             "the folder holds no file that can be read",
-            where=f"corpora.{name}.path",
+            where=f"{key}.path",
             expected=", ".join(e for e, tag in endings().items() if corpus.format in (AUTO, tag)),
             found=f"{len(inside)} files ({', '.join(suffixes[:8])}) in {folder}" if inside else f"no file in {folder}",
-            do=f"name the files by a pattern such as {folder}/**/*.ext and set corpora.{name}.format",
+            do=f"name the files by a pattern such as {folder}/**/*.ext and set {key}.format",
         )
     for path, tag in of.items():
         yield Source.of(path, path.relative_to(folder).as_posix(), tag)
-
-
-def _hidden(path: Path) -> bool:
-    return any(part.startswith(".") or part == "__pycache__" for part in path.parts)
 
 
 def _saved(folder: Path, split_name: str | None, key: str) -> Iterator[Path]:

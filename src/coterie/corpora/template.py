@@ -66,10 +66,7 @@ def string(row: Mapping[str, object], column: str, *, numbers: bool = False) -> 
     if type(value) is not str:
         if numbers and type(value) is int:
             return str(value)
-        found = (
-            "missing" if column not in row else "null" if value is None else _KINDS.get(type(value), type(value).__name__)
-        )
-        raise RowError(f'field "{column}" is {found} (expected a string)')
+        raise RowError(f'field "{column}" is {_kind(row, column)} (expected a string)')
     if "\0" in value:
         raise RowError(f'field "{column}" holds a NUL character')
     if not value.isascii():

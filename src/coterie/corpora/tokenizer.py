@@ -124,21 +124,15 @@ def _copy(folder: Path, source: Path, present: dict[str, Path], label: str) -> N
     config_path = present.get("tokenizer_config.json")
     config = json.loads(config_path.read_text()) if config_path else {}
     if "auto_map" in config:
-        raise RequestError(
-            f"{label}: the tokenizer wants to run code of its own",
-            where=f"{source}/tokenizer_config.json (auto_map)",
-            expected="a tokenizer that transformers knows",
-        )
+        what, where = f"{label}: the tokenizer wants to run code of its own", f"{source}/tokenizer_config.json (auto_map)"
+        raise RequestError(what, where=where, expected="a tokenizer that transformers knows")
     try:
         opened: Any = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except Exception as error:
         raise RequestError(f"{label}: the tokenizer cannot be opened", where=str(source), found=str(error)) from None
     if opened.eos_token_id is None:
-        raise RequestError(
-            f"{label}: the tokenizer has no end-of-text token",
-            where=str(source),
-            do="set eos_token in its tokenizer_config.json",
-        )
+        what = f"{label}: the tokenizer has no end-of-text token"
+        raise RequestError(what, where=str(source), do="set eos_token in its tokenizer_config.json")
     for name, path in present.items():
         if name != "config.json":
             shutil.copyfile(path, folder / name)

@@ -107,24 +107,16 @@ def per_axis(raw: Settings) -> Settings:
     if not isinstance(per, dict):
         return dict(raw)
     if "per" not in per:
-        raise RequestError(
-            "experts are a list, or a mapping with per",
-            where="experts",
-            expected="per: cluster",
-            found=", ".join(map(str, per)),
-        )
+        what, found = "experts are a list, or a mapping with per", ", ".join(map(str, per))
+        raise RequestError(what, where="experts", expected="per: cluster", found=found)
     rest = dict(per)
     axis, corpus, only = str(rest.pop("per")), rest.pop("corpus", None), rest.pop("only", None)
     selections = _selections(raw)
     if corpus is None and len(selections) == 1:
         corpus = next(iter(selections))
     if corpus not in selections:
-        raise RequestError(
-            "experts per value need a corpus with a selection",
-            where="experts.corpus",
-            expected=", ".join(selections) or "a corpus with select",
-            found=str(corpus),
-        )
+        what, there = "experts per value need a corpus with a selection", ", ".join(selections) or "a corpus with select"
+        raise RequestError(what, where="experts.corpus", expected=there, found=str(corpus))
     select = selections[corpus]["select"]
     axes = {name: given or {} for name, given in ((select.get("axes") or {}) if isinstance(select, dict) else {}).items()}
     values = _values(axes, axis)

@@ -81,10 +81,7 @@ def score(merit_N: np.ndarray, key_N: np.ndarray, temperature: float, seed: int)
     lot = uniform(key_N, seed)
     if temperature == 0:
         return merit_N + lot * 1e-9
-    gumbel = np.log(lot, out=lot)
-    np.negative(gumbel, out=gumbel)
-    np.log(gumbel, out=gumbel)
-    return merit_N / temperature - gumbel
+    return merit_N / temperature - np.log(-np.log(lot))
 
 
 def ranked(score_N: np.ndarray, cell_N: np.ndarray, cells: int) -> tuple[np.ndarray, np.ndarray]:

@@ -5,11 +5,10 @@ Everything that is measured in a part depends on its documents alone, so parts m
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
-from coterie.corpora.documents import read_corpus
+from coterie.corpora.documents import read_corpus, tolerate
 from coterie.corpora.formats import FORMATS
 from coterie.corpora.row_plan import OWN, Plan, beside_own
 from coterie.corpora.sources import resolve
@@ -75,28 +74,15 @@ def profile_parts(
     if only is not None:
         parts = parts[only[0] :: only[1]]
     names = [label if len(parts) == 1 else f"{label} part {i + 1} of {len(parts)}" for i in range(len(parts))]
-    with _named(corpus, label):
-        made = [_one(store, part, corpus, label, name) for part, name in zip(parts, names, strict=True)]
-    if len(made) > 1 and not any(d.planned for d, _ in made):
-        _tolerated(corpus, label, [d for d, _ in made])
-    return sorted(made, key=lambda pair: (pair[1].digest, pair[0].digest))
-
-
-def _one(store: Store, part: Corpus, corpus: Corpus, label: str, name: str) -> tuple[Artifact, Artifact]:
-    assert corpus.select is not None
-    read = read_corpus(store, part, label=label)
     own = [c for c in corpus.select.columns if c in OWN and c in (corpus.id, corpus.time)]
-    return read, profile(store, read, corpus.select, has_id=corpus.id is not None, label=name, own=own)
-
-
-def _tolerated(corpus: Corpus, label: str, made: Sequence[Artifact]) -> None:
-    """Bad rows are borne by the corpus, not by each of its parts."""
-    read, bad = (sum(d.facts[key] for d in made) for key in ("read", "quarantined"))
-    first: list[tuple[str, str]] = []
-    for artifact in made:
-        with artifact.file("quarantine.jsonl").open(encoding="utf-8") as file:
-            first += [(f"{row['file']}:{row['line']}", row["reason"]) for row in map(json.loads, file)][: 3 - len(first)]
-    Plan(plain(corpus), f"corpora.{label}").tolerate(read, bad, first)
+    made: list[tuple[Artifact, Artifact]] = []
+    with _named(corpus, label):
+        for part, name in zip(parts, names, strict=True):
+            read = read_corpus(store, part, label=label)
+            made.append((read, profile(store, read, corpus.select, has_id=corpus.id is not None, label=name, own=own)))
+    if len(made) > 1 and not any(d.planned for d, _ in made):
+        tolerate(Plan(plain(corpus), f"corpora.{label}"), [d for d, _ in made])
+    return sorted(made, key=lambda pair: (pair[1].digest, pair[0].digest))
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from coterie.select.pool import Pool, make_pool
 from coterie.select.profile import Shard, by_part
 from coterie.select.profile_shards import kept_columns, profile_parts
 from coterie.select.select_settings import Select
-from coterie.select.term_vectors import SentenceModel, Space
+from coterie.select.term_vectors import Space, model_identity
 from coterie.spec.json_types import Settings
 from coterie.store import Action, Artifact, Store
 
@@ -124,7 +124,7 @@ def fitted_topics(store: Store, parts: Sequence[tuple[Artifact, Artifact]], axis
     profiles = sorted(profile.content("profile.parquet", "terms/bucket.npy") for _, profile in parts)
     inputs = {f"profile.{i}": content for i, content in enumerate(profiles)}
     if axis.embed is not None:
-        inputs["embed"] = SentenceModel.identity(store, axis.embed)
+        inputs["embed"] = model_identity(store, axis.embed)
 
     def build(folder: Path) -> None:
         from coterie.select.topic_fit import fit_topics

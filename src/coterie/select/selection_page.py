@@ -20,7 +20,6 @@ def page(report: Figures) -> str:
         histograms={k: _histogram(v) for k, v in report["distributions"].items()},
         width=_WIDTH,
         height=_HEIGHT,
-        strategies=_strategies(report),
     )
 
 
@@ -86,13 +85,3 @@ def _bars(report: Figures) -> list[tuple[str, int, float]]:
     steps += [(name, entry["documents"]) for name, entry in funnel["dropped"].items()]
     steps += [("to choose from", funnel["kept"]["documents"]), ("selected", funnel["selected"]["documents"])]
     return [(name, n, round(100 * n / total, 2)) for name, n in steps]
-
-
-def _strategies(report: Figures) -> Figures:
-    """A row a strategy: tokens, documents, quality, length, then Gini, coverage of each label."""
-    labels = list(report["comparison"]["random"]["labels"])
-    rows = []
-    for name, f in report["comparison"]["strategies"].items():
-        balances = [(f["labels"][n]["gini"], f["labels"][n]["coverage"]) if n in f["labels"] else None for n in labels]
-        rows.append((name, f, balances))
-    return {"labels": labels, "unused": report["unused_labels"], "rows": rows, "band": report["comparison"]["random"]}

@@ -86,7 +86,7 @@ class Space:
     def vectors(self, shard: Shard, rows: Int64[np.ndarray, " N"]) -> Float32[np.ndarray, "N E"]:
         """Unit vectors of some documents of a part."""
         if self.embed is not None:
-            return SentenceModel(self.embed).embed(shard.whole(rows.tolist()))
+            return embedded(self.embed, shard.whole(rows.tolist()))
         return unit(weighted(_counts(shard, rows), self.idf_F) @ self.components_EF.T)
 
     def clusters(self, shard: Shard) -> Int64[np.ndarray, " N"]:
@@ -101,53 +101,39 @@ class Space:
 # sentence-embedding models ----------------------------------------------------------------------------------------------
 
 
-class SentenceModel:
-    """A folder with a Hugging Face encoder and its tokenizer. A text, cut at ``length`` tokens, is the mean of the last
-    hidden states, at length 1."""
+_LENGTH, _BATCH = 256, 16
+"""Tokens of a text that are looked at; texts at a time."""
 
-    length, batch = 256, 16
 
-    def __init__(self, path: str) -> None:
-        self.path = path
+def model_identity(store: Store, path: str) -> str:
+    """Digest of a sentence-embedding model's weights, configuration and tokenizer.
 
-    @staticmethod
-    def identity(store: Store, path: str) -> str:
-        """Digest of the weights, the configuration and the tokenizer.
+    Raises:
+        RequestError: no such folder, or one without safetensors.
+    """
+    folder = Path(path)
+    files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")])
+    if not any(f.suffix == ".safetensors" for f in files):
+        expected = "a folder with config.json, model.safetensors and tokenizer.json"
+        raise RequestError("no sentence-embedding model", where="axes.cluster.embed", found=path, expected=expected)
+    return digest({f.name: store.digest_file(f) for f in files})
 
-        Raises:
-            RequestError: no such folder, or one without safetensors.
-        """
-        folder = Path(path)
-        files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")])
-        if not any(f.suffix == ".safetensors" for f in files):
-            raise RequestError(
-                "no sentence-embedding model",
-                where="axes.cluster.embed",
-                found=path,
-                expected="a folder with config.json, model.safetensors and tokenizer.json",
-            )
-        return digest({f.name: store.digest_file(f) for f in files})
 
-    def embed(self, texts: Sequence[str]) -> Float32[np.ndarray, "N E"]:
-        """One vector of length 1 for each text."""
-        import torch
+def embedded(path: str, texts: Sequence[str]) -> Float32[np.ndarray, "N E"]:
+    """A vector of length 1 for each text: the mean of the last hidden states of a Hugging Face encoder in a folder."""
+    import torch
 
-        tokenizer, model = _opened(self.path)
-        found = []
-        for start in range(0, len(texts), self.batch):
-            ids = tokenizer(
-                list(texts[start : start + self.batch]),
-                padding=True,
-                truncation=True,
-                max_length=self.length,
-                return_tensors="pt",
-            )
-            with torch.no_grad():
-                hidden = model(**ids).last_hidden_state.float()
-            seen = ids["attention_mask"][..., None].float()
-            mean = (hidden * seen).sum(1) / seen.sum(1).clamp(min=1)
-            found.append(torch.nn.functional.normalize(mean, dim=-1).numpy())
-        return np.concatenate([*found]) if found else np.zeros((0, 1), np.float32)
+    tokenizer, model = _opened(path)
+    found = [np.zeros((0, model.config.hidden_size), np.float32)]
+    for start in range(0, len(texts), _BATCH):
+        batch = list(texts[start : start + _BATCH])
+        ids = tokenizer(batch, padding=True, truncation=True, max_length=_LENGTH, return_tensors="pt")
+        with torch.no_grad():
+            hidden = model(**ids).last_hidden_state.float()
+        seen = ids["attention_mask"][..., None].float()
+        mean = (hidden * seen).sum(1) / seen.sum(1).clamp(min=1)
+        found.append(torch.nn.functional.normalize(mean, dim=-1).numpy())
+    return np.concatenate(found)
 
 
 @cache

@@ -23,8 +23,8 @@ from scipy.sparse import csr_matrix
 
 from coterie.errors import RequestError
 from coterie.select.plan_settings import Axis, cluster_names, group_names
-from coterie.select.profile import Shard, sample
-from coterie.select.term_vectors import SentenceModel, inverse_frequency, nearest, stacked, unit, weighted
+from coterie.select.profile import Shard, sample, texts_of
+from coterie.select.term_vectors import embedded, inverse_frequency, nearest, stacked, unit, weighted
 from coterie.select.words import words
 from coterie.spec.json_types import Figures
 
@@ -54,14 +54,13 @@ def fit_topics(folder: Path, shards: Sequence[Shard], axis: Axis) -> None:
         vectors = unit(tfidf @ components.T.astype(np.float32))
     else:
         components = np.zeros((1, 1))
-        vectors = SentenceModel(axis.embed).embed([shards[s].whole([r])[0] for s, r in chosen])
+        vectors = embedded(axis.embed, texts_of(shards, chosen))
     k, tried = _number(axis.k, vectors)
     labels, centroids = means(vectors, k, _SEED)
     groups = axis.groups or 1
     if groups > k:
-        raise RequestError(
-            "more groups than clusters", where="axes.cluster.groups", expected=f"at most {k}", found=str(groups)
-        )
+        where = "axes.cluster.groups"
+        raise RequestError("more groups than clusters", where=where, expected=f"at most {k}", found=str(groups))
     facts = {"terms": _top_terms(tfidf, labels, _spelled(shards, chosen[:600])), "sample": len(chosen)}
     facts |= _trust(vectors, labels)
     facts |= {"k": k, "tried": tried, "names": cluster_names(k), "groups": _grouped(centroids, labels, groups)}
@@ -97,13 +96,8 @@ def _number(k: int | str, vectors: np.ndarray) -> tuple[int, dict[str, float]]:
     """How many clusters; for `auto`, the best of several by silhouette, and what was tried."""
     if isinstance(k, int):
         if k > len(vectors):
-            raise RequestError(
-                "more clusters than documents",
-                where="axes.cluster.k",
-                expected=f"at most {len(vectors):,}",
-                found=str(k),
-                do="lower k",
-            )
+            what, most = "more clusters than documents", f"at most {len(vectors):,}"
+            raise RequestError(what, where="axes.cluster.k", expected=most, found=str(k), do="lower k")
         return k, {}
     tried = {n: _silhouette(vectors, means(vectors, n, _SEED, 1)[0]) for n in _AUTO if n < len(vectors) / 2}
     return max(tried, key=lambda n: tried[n], default=1), {str(n): v for n, v in tried.items()}
@@ -149,7 +143,7 @@ def _spelled(shards: Sequence[Shard], chosen: np.ndarray) -> dict[int, str]:
     """The most frequent word of each bucket, from some documents."""
     counts: dict[int, dict[str, int]] = {}
     for start in range(0, len(chosen), 100):
-        found = words([shards[s].whole([r])[0] for s, r in chosen[start : start + 100]])
+        found = words(texts_of(shards, chosen[start : start + 100]))
         hashes, first, count = np.unique(found.hash_W, return_index=True, return_counts=True)
         for bucket, w, n in zip(hashes >> np.uint64(48), first, count, strict=True):
             if found.end_W[w] - found.start_W[w] > 1:

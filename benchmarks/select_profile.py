@@ -70,9 +70,9 @@ def one(folder: Path, batch_bytes: int) -> dict:
     """In this process: profile everything."""
     import scipy.sparse  # noqa: F401  start-up, not per document
 
-    from coterie.select.corpus import Corpus
     from coterie.select.profile_shards import profile_parts
     from coterie.select.profiled_corpus import profile_corpus
+    from coterie.select.select_settings import Corpus
     from coterie.store import Store
 
     corpus = Corpus.model_validate(

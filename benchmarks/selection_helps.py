@@ -34,9 +34,8 @@ from scipy import stats
 import coterie
 from coterie.corpora.blocks import pack_blocks
 from coterie.corpora.documents import read_corpus
-from coterie.corpora.tokenizer import make_tokenizer
-from coterie.corpora.tokenizer_settings import TrainedTokenizer
-from coterie.select.corpus import Corpus
+from coterie.corpora.tokenizer import TrainedTokenizer, make_tokenizer
+from coterie.select.select_settings import Corpus
 from coterie.store import Store
 
 ARMS = ("random", "proportional", "clusters only", "quality only", "balanced", "placebo")

@@ -11,9 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from coterie.corpora.documents import read_corpus
-from coterie.corpora.tokenizer import make_tokenizer
-from coterie.corpora.tokenizer_settings import TrainedTokenizer
-from coterie.select.corpus import Corpus
+from coterie.corpora.tokenizer import TrainedTokenizer, make_tokenizer
+from coterie.select.select_settings import Corpus
 from coterie.store import Artifact, Store
 
 Make = Callable[..., Artifact]

@@ -21,7 +21,7 @@ from coterie.corpora.documents import read_corpus
 from coterie.corpora.tokenizer import make_tokenizer
 from coterie.corpora.windows import Window
 from coterie.errors import RequestError
-from coterie.select.corpus import Corpus
+from coterie.select.select_settings import Corpus
 from coterie.store import Artifact, DryStore, Store
 
 ALL = {"split": {"valid": 0, "test": 0}}
@@ -62,7 +62,7 @@ words = st.lists(st.sampled_from("the cat sat on a mat, dog! house ünï <|endof
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Artifact, Path]:
-    from coterie.corpora.tokenizer_settings import TrainedTokenizer
+    from coterie.corpora.tokenizer import TrainedTokenizer
 
     folder = tmp_path_factory.mktemp("blocks")
     store = Store(folder / "store")
@@ -183,7 +183,7 @@ def test_equal_content_makes_equal_blocks_whatever_the_names(store: Store, make:
 
 
 def test_a_dry_run_plans_on_what_is_not_there_yet(store: Store, make: Make, tmp_path: Path) -> None:
-    from coterie.corpora.tokenizer_settings import TrainedTokenizer
+    from coterie.corpora.tokenizer import TrainedTokenizer
 
     dry = DryStore(store.root)
     documents = make([{"text": "a"}], store=dry)

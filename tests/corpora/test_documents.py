@@ -18,7 +18,7 @@ from tests.corpora.conftest import Make, table, write_jsonl
 from coterie.corpora import reading
 from coterie.corpora.documents import read_corpus
 from coterie.errors import RequestError
-from coterie.select.corpus import Corpus
+from coterie.select.select_settings import Corpus
 from coterie.store import DryStore, Store
 
 ROWS = [{"text": f"text {i}", "n": i, "kind": "ab"[i % 2], "day": f"{2010 + i % 7}-0{1 + i % 9}"} for i in range(200)]

@@ -17,7 +17,7 @@ from coterie.corpora.formats import Format, register
 from coterie.corpora.source_file import Item, OpenFile, Reader, Row
 from coterie.errors import RequestError
 from coterie.recipe import read
-from coterie.select.corpus import Corpus
+from coterie.select.select_settings import Corpus
 from coterie.store import Store
 
 DOCS = Path(__file__).parents[2] / "docs"

@@ -22,7 +22,7 @@ from coterie.corpora.documents import read_corpus, rows
 from coterie.corpora.source_file import Bad, Row
 from coterie.corpora.sources import resolve
 from coterie.errors import RequestError
-from coterie.select.corpus import Corpus
+from coterie.select.select_settings import Corpus
 from coterie.store import Store
 
 text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=30)

@@ -13,10 +13,9 @@ from tests.corpora.conftest import table
 
 from coterie.corpora.blocks import Blocks, pack_blocks
 from coterie.corpora.documents import read_corpus
-from coterie.corpora.tokenizer import make_tokenizer
-from coterie.corpora.tokenizer_settings import TrainedTokenizer
+from coterie.corpora.tokenizer import TrainedTokenizer, make_tokenizer
 from coterie.corpora.windows import Window
-from coterie.select.corpus import Corpus
+from coterie.select.select_settings import Corpus
 from coterie.store import Artifact, Store
 
 DATA = Path(os.environ.get("COTERIE_DATA", Path(__file__).parents[2] / "../shared/data")).resolve()

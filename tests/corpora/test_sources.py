@@ -10,7 +10,7 @@ from tests.corpora.conftest import table
 from coterie.corpora.documents import read_corpus
 from coterie.corpora.sources import resolve
 from coterie.errors import RequestError
-from coterie.select.corpus import Corpus
+from coterie.select.select_settings import Corpus
 from coterie.store import Store
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from coterie.corpora.corpus_settings import Limit, Split
 from coterie.corpora.splits import SPLITS, assign, content_hash, order_of, split_tokens, within
-from coterie.select.corpus import Corpus
+from coterie.select.select_settings import Corpus
 
 few = st.integers(0, 12)
 

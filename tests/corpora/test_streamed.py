@@ -12,7 +12,7 @@ from tests.corpora.conftest import table
 from coterie.corpora import hub as streamed
 from coterie.corpora.documents import read_corpus
 from coterie.errors import RequestError
-from coterie.select.corpus import Corpus
+from coterie.select.select_settings import Corpus
 from coterie.store import DryStore, Store
 
 WINDOWS = {"start": "2013-01-01", "end": "2017-01-01", "every": "2y"}

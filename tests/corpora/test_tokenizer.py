@@ -16,8 +16,7 @@ from tests.corpora.conftest import Make, table
 
 from coterie.corpora.blocks import Blocks, pack_blocks
 from coterie.corpora.documents import read_corpus
-from coterie.corpora.tokenizer import make_tokenizer
-from coterie.corpora.tokenizer_settings import TrainedTokenizer
+from coterie.corpora.tokenizer import TrainedTokenizer, make_tokenizer
 from coterie.errors import RequestError
 from coterie.store import Artifact, DryStore, Store
 
@@ -29,7 +28,7 @@ def opened(tmp_path_factory: pytest.TempPathFactory):
     from tests.corpora.conftest import write_jsonl
     from transformers import AutoTokenizer
 
-    from coterie.select.corpus import Corpus
+    from coterie.select.select_settings import Corpus
 
     folder = tmp_path_factory.mktemp("tokenizer")
     store = Store(folder / "store")
@@ -60,8 +59,8 @@ def test_training_is_the_same_in_every_process(make: Make, store: Store, tmp_pat
     one = make_tokenizer(store, TrainedTokenizer(train="bpe", vocab_size=320), [documents], label="t")
     code = (
         "import sys\nfrom coterie.corpora.documents import read_corpus\n"
-        "from coterie.corpora.tokenizer import make_tokenizer\nfrom coterie.select.corpus import Corpus\n"
-        "from coterie.corpora.tokenizer_settings import TrainedTokenizer\n"
+        "from coterie.corpora.tokenizer import make_tokenizer\nfrom coterie.select.select_settings import Corpus\n"
+        "from coterie.corpora.tokenizer import TrainedTokenizer\n"
         "from coterie.store import *\n"
         "store = Store(sys.argv[1])\n"
         "d = read_corpus(store, Corpus(path=sys.argv[2]), label='other')\n"

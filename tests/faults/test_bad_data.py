@@ -16,7 +16,7 @@ import zstandard
 
 from coterie.corpora.documents import read_corpus
 from coterie.errors import RequestError
-from coterie.select.corpus import Corpus
+from coterie.select.select_settings import Corpus
 from coterie.store import Store
 
 GOOD = b'{"text": "a good row"}\n'

@@ -18,7 +18,7 @@ from coterie.evaluation.leaks import check_leaks
 from coterie.evaluation.losses import TokenLosses, evaluate_losses
 from coterie.evaluation.metrics import Choices
 from coterie.evaluation.questions import read_questions
-from coterie.select.corpus import Corpus
+from coterie.select.select_settings import Corpus
 from coterie.store import Artifact, Store
 
 WORDS = "the cat sat on a mat while it rained and the mayor opened one more bridge in town".split()

@@ -14,8 +14,7 @@ from tests.select.texts import corpus, rows, write
 
 from coterie.corpora.blocks import Blocks, pack_blocks
 from coterie.corpora.row_plan import OWN, USERS
-from coterie.corpora.tokenizer import make_tokenizer
-from coterie.corpora.tokenizer_settings import TrainedTokenizer
+from coterie.corpora.tokenizer import TrainedTokenizer, make_tokenizer
 from coterie.errors import RequestError
 from coterie.recipe.select_forms import per_axis
 from coterie.select.chosen_corpus import selected_documents

@@ -63,7 +63,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 def corpus(path: str | list[str], select: dict[str, Any], **more: Any) -> Any:
     """A corpus with a selection, nothing held out unless asked for."""
-    from coterie.select.corpus import Corpus
+    from coterie.select.select_settings import Corpus
 
     base = {"path": path, "id": "id", "split": {"valid": 0, "test": 0}}
     return Corpus.model_validate({**base, **more, "select": {"seed": 0, **select}})

@@ -12,8 +12,8 @@ from coterie.cli.options import JobsOption, SetOption, SlurmOption, StoreOption,
 from coterie.errors import RequestError
 
 if TYPE_CHECKING:
-    from coterie.select.corpus import Corpus
     from coterie.select.profiled_corpus import Profiled
+    from coterie.select.select_settings import Corpus
     from coterie.spec.json_types import Figures
 
 app = typer.Typer(

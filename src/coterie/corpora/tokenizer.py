@@ -10,13 +10,13 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from coterie.corpora.tokenizer_settings import TrainedTokenizer
 from coterie.errors import RequestError
 from coterie.progress import Bar, bar
 from coterie.spec.digest import digest
 from coterie.spec.json_types import Figures
+from coterie.spec.settings import Count, Spec
 from coterie.store import Action, Artifact, Store, sha256
 
 END = "<|endoftext|>"
@@ -25,6 +25,17 @@ _FILES = (
     "tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json vocab.json merges.txt tokenizer.model "
     "chat_template.jinja config.json"
 ).split()
+
+
+class TrainedTokenizer(Spec):
+    """A byte-level BPE tokenizer trained on the recipe's corpora (their training splits)."""
+
+    train: Literal["bpe"]
+    """The algorithm."""
+    vocab_size: Count = 2048
+    """Number of tokens, the 256 bytes and the special tokens included."""
+    corpora: tuple[str, ...] | None = None
+    """Corpora to train on; by default all that the recipe trains on."""
 
 
 def make_tokenizer(store: Store, spec: TrainedTokenizer | str, documents: list[Artifact], *, label: str) -> Artifact:

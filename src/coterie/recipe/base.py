@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import Discriminator, Tag
 
-from coterie.corpora.tokenizer_settings import TrainedTokenizer
+from coterie.corpora.tokenizer import TrainedTokenizer
 from coterie.experts.train_settings import Train
 from coterie.models.architecture import Architecture
 from coterie.spec.settings import Count, Shares, Spec

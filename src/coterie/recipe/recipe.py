@@ -13,7 +13,7 @@ from coterie.mixtures.layers.layers_place import LayersPlace
 from coterie.mixtures.outputs.outputs_place import OutputsPlace
 from coterie.mixtures.place import Place
 from coterie.recipe.base import Base, FreshBase
-from coterie.select.corpus import Corpus
+from coterie.select.select_settings import Corpus
 from coterie.spec.digest import digest
 from coterie.spec.settings import Count, Name, Spec
 

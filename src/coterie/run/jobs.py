@@ -19,8 +19,8 @@ from coterie.progress import say
 from coterie.recipe import Recipe
 from coterie.run.parts import Parts
 from coterie.run.plan import Plan
-from coterie.select.corpus import Corpus
 from coterie.select.profile_shards import profile_parts, shards
+from coterie.select.select_settings import Corpus
 from coterie.store import Store
 
 

@@ -28,7 +28,7 @@ from coterie.models.lora_settings import Lora
 from coterie.recipe import Recipe
 from coterie.recipe.base import CheckpointBase, FreshBase
 from coterie.recipe.lineage import lineage
-from coterie.select.corpus import Corpus
+from coterie.select.select_settings import Corpus
 from coterie.store import Artifact, Store
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
-from coterie.corpora.tokenizer_settings import TrainedTokenizer
+from coterie.corpora.tokenizer import TrainedTokenizer
 from coterie.progress import say
 from coterie.recipe import Recipe
 from coterie.recipe.base import FreshBase

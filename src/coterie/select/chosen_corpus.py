@@ -14,11 +14,11 @@ import pyarrow.parquet as pq
 from coterie.corpora.reading import SplitFacts
 from coterie.corpora.row_plan import OWN, beside_own, stored
 from coterie.corpora.splits import SPLITS
-from coterie.select.corpus import Corpus
 from coterie.select.filters import HELD_OUT, REASONS
 from coterie.select.plan_settings import CLUSTER, GROUP
 from coterie.select.profile import by_part
 from coterie.select.profiled_corpus import Profiled, profile_corpus
+from coterie.select.select_settings import Corpus
 from coterie.select.selection import selection
 from coterie.spec.json_types import Figures
 from coterie.store import Action, Artifact, Store

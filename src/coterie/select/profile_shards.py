@@ -13,9 +13,9 @@ from coterie.corpora.formats import FORMATS
 from coterie.corpora.row_plan import OWN, Plan, beside_own
 from coterie.corpora.sources import resolve
 from coterie.errors import RequestError
-from coterie.select.corpus import Corpus
 from coterie.select.plan_settings import CLUSTER, GROUP
 from coterie.select.profile import profile
+from coterie.select.select_settings import Corpus
 from coterie.store import Artifact, Store
 
 SHARD_BYTES = 64 << 20

@@ -17,12 +17,11 @@ from coterie.corpora.row_plan import apart, find_column
 from coterie.errors import RequestError
 from coterie.select.candidates import Candidates
 from coterie.select.choose import Chosen, choose
-from coterie.select.corpus import Corpus
 from coterie.select.plan_settings import CLUSTER, Axis
 from coterie.select.pool import Pool, make_pool
 from coterie.select.profile import Shard, by_part
 from coterie.select.profile_shards import kept_columns, profile_parts
-from coterie.select.select_settings import Select
+from coterie.select.select_settings import Corpus, Select
 from coterie.select.term_vectors import Space, model_identity
 from coterie.spec.json_types import Settings
 from coterie.store import Action, Artifact, Store

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
+from coterie.corpora.corpus_settings import Documents
 from coterie.select.plan_settings import CLUSTER, GROUP, Axis, Budget, Rank
 from coterie.select.strategies import PLAN, STRATEGIES
 from coterie.spec.settings import Count, Number, Share, Spec, Whole, check_name
@@ -146,3 +147,10 @@ class Select(Spec):
         if self.tokens is not None and self.tokens.column is not None:
             named[self.tokens.column] = "tokens.column"
         return named
+
+
+class Corpus(Documents):
+    """Documents with an id, text (or prompt and response) and optional columns."""
+
+    select: Select | None = None
+    """Choose the training documents by plan."""

@@ -22,11 +22,10 @@ from numpy.typing import ArrayLike
 from coterie.errors import RequestError
 from coterie.select import selection_report as report
 from coterie.select.choose import refuse_unmet
-from coterie.select.corpus import Corpus
 from coterie.select.plan_settings import CLUSTER, Axis, cluster_names
 from coterie.select.profile import key_of, sample, texts_of
 from coterie.select.profiled_corpus import Profiled, profile_corpus
-from coterie.select.select_settings import Select
+from coterie.select.select_settings import Corpus, Select
 from coterie.select.selection import chosen_table, why
 from coterie.select.term_vectors import nearest
 from coterie.select.topic_fit import SAMPLE, means

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
 
 from coterie.errors import RequestError
@@ -28,16 +29,15 @@ def absolute(select: object, folder: Path) -> object:
             return [placed(v) for v in value]
         return str(folder / Path(value).expanduser()) if isinstance(value, str) else value
 
-    def inside(part: object, *keys: str) -> object:
-        return {k: placed(v) if k in keys else v for k, v in part.items()} if isinstance(part, dict) else part
-
-    out = dict(select)
-    if isinstance(out.get("axes"), dict):
-        out["axes"] = {name: inside({} if axis is None else axis, "model", "embed") for name, axis in out["axes"].items()}
-    if isinstance(out.get("keep"), dict):
-        out["keep"] = {**out["keep"], "contamination": inside(out["keep"].get("contamination"), "path")}
-    if "tokens" in out:
-        out["tokens"] = inside(out["tokens"], "tokenizer")
+    out = deepcopy(select)
+    keep, axes = out.get("keep"), out.get("axes")
+    parts = [out.get("tokens"), keep.get("contamination") if isinstance(keep, dict) else None]
+    if isinstance(axes, dict):
+        out["axes"] = {name: {} if axis is None else axis for name, axis in axes.items()}
+        parts += axes.values()
+    for part in parts:
+        if isinstance(part, dict):
+            part |= {key: placed(part[key]) for key in ("path", "tokenizer", "model", "embed") if key in part}
     return out
 
 

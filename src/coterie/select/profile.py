@@ -79,18 +79,14 @@ def profile(
         made = _Profile(file, width, runs, plain_tokenizer(tokenizer) if tokenizer is not None else None, has_id, own)
         with bar(f"profile {label}", made.total, "documents") as progress:
             for batch in made.batches(folder / "texts.arrow"):
-                for texts in batches(((t, len(t)) for t in _whole(batch)), select.batch_bytes):
+                whole = map(joined, batch["prompt"].to_pylist(), batch["text"].to_pylist())
+                for texts in batches(whole, select.batch_bytes):
                     made.measure(texts)
                     progress.to(made.done)
                 made.keep(batch)
         made.write(folder)
 
     return store.make(action, build, label=f"profile {label}")
-
-
-def _whole(batch: pa.RecordBatch) -> list[str]:
-    """What is profiled of each document."""
-    return [joined(*both) for both in zip(batch["prompt"].to_pylist(), batch["text"].to_pylist(), strict=True)]
 
 
 class _Profile:

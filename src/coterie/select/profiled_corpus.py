@@ -136,9 +136,8 @@ def fitted_topics(store: Store, parts: Sequence[tuple[Artifact, Artifact]], axis
 
 def _fitted_earlier(store: Store, source: Path, label: str) -> Artifact:
     if not (source / "topics.npz").is_file():
-        raise RequestError(
-            "no clusters fitted earlier", where="axes.cluster.model", found=str(source), expected="topics.npz"
-        )
+        where, found = "axes.cluster.model", str(source)
+        raise RequestError("no clusters fitted earlier", where=where, found=found, expected="topics.npz")
 
     def build(folder: Path) -> None:
         for name in ("topics.npz", "facts.json"):

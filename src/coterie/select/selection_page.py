@@ -67,12 +67,7 @@ def _histogram(data: Figures) -> Figures:
             points.append(f"L{_WIDTH * i / n:.1f} {y:.1f}L{_WIDTH * (i + 1) / n:.1f} {y:.1f}")
         return "".join(points) + f"L{_WIDTH} {_HEIGHT}Z"
 
-    return {
-        "pool": path(data["pool"]),
-        "selected": path(data["selected"]),
-        "low": data["edges"][0],
-        "high": data["edges"][-1],
-    }
+    return {name: path(data[name]) for name in ("pool", "selected")} | {"low": data["edges"][0], "high": data["edges"][-1]}
 
 
 def _bars(report: Figures) -> list[tuple[str, int, float]]:

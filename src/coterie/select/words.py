@@ -11,7 +11,7 @@ general punctuation of Unicode, so other rare punctuation sticks to its word.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -129,15 +129,15 @@ def _powers(size: int) -> tuple[np.ndarray, np.ndarray]:
     return power[:size], inverse[:size]
 
 
-def batches(sizes: Iterator[tuple[str, int]], limit: int) -> Iterator[list[str]]:
-    """Group texts, each with its size, so that a group holds about ``limit`` bytes."""
+def batches(texts: Iterable[str], limit: int) -> Iterator[list[str]]:
+    """Group texts so that a group holds about ``limit`` characters."""
     group: list[str] = []
     total = 0
-    for text, size in sizes:
-        if group and total + size > limit:
+    for text in texts:
+        if group and total + len(text) > limit:
             yield group
             group, total = [], 0
         group.append(text)
-        total += size
+        total += len(text)
     if group:
         yield group

@@ -16,6 +16,7 @@ from coterie.corpora.blocks import Blocks, pack_blocks
 from coterie.corpora.row_plan import OWN, USERS
 from coterie.corpora.tokenizer import TrainedTokenizer, make_tokenizer
 from coterie.errors import RequestError
+from coterie.evaluation.losses import _column
 from coterie.recipe.select_forms import per_axis
 from coterie.select.chosen_corpus import selected_documents
 from coterie.select.profiled_corpus import profile_corpus
@@ -145,6 +146,7 @@ def test_columns_of_every_name_are_kept_reported_and_asked_for(tmp_path: Path) -
     for name in HOSTILE:
         blocks = Blocks.open(pack_blocks(store, documents, tokenizer, where={name: "story"}, **split))
         assert len(blocks.documents) == stories
+        assert set(_column(blocks.documents, "e", name, "c")) == {"story"}
 
 
 def test_fitted_clusters_stand_beside_a_column_of_their_name(tmp_path: Path) -> None:

@@ -16,6 +16,9 @@ from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
 from coterie.corpora.blocks import Blocks
+from coterie.experts.training_rows import require_fit
+from coterie.mixtures.shared_base import SharedBaseMixture
+from coterie.models.logprob import target_logp
 from coterie.progress import bar
 from coterie.routing.statistics import Usage
 from coterie.spec.json_types import Figures
@@ -34,6 +37,48 @@ def batches(source: Blocks, where: str, label: str) -> Iterator[tuple[slice, Int
             ids, position = (torch.from_numpy(a[rows].astype(np.int64)).to(where) for a in (source.ids, source.position))
             yield rows, ids, position
             progress.to(int(source.tokens_per_block[: rows.stop].sum()))
+
+
+@torch.no_grad()
+def write_gated(
+    mixture: SharedBaseMixture,
+    blocks: Artifact,
+    folder: Path,
+    sums: torch.dtype,
+    where: str,
+    label: str,
+    *,
+    named: bool = False,
+) -> None:
+    """Run a mixture of parts of one model over blocks, while every gate is listened to, and write its scores.
+
+    The facts also hold, over counted tokens, ``by_layer`` (mean weights at each gate) and ``chosen`` (share of the tokens at
+    which an expert's weight is the largest, mean over gates).
+
+    Args:
+        sums: precision of these sums.
+        named: list the ``gates`` too.
+    """
+    source, U = Blocks.open(blocks), len(mixture.names)
+    require_fit(mixture.inner, source)
+    N, T = source.ids.shape
+    logp_NT1, weight_NT1U = np.zeros((N, T - 1), np.float32), np.zeros((N, T - 1, U), np.float32)
+    gates: list[str] = []
+    use_GU, chosen_U = torch.zeros(1, U, dtype=sums), torch.zeros(U, dtype=sums)
+    for rows, ids_BT, position_BT in batches(source, where, label):
+        with mixture.traced() as trace:
+            logp_NT1[rows] = target_logp(mixture.inner, ids_BT, position_BT).cpu()
+            gates, gated = list(trace()), trace().values()
+            weight_GBTU = torch.stack([mixture.over_experts(one.weight_NS[:, :-1]).cpu() for one in gated])
+        weight_NT1U[rows] = weight_GBTU.mean(0)
+        weight_GMU = weight_GBTU[:, torch.from_numpy(source.target[rows, 1:] != 0)].to(sums)
+        use_GU = use_GU + weight_GMU.sum(1)
+        for first_M in weight_GMU.argmax(-1):
+            chosen_U += torch.bincount(first_M, minlength=U) / len(gates)
+    tokens = max(int((source.target[:, 1:] != 0).sum()), 1)
+    more = {"by_layer": (use_GU / tokens).tolist(), "chosen": (chosen_U / tokens).tolist()}
+    more |= {"gates": gates} if named else {}
+    write_routed(blocks, logp_NT1, np.ones(logp_NT1.shape, bool), weight_NT1U, folder, more)
 
 
 def write_routed(

@@ -27,7 +27,7 @@ from coterie.mixtures.adapters.adapters_config import AdaptersConfig, Counts
 from coterie.mixtures.adapters.adapters_mixture import AdaptersMixture
 from coterie.mixtures.adapters.adapters_settings import gate_settings, mixture_settings
 from coterie.mixtures.mixture_files import Opening, write_configuration
-from coterie.mixtures.score_files import batches
+from coterie.mixtures.score_files import batches, write_gated
 from coterie.mixtures.seats import Seat
 from coterie.models import packed_inputs as packing
 from coterie.progress import say
@@ -43,6 +43,13 @@ def opened(
     """A mixture whose parts lie in the store; ``folder`` holds the rest of it."""
     parts = {"base": base.path} | {f"experts/{seat.name}": seat.artifact.path for seat in seats}
     return AdaptersMixture.from_parts(folder, config, Opening(device=where), parts)
+
+
+def write_scores(
+    mixture: Artifact, seats: Sequence[Seat], base: Artifact, blocks: Artifact, folder: Path, where: str, label: str
+) -> None:
+    """See `coterie.mixtures.adapters.adapters_actions.scores`."""
+    write_gated(opened(mixture.path, seats, base, where), blocks, folder, torch.float64, where, label, named=True)
 
 
 def write_mixture(

@@ -258,9 +258,9 @@ def scores(
     action = Action("scores", {"of": "adapters"}, inputs, ("torch", "transformers"), numerics=device.numerics(where, "fp32"))
 
     def build(folder: Path) -> None:
-        from coterie.mixtures.adapters import adapters_scores as scoring
+        from coterie.mixtures.adapters import adapter_gate_fits as fitting
 
-        scoring.write(mixture, seats, base, blocks, folder, where=where, label=label)
+        fitting.write_scores(mixture, seats, base, blocks, folder, where, label)
 
     return store.make(action, build, label=label)
 

@@ -3,7 +3,7 @@
 The base is an ordinary Hugging Face model whose linears carry the updates (`coterie.models.stack`); attention, cache,
 sampling and saving of it stay the library's. It is there once: never copied, never trained.
 
-Shapes: B rows, T positions, U distinct experts, S slots, V vocabulary, H inputs of a gate.
+Shapes: B rows, T positions, U distinct experts, S slots, R running experts, V vocabulary, H inputs of a gate.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from coterie.mixtures.adapters.adapters_settings import Maturity
 from coterie.mixtures.adapters.layout import Layout
 from coterie.mixtures.mixture_config import MixtureConfig
 from coterie.mixtures.mixture_files import Opening, mixture_at
-from coterie.mixtures.query import Query, Times
+from coterie.mixtures.query import Times
 from coterie.mixtures.shared_base import SharedBaseMixture
 from coterie.models import packed_inputs as packing
 from coterie.models.lora_files import Adapter
@@ -192,29 +192,24 @@ class AdaptersMixture(SharedBaseMixture):
         """Each distinct expert's factors as they are now."""
         return [adapter for _, adapter in sorted(self.layout.adapters().items())]
 
-    def _weights(self, query: Query) -> Float[Tensor, "B T S"]:
-        """An expert's weight is split evenly over its slots."""
-        given = query.inputs(self.base)  # may run the base to measure it, so before the gates are listened to
-        with self.traced() as trace:
-            self.base(**given, logits_to_keep=1)
-            weight_BTU = self.mean_weights(trace()) / torch.tensor(self.config.counts, device=query.ids_BT.device)
-        return weight_BTU[..., self.config.slot_to_expert]
-
     @contextmanager
     def traced(self) -> Iterator[Callable[[], dict[str, Gated]]]:
-        """Inside, what every gate says is kept; the value, called, gives it for the last pass, by gate."""
         self.router.trace = {}
         try:
             yield lambda: self.router.trace or {}
         finally:
             self.router.trace = None
 
-    def mean_weights(self, trace: Mapping[str, Gated]) -> Float[Tensor, "B T U"]:
-        """Mean over gates, over all distinct experts: those that do not run have 0."""
-        mean = torch.stack([gated.weight_NS for gated in trace.values()]).mean(0)
-        whole = mean.new_zeros(*mean.shape[:-1], len(self.names))
-        whole[..., self.running] = mean
+    def over_experts(self, weight: Float[Tensor, "*N R"]) -> Float[Tensor, "*N U"]:
+        """Those that do not run have 0."""
+        whole = weight.new_zeros(*weight.shape[:-1], len(self.names))
+        whole[..., self.running] = weight
         return whole
+
+    def over_slots(self, weight: Float[Tensor, "*N R"]) -> Float[Tensor, "*N S"]:
+        """An expert's weight is split evenly over its slots."""
+        split = self.over_experts(weight) / torch.tensor(self.config.counts, device=weight.device)
+        return split[..., self.config.slot_to_expert]
 
     def forward(
         self,

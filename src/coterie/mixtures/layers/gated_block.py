@@ -38,11 +38,12 @@ class Block(nn.Module):
         """The one expert that answers whatever the gate says, if there is one."""
 
     def forward(self, x: Float[Tensor, "*N H"]) -> Float[Tensor, "*N H"]:
-        if self.only is not None:
-            return self.experts[self.only](x)
-        if len(self.experts) == 1 and not self.tracing:
-            return self.experts[0](x)  # whatever the gate says, the weights sum to 1
+        if not self.tracing and (self.only is not None or len(self.experts) == 1):
+            return self.experts[self.only or 0](x)  # whatever the gate says, the weights sum to 1
         gated = self.gate(x)
+        if self.only is not None:
+            hot_S = torch.arange(len(self.seats), device=x.device) == self.seats.index(self.only)
+            gated = gated._replace(weight_NS=hot_S.to(gated.weight_NS).expand_as(gated.weight_NS))
         if self.tracing:
             self.gated = gated
         x_NH = x.flatten(0, -2)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +17,6 @@ from safetensors.numpy import load_file as load_arrays
 from safetensors.torch import load_file
 from torch import Tensor
 
-from coterie.corpora.blocks import Blocks
 from coterie.mixtures.layers import layer_gate_fits as fitting
 from coterie.mixtures.layers import layers_files as files
 from coterie.mixtures.layers.expert_weights import Directory
@@ -26,9 +26,7 @@ from coterie.mixtures.layers.layers_mixture import LayersMixture
 from coterie.mixtures.layers.merge import describe, gate_names
 from coterie.mixtures.layers.merged_model import MergedModel
 from coterie.mixtures.layers.tensor_shards import Stored, stored
-from coterie.mixtures.score_files import batches, write_routed
-from coterie.models.logprob import target_logp
-from coterie.routing.gates import by_expert
+from coterie.mixtures.score_files import write_gated
 from coterie.spec.json_types import Figures, Settings
 from coterie.store import Artifact
 
@@ -89,38 +87,11 @@ def write_gates(
     files.write_gates(fitting.gates(mixture), folder)
 
 
-@torch.no_grad()
 def write_scores(model: MergedModel, blocks: Artifact, folder: Path, *, only: int | None, label: str, where: str) -> None:
     """Run a mixture over blocks; see `coterie.mixtures.layers.layers_actions.score`."""
-    mixture, source = opened(model, where), Blocks.open(blocks)
-    (N, T), U, L = source.ids.shape, len(mixture.names), len(mixture.blocks)
-    logp_NT1, weight_NT1U = np.zeros((N, T - 1), np.float32), np.zeros((N, T - 1, U), np.float32)
-    use_LU, chosen_U, counted = torch.zeros(L, U), torch.zeros(U), 0
-    for rows, ids_BT, position_BT in batches(source, where, label):
-        logp_BT1, weight_LBTU = _scored(mixture, ids_BT, position_BT, only)
-        logp_NT1[rows], weight_NT1U[rows] = logp_BT1, weight_LBTU.mean(0)
-        counted_BT1 = torch.from_numpy(source.target[rows, 1:] != 0)
-        weight_LMU = weight_LBTU[:, counted_BT1]
-        use_LU += weight_LMU.sum(1)
-        chosen_U += torch.nn.functional.one_hot(weight_LMU.argmax(-1), U).float().mean(0).sum(0)
-        counted += int(counted_BT1.sum())
-    more = {"by_layer": (use_LU / max(counted, 1)).tolist(), "chosen": (chosen_U / max(counted, 1)).tolist()}
-    write_routed(blocks, logp_NT1, np.ones_like(logp_NT1, dtype=bool), weight_NT1U, folder, more)
-
-
-def _scored(mixture: LayersMixture, ids_BT: Tensor, position_BT: Tensor, only: int | None) -> tuple[Tensor, Tensor]:
-    """Log-probabilities [B, T-1] of the tokens, and the weights over experts that predict each [L, B, T-1, U]."""
-    (B, T), U = ids_BT.shape, len(mixture.names)
-    if only is not None:
-        with mixture.only(only):
-            logp_BT1 = target_logp(mixture.model, ids_BT, position_BT).cpu()
-        hot_U = torch.nn.functional.one_hot(torch.tensor(only), U).float()
-        return logp_BT1, hot_U.expand(len(mixture.blocks), B, T - 1, U)
-    slots_S = torch.tensor(mixture.config.slot_to_expert, device=ids_BT.device)
-    with mixture.traced() as trace:
-        logp_BT1 = target_logp(mixture.model, ids_BT, position_BT)
-        weights = [by_expert(gated.weight_NS[:, :-1], slots_S, U).cpu() for gated in trace()]
-    return logp_BT1.cpu(), torch.stack(weights)
+    mixture = opened(model, where)
+    with nullcontext() if only is None else mixture.only(only):
+        write_gated(mixture, blocks, folder, torch.float32, where, label)
 
 
 def exactness(own: Artifact, alone: Artifact, blocks: Artifact) -> dict[str, float]:

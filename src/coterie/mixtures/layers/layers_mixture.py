@@ -33,9 +33,9 @@ from coterie.mixtures.layers.layers_config import LayersConfig
 from coterie.mixtures.mixture import Mixture
 from coterie.mixtures.mixture_config import MixtureConfig
 from coterie.mixtures.mixture_files import special_tokens
-from coterie.mixtures.query import Query, Times
+from coterie.mixtures.query import Times
 from coterie.mixtures.shared_base import SharedBaseMixture
-from coterie.routing.gates import Gate, Gated
+from coterie.routing.gates import Gate, Gated, by_expert
 
 
 class LayersMixture(SharedBaseMixture):
@@ -77,16 +77,18 @@ class LayersMixture(SharedBaseMixture):
         return [block.gate for block in self.blocks]
 
     @contextmanager
-    def traced(self) -> Iterator[Callable[[], list[Gated]]]:
-        """Inside, what every gate says is kept; the value, called, gives it for the last pass, a layer each."""
-        blocks = self.blocks
-        for block in blocks:
+    def traced(self) -> Iterator[Callable[[], dict[str, Gated]]]:
+        blocks = {name: module for name, module in self.model.named_modules() if isinstance(module, Block)}
+        for block in blocks.values():
             block.tracing = True
         try:
-            yield lambda: [block.gated for block in blocks if block.gated is not None]
+            yield lambda: {name: block.gated for name, block in blocks.items() if block.gated is not None}
         finally:
-            for block in blocks:
+            for block in blocks.values():
                 block.tracing, block.gated = False, None
+
+    def over_experts(self, weight: Float[Tensor, "*N S"]) -> Float[Tensor, "*N U"]:
+        return by_expert(weight, torch.tensor(self.config.slot_to_expert, device=weight.device), len(self.names))
 
     @contextmanager
     def only(self, expert: int) -> Iterator[None]:
@@ -118,11 +120,6 @@ class LayersMixture(SharedBaseMixture):
             labels=labels,
             **kwargs,
         )
-
-    def _weights(self, query: Query) -> Float[Tensor, "B T S"]:
-        with self.traced() as trace:
-            self.model(**query.inputs(self.model), logits_to_keep=1)
-            return torch.stack([gated.weight_NS for gated in trace()]).mean(0)
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.model.set_input_embeddings(value)

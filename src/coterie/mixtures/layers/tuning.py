@@ -126,7 +126,7 @@ class ByText:
         given = {k: batch[k] for k in ("input_ids", "position_ids", "attention_mask") if k in batch}
         with model.traced() as trace:
             logits_BT1V = model(**given, use_cache=False).logits[:, :-1]
-            gates = [Gated(*(part[:, :-1] for part in gated)) for gated in trace()]
+            gates = [Gated(*(part[:, :-1] for part in gated)) for gated in trace().values()]
         target_BT1 = batch["labels"][:, 1:]
         counted_BT1 = target_BT1 != -100
         slots_S = torch.tensor(self.slot_to_expert, device=counted_BT1.device)

@@ -19,8 +19,8 @@ from coterie.errors import RequestError
 from coterie.experts.training_rows import batch
 from coterie.mixtures.load import load
 from coterie.mixtures.outputs import coadaptation
-from coterie.mixtures.outputs.coadapt_action import adapted, coadapt
 from coterie.mixtures.outputs.coadaptation import Together, own_eligible
+from coterie.mixtures.outputs.outputs_actions import adapted, coadapt
 from coterie.mixtures.outputs.outputs_place import OutputsPlace
 from coterie.mixtures.seats import Seat
 from coterie.models import parameters

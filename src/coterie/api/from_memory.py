@@ -15,8 +15,7 @@ from coterie.api.session import Session
 from coterie.api.workplace import Workplace
 from coterie.corpora.windows import Window
 from coterie.errors import RequestError
-from coterie.mixtures.layers.layers_mixture import LayersMixture
-from coterie.mixtures.layers.take_apart import expert_of
+from coterie.mixtures.layers.layers_mixture import LayersMixture, expert_of
 from coterie.mixtures.mixture import Mixture, Model
 from coterie.mixtures.outputs.outputs_mixture import OutputsMixture
 from coterie.mixtures.place import Place

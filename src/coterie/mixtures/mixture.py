@@ -21,7 +21,7 @@ from coterie.dates import Time
 from coterie.errors import RequestError
 from coterie.mixtures import mixture_files as files
 from coterie.mixtures.completion import Decoding
-from coterie.mixtures.mixture_config import MixtureConfig, Slot
+from coterie.mixtures.mixture_files import MixtureConfig, Slot
 from coterie.mixtures.query import Layout, Query, Times
 from coterie.models.local_files import refuse_remote_code
 from coterie.routing.eligibility import Eligibility

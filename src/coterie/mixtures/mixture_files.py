@@ -1,4 +1,4 @@
-"""What mixture directories have in common, wherever the experts meet.
+"""What mixture directories and their configurations have in common, wherever the experts meet.
 
     DIR/config.json, generation_config.json, tokenizer files
     DIR/...                  the parts that the configuration names, by place
@@ -9,19 +9,69 @@ Directories in ``config.json`` are relative, so a mixture can be moved; none of 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import torch
 from transformers import AutoTokenizer, GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 from coterie.errors import RequestError
-from coterie.mixtures.mixture_config import MixtureConfig
 from coterie.models import device
 from coterie.models.initialise import copy_tokenizer
 from coterie.models.local_files import refuse_remote_code
+from coterie.routing.eligibility import Eligibility
+
+SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
+"""Names under which a configuration says what generation goes by."""
+
+
+class Slot(TypedDict):
+    """A slot of a mixture."""
+
+    name: str
+    expert: int
+    """Number of its expert."""
+
+
+class MixtureConfig(PretrainedConfig):
+    """Slots over experts, and the special tokens of their tokenizer.
+
+    ``experts``: one entry for each distinct expert, with its ``name``; what else
+    it says depends on the place.
+    """
+
+    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012 (the library's own form)
+
+    slots: list[Slot] = field(default_factory=list)
+    experts: list[dict[str, Any]] = field(default_factory=list)
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+    pad_token_id: int | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """Of the distinct experts."""
+        return [expert["name"] for expert in self.experts]
+
+    @property
+    def slot_to_expert(self) -> list[int]:
+        """The expert in each slot."""
+        return [slot["expert"] for slot in self.slots]
+
+    @property
+    def counts(self) -> list[int]:
+        """Slots of each distinct expert."""
+        slots = Counter(self.slot_to_expert)
+        return [slots[u] for u in range(len(self.names))]
+
+    @property
+    def eligibility(self) -> Eligibility:
+        """Which experts a date may use: all of them, unless the place has a rule."""
+        return Eligibility("all", tuple(self.names))
+
 
 HARMLESS = {
     "_commit_hash",

@@ -22,10 +22,15 @@ from torch import Tensor
 from coterie.corpora.blocks import Blocks
 from coterie.mixtures.adapters import adapters_files as disk
 from coterie.mixtures.adapters.adapter_gates import WHOLE
-from coterie.mixtures.adapters.adapter_routers import AdapterGate, ClosedFormGate, FromAdaptersGate, Uniform
+from coterie.mixtures.adapters.adapter_routers import (
+    AdapterGate,
+    ClosedFormGate,
+    FromAdaptersGate,
+    Uniform,
+    mixture_settings,
+)
 from coterie.mixtures.adapters.adapters_config import AdaptersConfig, Counts
 from coterie.mixtures.adapters.adapters_mixture import AdaptersMixture
-from coterie.mixtures.adapters.adapters_settings import gate_settings, mixture_settings
 from coterie.mixtures.mixture_files import Opening, write_configuration
 from coterie.mixtures.score_files import batches, write_gated
 from coterie.mixtures.seats import Seat
@@ -129,7 +134,7 @@ def write_sums(
     gate: AdapterGate, seats: Sequence[Seat], number: int, base: Artifact, blocks: Artifact, where: str, folder: Path
 ) -> None:
     """Sums of products and of features, with the constant 1, of what each gate reads of the text of expert ``number``."""
-    equal = gate_settings(Uniform()) | {"scope": gate.scope}
+    equal = Uniform().settings | {"scope": gate.scope}
     settings = mixture_settings({s.name: None for s in seats}, ((s.name, u) for u, s in enumerate(seats)), equal)
     model = opened(folder, seats, base, where, AdaptersConfig.on_base(settings, base.path))
     source = Blocks.open(blocks)

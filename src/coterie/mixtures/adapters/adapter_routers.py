@@ -7,20 +7,27 @@ adapters themselves, running sums that are solved in closed form, or training.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import model_validator
 
 from coterie.experts.train_settings import Train
+from coterie.models.lora_settings import Lora
 from coterie.routing.policy_settings import PolicySettings
+from coterie.spec.json_types import Settings
 from coterie.spec.kind import Kind
-from coterie.spec.settings import Count, Number, Positive, Spec
+from coterie.spec.settings import Count, Number, Positive, Share, Shares, Spec
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from coterie.routing.gates import Ridge
+
+
+Maturity = Literal["new", "training", "mature"]
+"""Of an expert. A new one has no weight and is not run. While one is in training all that run answer; then the policy
+selects."""
 
 
 class AdapterGate(PolicySettings, Kind):
@@ -49,6 +56,11 @@ class AdapterGate(PolicySettings, Kind):
     def training(self) -> Train | None:
         """How it is trained on the language-model loss with all else frozen, if it is."""
         return None
+
+    @property
+    def settings(self) -> Settings:
+        """What a mixture's configuration says of its gates."""
+        return self.model_dump(mode="json", include={"kind", "scope", "reads", "top_k", "top_p", "temperature"})
 
 
 class Uniform(AdapterGate):
@@ -162,3 +174,53 @@ def changed(spec: Spec, *names: str) -> list[str]:
     """Which of these settings are not as they are by default (a resolved recipe writes out all of them)."""
     fields = type(spec).model_fields
     return [n for n in names if n in fields and getattr(spec, n) != fields[n].get_default(call_default_factory=True)]
+
+
+class Joint(Spec):
+    """Experts and router trained together, from fresh adapters."""
+
+    experts: Count
+    """How many."""
+    lora: Lora = Lora()
+    """Shape of each."""
+    corpora: Shares
+    """Corpora (their training splits) and their shares of the tokens; a list means equal shares."""
+    tokens: Count
+    """Token budget."""
+    dense: Share = 0.2
+    """Share of the steps, from the first, in which all experts answer, so that each learns something before `top_k` or
+    `top_p` selects (experts in training collaborate, mature ones are delegated to)."""
+    train: Train = Train()
+    """Training settings; the budget is `tokens` above."""
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> Joint:
+        if self.train.tokens is not None or self.train.epochs is not None:
+            raise ValueError("the budget is joint.tokens: remove tokens and epochs from joint.train")
+        self.train.refuse("joint.train", "early_stopping", "snapshots")
+        if not self.corpora:
+            raise ValueError("joint training needs at least one corpus")
+        return self
+
+
+def mixture_settings(
+    experts: Mapping[str, str | None],
+    slots: Iterable[tuple[str, int]],
+    router: Settings,
+    *,
+    base: str | None = None,
+    maturity: Maturity = "mature",
+) -> Settings:
+    """See `AdaptersConfig`.
+
+    Args:
+        experts: digest of each distinct expert, by name; None: of no matter.
+        slots: name and number of the expert of each.
+        base: its digest.
+    """
+    return {
+        "slots": [{"name": name, "expert": expert} for name, expert in slots],
+        "experts": [{"name": n, "dir": f"experts/{n}", "digest": d, "maturity": maturity} for n, d in experts.items()],
+        "base": {"dir": "base", "digest": base},
+        "router": dict(router),
+    }

@@ -12,9 +12,7 @@ from typing import Any
 
 from coterie.errors import RequestError
 from coterie.launch import on_ranks
-from coterie.mixtures.adapters.adapter_routers import AdapterGate, ClosedFormGate
-from coterie.mixtures.adapters.adapters_settings import gate_settings, mixture_settings
-from coterie.mixtures.adapters.joint_settings import Joint
+from coterie.mixtures.adapters.adapter_routers import AdapterGate, ClosedFormGate, Joint, mixture_settings
 from coterie.mixtures.seats import Seat, slot_order
 from coterie.models import device
 from coterie.models.checkpoint import contents
@@ -235,7 +233,7 @@ def assemble(
     settings = mixture_settings(
         {seat.name: seat.artifact.digest for seat in seats},
         zip(slots, slot_order(slots, seats), strict=True),
-        gate_settings(gate),
+        gate.settings,
         base=contents(base),
     )
     inputs = _inputs(base, seats) | {"tokenizer": tokenizer.digest} | ({"router": router.digest} if router else {})

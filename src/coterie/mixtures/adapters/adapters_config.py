@@ -9,8 +9,7 @@ from typing import Any, Self, TypedDict
 
 from transformers import AutoConfig
 
-from coterie.mixtures.mixture_config import MixtureConfig
-from coterie.mixtures.mixture_files import context_of
+from coterie.mixtures.mixture_files import MixtureConfig, context_of
 from coterie.spec.json_types import Settings
 
 

@@ -24,11 +24,10 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from coterie.errors import RequestError
 from coterie.mixtures.adapters import adapters_files as files
 from coterie.mixtures.adapters.adapter_gates import AdaptersCache, Gates
+from coterie.mixtures.adapters.adapter_routers import Maturity
 from coterie.mixtures.adapters.adapters_config import AdaptersConfig, Counts
-from coterie.mixtures.adapters.adapters_settings import Maturity
 from coterie.mixtures.adapters.layout import Layout
-from coterie.mixtures.mixture_config import MixtureConfig
-from coterie.mixtures.mixture_files import Opening, mixture_at
+from coterie.mixtures.mixture_files import MixtureConfig, Opening, mixture_at
 from coterie.mixtures.query import Times
 from coterie.mixtures.shared_base import SharedBaseMixture
 from coterie.models import packed_inputs as packing

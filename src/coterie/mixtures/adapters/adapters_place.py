@@ -10,8 +10,7 @@ from pydantic import SerializeAsAny, model_validator
 
 from coterie.errors import RequestError
 from coterie.mixtures.adapters import adapters_actions
-from coterie.mixtures.adapters.adapter_routers import AdapterGate, ClosedFormGate, Uniform, changed
-from coterie.mixtures.adapters.joint_settings import Joint
+from coterie.mixtures.adapters.adapter_routers import AdapterGate, ClosedFormGate, Joint, Uniform, changed
 from coterie.mixtures.place import Making, Neighbours, Place, known
 
 if TYPE_CHECKING:

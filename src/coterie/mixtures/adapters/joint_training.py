@@ -33,11 +33,9 @@ from coterie.experts.training_job import Job
 from coterie.experts.training_rows import Rows, require_fit
 from coterie.mixtures.adapters import adapter_gate_fits as fitting
 from coterie.mixtures.adapters import adapters_files as disk
-from coterie.mixtures.adapters.adapter_routers import AdapterGate
+from coterie.mixtures.adapters.adapter_routers import AdapterGate, Joint, mixture_settings
 from coterie.mixtures.adapters.adapters_config import AdaptersConfig
 from coterie.mixtures.adapters.adapters_mixture import AdaptersMixture
-from coterie.mixtures.adapters.adapters_settings import gate_settings, mixture_settings
-from coterie.mixtures.adapters.joint_settings import Joint
 from coterie.mixtures.mixture_files import write_configuration
 from coterie.mixtures.seats import Seat
 from coterie.models import lora_files as files
@@ -76,7 +74,7 @@ class Run:
 def fit_gates(run: Run, seats: Sequence[Seat], folder: Path) -> Figures:
     """Train the gates of finished experts; see `coterie.mixtures.adapters.adapters_actions.fit_learned`."""
     slots = ((name, u) for u, seat in enumerate(seats) for name in seat.slots)
-    settings = mixture_settings({seat.name: None for seat in seats}, slots, gate_settings(run.gate))
+    settings = mixture_settings({seat.name: None for seat in seats}, slots, run.gate.settings)
     with prepared(run.train.threads, run.seed) as threads:
         base = open_model(run.base, device=run.where)
         places = files.linears(base)
@@ -114,7 +112,7 @@ def train_joint(payload: Settings) -> Figures:
     settings = mixture_settings(
         dict.fromkeys(names),
         ((name, u) for u, name in enumerate(names)),
-        gate_settings(run.gate),
+        run.gate.settings,
         base=contents(run.base),
         maturity="training",
     )

@@ -19,7 +19,7 @@ import torch
 from coterie.errors import RequestError
 from coterie.mixtures.export.export_formats import FORMATS, Format
 from coterie.mixtures.layers.tensor_shards import Stored, Wanted
-from coterie.mixtures.mixture_config import SPECIAL_TOKENS
+from coterie.mixtures.mixture_files import SPECIAL_TOKENS
 from coterie.spec.json_types import Settings
 
 _DENSE = {"mixtral": "mistral", "qwen2_moe": "qwen2", "qwen3_moe": "qwen3", "flex_olmo": "olmo2"}

@@ -28,7 +28,7 @@ from coterie.mixtures.export.export_formats import FORMATS, Format, standard
 from coterie.mixtures.export.folding import Seating
 from coterie.mixtures.layers.layers_files import tensors_of
 from coterie.mixtures.layers.tensor_shards import INDEX, SHARD, Wanted, index, require_room, write
-from coterie.mixtures.mixture_config import SPECIAL_TOKENS
+from coterie.mixtures.mixture_files import SPECIAL_TOKENS
 from coterie.models.initialise import copy_tokenizer
 from coterie.spec.json_types import Settings
 from coterie.store.durable import discard, sync

@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoConfig
 
-from coterie.mixtures.mixture_config import MixtureConfig
+from coterie.mixtures.mixture_files import MixtureConfig
 
 
 class LayersConfig(MixtureConfig):

@@ -25,7 +25,7 @@ from coterie.mixtures.layers.layers_mixture import LayersMixture
 from coterie.mixtures.layers.merge import Merge, describe, like
 from coterie.mixtures.layers.merged_model import GateSettings
 from coterie.mixtures.layers.tensor_shards import INDEX, SHARD, Stored, index, require_room, stored, write
-from coterie.mixtures.mixture_config import SPECIAL_TOKENS
+from coterie.mixtures.mixture_files import SPECIAL_TOKENS
 from coterie.models.checkpoint import weight_files
 from coterie.models.initialise import copy_tokenizer
 from coterie.models.quiet import quiet

@@ -31,8 +31,7 @@ from coterie.errors import RequestError
 from coterie.mixtures.layers.gated_block import Block, feed_forward, put
 from coterie.mixtures.layers.layers_config import LayersConfig
 from coterie.mixtures.mixture import Mixture
-from coterie.mixtures.mixture_config import MixtureConfig
-from coterie.mixtures.mixture_files import special_tokens
+from coterie.mixtures.mixture_files import MixtureConfig, special_tokens
 from coterie.mixtures.query import Times
 from coterie.mixtures.shared_base import SharedBaseMixture
 from coterie.routing.gates import Gate, Gated, by_expert
@@ -191,6 +190,24 @@ def merged(
     mixture.tokenizer = tokenizer
     mixture.generation_config.update(**special)
     return mixture.eval()
+
+
+def expert_of(mixture: LayersMixture, number: int) -> PreTrainedModel:
+    """The shared part with the feed-forward blocks of one distinct expert, as a model of the base's own architecture.
+    Nothing is copied."""
+    blocks = [name for name, module in mixture.model.named_modules() if isinstance(module, Block)]
+    state = {}
+    for name, tensor in mixture.model.state_dict().items():
+        block = next((b for b in blocks if name.startswith(f"{b}.")), None)
+        if block is None:
+            state[name] = tensor
+        elif name.startswith(own := f"{block}.experts.{number}."):
+            state[f"{block}.{name.removeprefix(own)}"] = tensor
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(mixture.config.text_config, dtype=mixture.dtype)
+    model.load_state_dict(state, strict=True, assign=True)
+    model.tie_weights()
+    return model
 
 
 AutoModelForCausalLM.register(LayersConfig, LayersMixture, exist_ok=True)

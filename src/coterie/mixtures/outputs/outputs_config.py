@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import AutoConfig
 
-from coterie.mixtures.mixture_config import MixtureConfig
+from coterie.mixtures.mixture_files import MixtureConfig
 from coterie.mixtures.seats import Rule, eligibility
 from coterie.routing.eligibility import Eligibility
 from coterie.routing.logits_to_weights import Policy

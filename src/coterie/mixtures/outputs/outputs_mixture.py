@@ -24,8 +24,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from coterie.errors import RequestError
 from coterie.mixtures.mixture import Mixture
-from coterie.mixtures.mixture_config import MixtureConfig
-from coterie.mixtures.mixture_files import Opening, mixture_at
+from coterie.mixtures.mixture_files import MixtureConfig, Opening, mixture_at
 from coterie.mixtures.outputs import outputs_files as files
 from coterie.mixtures.outputs.mixture_cache import MixtureCache
 from coterie.mixtures.outputs.outputs_config import OutputsConfig

@@ -11,7 +11,7 @@ from pydantic import SerializeAsAny, model_validator
 
 from coterie.errors import RequestError
 from coterie.experts.train_settings import Train
-from coterie.mixtures.outputs import coadapt_action, outputs_actions
+from coterie.mixtures.outputs import outputs_actions
 from coterie.mixtures.place import Making, Neighbours, Place, known
 from coterie.mixtures.seats import Eligible, rule
 from coterie.routing.output_routers import OutputRouter, Uniform
@@ -184,7 +184,7 @@ class OutputsPlace(Place):
     def seated(self, run: Making) -> list[Seat]:
         """The distinct experts; of a co-adapted mixture, the adapted copies."""
         if self.adapt is not None:
-            return coadapt_action.adapted(self.adaptation(run), self._start(run).seated(run))
+            return outputs_actions.adapted(self.adaptation(run), self._start(run).seated(run))
         return run.seats(self.slots, knowledge=self.eligible == "strict")
 
     def fitted_router(self, run: Making) -> Artifact | None:
@@ -212,7 +212,7 @@ class OutputsPlace(Place):
         start = self._start(run)
         assert self.adapt is not None
         seated = start.seated(run)
-        return coadapt_action.coadapt(
+        return outputs_actions.coadapt(
             run.store,
             adapt=self.adapt,
             router=self.router,

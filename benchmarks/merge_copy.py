@@ -60,17 +60,23 @@ def make(folder: Path, layers: int, experts: int) -> None:
 
 
 def merge(folder: Path, target: Path, experts: int) -> None:
+    import torch
+
     from coterie.mixtures.layers.expert_weights import Directory, source
-    from coterie.mixtures.layers.gated_block import feed_forward
-    from coterie.mixtures.layers.layers_files import write_whole, zero_gates
-    from coterie.mixtures.layers.merge import Merge
+    from coterie.mixtures.layers.layers_files import write_experts, write_rest
+    from coterie.mixtures.layers.merge import Merge, describe, gate_names
+    from coterie.mixtures.layers.tensor_shards import stored
     from coterie.store.durable import sync
 
     base = Directory(folder / "base")
     names = [f"e{i}" for i in range(experts)]
     it = Merge(base, [source(folder / name, base, name) for name in names])
-    gates = zero_gates(feed_forward(base.skeleton), experts, base.config.hidden_size)
-    write_whole(it, names, list(range(experts)), {"kind": "given", "top_k": 2, "bias": False}, gates, target, SHARD)
+    (target / "experts").mkdir(parents=True)
+    write_experts(it, target / "experts", SHARD)
+    gate = {"kind": "given", "top_k": 2, "bias": False}
+    settings = describe(base, names, list(range(experts)), [None] * experts, gate)
+    gates = {name: torch.zeros(experts, base.config.hidden_size) for name in gate_names(it.blocks, False)}
+    write_rest(settings, base.folder, stored(sorted((target / "experts").glob("*.safetensors"))), gates, target)
     for path in target.rglob("*"):
         sync(path)
 

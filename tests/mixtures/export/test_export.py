@@ -18,7 +18,7 @@ from tests.models.architectures import make
 from transformers import AutoModelForCausalLM
 
 from coterie.errors import RequestError, WorkError
-from coterie.mixtures.export import folding
+from coterie.mixtures.export import closed_mixture as folding
 from coterie.mixtures.export import read_back as compare
 from coterie.mixtures.export.write_checkpoint import export
 from coterie.mixtures.layers.layers_mixture import LayersMixture, merged
@@ -169,7 +169,7 @@ def test_folding_is_exact_exactly_when_it_says_so(
     model = tied("llama", seats, top_k, seed)
     model.save_pretrained(folder)
     gates = {f"model.layers.{i}.mlp": gate.weight.detach() for i, gate in enumerate(model.router)}
-    difference = compare.of_folding(folder, folding.folded(seats, gates, top_k))
+    difference = compare.of_folding(folder, *folding.folded(seats, gates, top_k))
     if folding.why_not(seats, gates, top_k) is None:
         assert difference < 1e-5
     else:
@@ -280,7 +280,7 @@ def test_an_export_that_is_not_the_mixture_is_not_published(tmp_path: Path, monk
     model.save_pretrained(tmp_path / "own")
     right = folding.folded
     monkeypatch.setattr(
-        "coterie.mixtures.export.write_checkpoint.folded", lambda *given: folding.Seating([0, 0], right(*given).gates, 2)
+        "coterie.mixtures.export.closed_mixture.folded", lambda *given: folding.Seating([0, 0], right(*given).gates, 2)
     )
     with pytest.raises(WorkError, match="does not compute"):
         export(tmp_path / "own", tmp_path / "out")

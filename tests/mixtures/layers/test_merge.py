@@ -19,8 +19,8 @@ import coterie
 from coterie.errors import RequestError
 from coterie.mixtures.layers import tensor_shards as shards
 from coterie.mixtures.layers.expert_weights import Directory, source
-from coterie.mixtures.layers.layers_files import write_whole
-from coterie.mixtures.layers.merge import Merge, gate_names
+from coterie.mixtures.layers.layers_files import write_experts, write_rest
+from coterie.mixtures.layers.merge import Merge, describe, gate_names
 
 
 def saved(folder: Path, **models: PreTrainedModel) -> dict[str, Path]:
@@ -40,7 +40,11 @@ def whole(it: Merge, folder: Path, seats: Sequence[int] | None = None, gates: An
         gates = [torch.zeros(len(seats), it.base.config.hidden_size) for _ in it.blocks]
     named = dict(zip(gate_names(it.blocks, False), gates, strict=True))
     gate = {"kind": "given", "top_k": more.pop("top_k", None), "bias": False}
-    figures = write_whole(it, [f"e{u}" for u in seats], seats, gate, named, folder, **more)
+    (folder / "experts").mkdir(parents=True)
+    figures = write_experts(it, folder / "experts", **more)
+    settings = describe(it.base, [f"e{u}" for u in seats], seats, [None] * len(it.experts), gate)
+    written = shards.stored(sorted((folder / "experts").glob("*.safetensors")))
+    write_rest(settings, it.base.folder, written, named, folder)
     return coterie.load(folder), figures
 
 

@@ -7,6 +7,7 @@ Shapes: B rows, T positions, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-from coterie.mixtures.export.folding import Seating
 from coterie.mixtures.layers.layers_mixture import LayersMixture
 from coterie.models.quiet import quiet
 from coterie.models.strict_loading import load_strictly
@@ -46,15 +46,15 @@ def largest(one: Path, two: Path) -> float:
     return float((found[0] - found[1]).abs().max())
 
 
-def of_folding(folder: Path, seating: Seating) -> float:
-    """Between a mixture and itself with its slots folded."""
+def of_folding(folder: Path, experts: list[int], gates: Mapping[str, Tensor], top_k: int) -> float:
+    """Between a mixture and itself with its slots folded into these experts."""
     with quiet():
         model: Any = LayersMixture.from_pretrained(folder, dtype=torch.float32)
     ids_BT = probe(model.config)
     before = log_probs(model, ids_BT)
-    for name, rows in seating.gates.items():
+    for name, rows in gates.items():
         block = model.model.get_submodule(name)
         block.gate.weight = torch.nn.Parameter(rows)
-        block.gate.top_k = seating.top_k if seating.top_k < len(rows) else None
-        block.seats = seating.experts
+        block.gate.top_k = top_k if top_k < len(rows) else None
+        block.seats = experts
     return float((log_probs(model, ids_BT) - before).abs().max())

@@ -10,24 +10,22 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
-from torch import Tensor
 
 from coterie.errors import RequestError, WorkError
 from coterie.mixtures.export import importing
 from coterie.mixtures.export import read_back as compare
-from coterie.mixtures.export.closed_mixture import ClosedMixture, model_type, require_plain_gates, seating
+from coterie.mixtures.export.closed_mixture import ClosedMixture, Seating, model_type, require_plain_gates, seating
 from coterie.mixtures.export.export_formats import FORMATS, Format, standard
-from coterie.mixtures.export.folding import Seating
 from coterie.mixtures.layers.layers_files import tensors_of
-from coterie.mixtures.layers.tensor_shards import INDEX, SHARD, Wanted, index, require_room, write
+from coterie.mixtures.layers.tensor_shards import SHARD, Wanted, like, require_room, write_model
 from coterie.mixtures.mixture_files import SPECIAL_TOKENS
 from coterie.models.initialise import copy_tokenizer
 from coterie.spec.json_types import Settings
@@ -134,39 +132,43 @@ def _write(plan: Plan, folder: Path, to: Path, shard_bytes: int, say: Callable[[
     size = sum(t.bytes for t in plan.tensors)
     say(f"{plan.format}, {plan.experts} experts, {size / 1e9:,.2f} GB")
     with appearing(to, size) as draft:
-        where = write(draft, plan.tensors, shard_bytes)
-        if len(set(where.values())) > 1:
-            (draft / INDEX).write_text(index(where, size))
-        (draft / "config.json").write_text(json.dumps(plan.config, indent=2, sort_keys=True) + "\n")
+        write_model(draft, plan.tensors, plan.config, shard_bytes)
         special = {k: token for k in SPECIAL_TOKENS if (token := plan.config.get(k)) is not None}
         (draft / "generation_config.json").write_text(json.dumps(special, indent=2, sort_keys=True) + "\n")
         copy_tokenizer(folder, draft)
         difference = compare.largest(folder, draft)
-        if plan.exact and not difference <= CLOSE:
-            raise WorkError(
-                "what was written does not compute what the mixture does",
-                where=f"{plan.format} of {folder}",
-                expected=f"log-probabilities within {CLOSE}",
-                found=f"{difference:.3g} apart",
-                kept="nothing was left at --to",
-                do="export as coterie, and report this",
-            )
+        if plan.exact:
+            require_close(difference, f"{plan.format} of {folder}")
     return Exported(to, plan.format, plan.experts, size, difference)
 
 
+def require_close(difference: float, what: str) -> None:
+    """WorkError where log-probabilities before and after an export are further apart than `CLOSE`."""
+    if not difference <= CLOSE:
+        raise WorkError(
+            "what was written does not compute what the mixture does",
+            where=what,
+            expected=f"log-probabilities within {CLOSE}",
+            found=f"{difference:.3g} apart",
+            kept="nothing was left at --to",
+            do="export as coterie, and report this",
+        )
+
+
 @contextmanager
-def appearing(to: Path, size: int) -> Iterator[Path]:
-    """A folder that appears under its name when it is whole and on the disk, and not at all otherwise."""
-    if to.exists() and (not to.is_dir() or any(to.iterdir())):
-        raise RequestError("there is something already", where=str(to), expected="a new folder", do="choose another --to")
+def appearing(to: Path, size: int, what: Literal["folder", "file"] = "folder") -> Iterator[Path]:
+    """A folder or a file that appears under its name when it is whole and on the disk, and not at all otherwise."""
+    if to.exists() and (what == "file" or not to.is_dir() or any(to.iterdir())):
+        raise RequestError("there is something already", where=str(to), expected=f"a new {what}", do="choose another --to")
     require_room(to, size)
     to.absolute().parent.mkdir(parents=True, exist_ok=True)
     for left in to.absolute().parent.glob(f".{to.name}~*"):
         if dead(left.name):
             discard(left)
     draft = to.absolute().with_name(f".{to.name}{owner()}")
-    draft.mkdir()
     try:
+        if what == "folder":
+            draft.mkdir()
         yield draft
         for path in [*draft.rglob("*"), draft]:
             sync(path)
@@ -178,26 +180,6 @@ def appearing(to: Path, size: int) -> Iterator[Path]:
         discard(draft)
 
 
-@contextmanager
-def appearing_file(to: Path, size: int) -> Iterator[Path]:
-    """As `appearing`, for one file."""
-    if to.exists():
-        raise RequestError("there is something already", where=str(to), expected="a new file", do="choose another --to")
-    with tempfile.TemporaryDirectory(dir=_existing(to.absolute().parent), prefix=".export-") as temp:
-        require_room(to, size)
-        draft = Path(temp) / to.name
-        yield draft
-        sync(draft)
-        to.absolute().parent.mkdir(parents=True, exist_ok=True)
-        os.rename(draft, to.absolute())
-    sync(to.absolute().parent)
-
-
-def _existing(folder: Path) -> Path:
-    """The folder, or the nearest one above it that is there."""
-    return next(p for p in (folder, *folder.parents) if p.is_dir())
-
-
 def _standard(mixture: ClosedMixture, kind: Format, seating: Seating, dtype: torch.dtype) -> list[Wanted]:
     """Every tensor of a standard checkpoint."""
     blocks, found = mixture.blocks, []
@@ -207,8 +189,7 @@ def _standard(mixture: ClosedMixture, kind: Format, seating: Seating, dtype: tor
             found.append(Wanted(plain, dtype, tensor.shape, tensor.read))
     for block in blocks:
         layer = block.removesuffix(".mlp")
-        rows = seating.gates[block]
-        found.append(Wanted(kind.gate(layer), dtype, tuple(rows.shape), partial(_given, rows)))
+        found.append(like(seating.gates[block], kind.gate(layer), dtype))
         for e, u in enumerate(seating.experts):
             for matrix in kind.parts:
                 tensor = mixture.tensors[f"model.{block}.experts.{u}.{matrix}.weight"]
@@ -216,10 +197,6 @@ def _standard(mixture: ClosedMixture, kind: Format, seating: Seating, dtype: tor
         for name, shape in kind.zeros(mixture.config.text_config.to_dict()).items():
             found.append(Wanted(f"{layer}.{name}", dtype, shape, partial(torch.zeros, shape)))
     return sorted(found, key=lambda t: _natural(t.name))
-
-
-def _given(tensor: Tensor) -> Tensor:
-    return tensor
 
 
 def _natural(name: str) -> list[tuple[bool, int | str]]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -22,9 +22,8 @@ from torch import Tensor
 
 from coterie.errors import RequestError
 from coterie.mixtures.layers.layers_mixture import LayersMixture
-from coterie.mixtures.layers.merge import Merge, describe, like
-from coterie.mixtures.layers.merged_model import GateSettings
-from coterie.mixtures.layers.tensor_shards import INDEX, SHARD, Stored, index, require_room, stored, write
+from coterie.mixtures.layers.merge import Merge
+from coterie.mixtures.layers.tensor_shards import INDEX, SHARD, Stored, index, like, require_room, stored, write
 from coterie.mixtures.mixture_files import SPECIAL_TOKENS
 from coterie.models.checkpoint import weight_files
 from coterie.models.initialise import copy_tokenizer
@@ -88,24 +87,6 @@ def tensors_of(folder: Path) -> dict[str, Stored]:
         if not (folder / name).is_file():
             raise RequestError("a part of the weights is missing", where=str(folder / name), expected="named in the index")
     return stored([folder / name for name in names])
-
-
-def write_whole(
-    merge: Merge,
-    names: Sequence[str],
-    seats: Sequence[int],
-    gate: GateSettings,
-    gates: Mapping[str, Tensor],
-    folder: Path,
-    shard_bytes: int = SHARD,
-) -> Figures:
-    """A mixture directory outside the store, from experts in directories; returns the figures of the merge."""
-    (folder / "experts").mkdir(parents=True)
-    figures = write_experts(merge, folder / "experts", shard_bytes)
-    settings = describe(merge.base, names, seats, [None] * len(merge.experts), gate)
-    written = stored(sorted((folder / "experts").glob("*.safetensors")))
-    write_rest(settings, merge.base.folder, written, gates, folder)
-    return figures
 
 
 def open_parts(settings: Settings, experts: Path, gates: Mapping[str, Tensor], device: str = "cpu") -> LayersMixture:

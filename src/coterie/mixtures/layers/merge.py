@@ -202,11 +202,6 @@ def gate_names(blocks: Sequence[str], bias: bool) -> list[str]:
     return [f"model.{block}.gate.{part}" for block in blocks for part in (("weight", "bias") if bias else ("weight",))]
 
 
-def like(tensor: Tensor, name: str, dtype: torch.dtype) -> Wanted:
-    """A tensor that is in memory, to be written."""
-    return Wanted(name, dtype, tuple(tensor.shape), lambda: tensor)
-
-
 def describe(
     base: Directory, names: Sequence[str], seats: Sequence[int], digests: Sequence[str | None], gate: GateSettings
 ) -> Settings:

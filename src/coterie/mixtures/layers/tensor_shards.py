@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from coterie.errors import RequestError, WorkError
+from coterie.spec.json_types import Settings
 
 DTYPES = {
     "F64": torch.float64,
@@ -125,6 +126,11 @@ class Wanted:
     @property
     def bytes(self) -> int:
         return _bytes(self.dtype, self.shape)
+
+
+def like(tensor: Tensor, name: str, dtype: torch.dtype) -> Wanted:
+    """A tensor that is in memory, to be written."""
+    return Wanted(name, dtype, tuple(tensor.shape), lambda: tensor)
 
 
 def _bytes(dtype: torch.dtype, shape: Sequence[int]) -> int:
@@ -247,3 +253,11 @@ def same(one: Tensor, two: Tensor) -> bool:
 def index(where: dict[str, str], bytes: int) -> str:
     """The text of an index file."""
     return json.dumps({"metadata": {"total_size": bytes}, "weight_map": dict(sorted(where.items()))}, indent=1) + "\n"
+
+
+def write_model(folder: Path, wanted: Sequence[Wanted], config: Settings, shard_bytes: int) -> None:
+    """Weights as stock libraries look for them, with an index where there are several files, and the configuration."""
+    where = write(folder, wanted, shard_bytes)
+    if len(set(where.values())) > 1:
+        (folder / INDEX).write_text(index(where, sum(t.bytes for t in wanted)))
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")

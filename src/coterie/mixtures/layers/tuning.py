@@ -25,9 +25,8 @@ from coterie.mixtures.layers import layer_gate_fits as fitting
 from coterie.mixtures.layers import layers_files as files
 from coterie.mixtures.layers.layers_making import opened
 from coterie.mixtures.layers.layers_mixture import LayersMixture
-from coterie.mixtures.layers.merge import like
 from coterie.mixtures.layers.merged_model import MergedModel
-from coterie.mixtures.layers.tensor_shards import SHARD, write
+from coterie.mixtures.layers.tensor_shards import SHARD, like, write
 from coterie.models import device, parameters
 from coterie.models.packed_inputs import needs_mask
 from coterie.routing.gates import Gated, auxiliary, by_expert

@@ -73,28 +73,11 @@ class MixtureConfig(PretrainedConfig):
         return Eligibility("all", tuple(self.names))
 
 
-HARMLESS = {
-    "_commit_hash",
-    "_from_auto",
-    "_from_pipeline",
-    "adapter_kwargs",
-    "adapter_name",
-    "cache_dir",
-    "code_revision",
-    "disable_mmap",
-    "force_download",
-    "local_files_only",
-    "low_cpu_mem_usage",
-    "offload_folder",
-    "proxies",
-    "resume_download",
-    "revision",
-    "token",
-    "tqdm_class",
-    "trust_remote_code",
-    "use_safetensors",
-    "weights_only",
-}
+HARMLESS = set(
+    "_commit_hash _from_auto _from_pipeline adapter_kwargs adapter_name cache_dir code_revision disable_mmap "
+    "force_download local_files_only low_cpu_mem_usage offload_folder proxies resume_download revision token "
+    "tqdm_class trust_remote_code use_safetensors weights_only".split()
+)
 """Options of `from_pretrained` about downloading or loading that cannot change a mixture in a local directory."""
 _DEVICE_MAPS = {"auto", "balanced", "balanced_low_0", "sequential"}
 

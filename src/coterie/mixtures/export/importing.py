@@ -18,28 +18,18 @@ import torch
 
 from coterie.errors import RequestError
 from coterie.mixtures.export.export_formats import FORMATS, Format
+from coterie.mixtures.layers.merge import mixture_settings
+from coterie.mixtures.layers.merged_model import GateSettings
 from coterie.mixtures.layers.tensor_shards import Stored, Wanted
-from coterie.mixtures.mixture_files import SPECIAL_TOKENS
 from coterie.spec.json_types import Settings
 
 _DENSE = {"mixtral": "mistral", "qwen2_moe": "qwen2", "qwen3_moe": "qwen3", "flex_olmo": "olmo2"}
 """What each format is without its experts. A Llama is a Mistral without a window."""
-_OF_EXPERTS = {
-    "num_experts",
-    "num_local_experts",
-    "num_experts_per_tok",
-    "norm_topk_prob",
-    "output_router_logits",
-    "router_aux_loss_coef",
-    "router_jitter_noise",
-    "moe_intermediate_size",
-    "decoder_sparse_step",
-    "mlp_only_layers",
-    "shared_expert_intermediate_size",
-    "architectures",
-    "torch_dtype",
-    "transformers_version",
-}
+_OF_EXPERTS = set(
+    "num_experts num_local_experts num_experts_per_tok norm_topk_prob output_router_logits router_aux_loss_coef "
+    "router_jitter_noise moe_intermediate_size decoder_sparse_step mlp_only_layers "
+    "shared_expert_intermediate_size architectures torch_dtype transformers_version".split()
+)
 
 
 def read(folder: Path, tensors: Mapping[str, Stored]) -> tuple[Settings, list[Wanted]]:
@@ -78,17 +68,9 @@ def read(folder: Path, tensors: Mapping[str, Stored]) -> tuple[Settings, list[Wa
     text = {k: v for k, v in checkpoint.items() if k not in _OF_EXPERTS} | {"model_type": _DENSE[kind.name]}
     if "moe_intermediate_size" in checkpoint:
         text["intermediate_size"] = checkpoint["moe_intermediate_size"]
-    config: Settings = {
-        "model_type": "coterie_layers",
-        "architectures": ["LayersMixture"],
-        "text_config": text,
-        "slots": [{"name": f"expert-{u + 1}", "expert": u} for u in seats],
-        "experts": [{"name": f"expert-{u + 1}", "digest": None} for u in range(len(first))],
-        "gate": {"kind": "given", "top_k": checkpoint["num_experts_per_tok"], "bias": False},
-        "tie_word_embeddings": bool(checkpoint.get("tie_word_embeddings", False)),
-        **{k: checkpoint.get(k) for k in SPECIAL_TOKENS},
-    }
-    return config, wanted
+    names, tied = [f"expert-{u + 1}" for u in seats], bool(checkpoint.get("tie_word_embeddings", False))
+    gates: GateSettings = {"kind": "given", "top_k": checkpoint["num_experts_per_tok"], "bias": False}
+    return mixture_settings(text, names, seats, [None] * len(first), gates, tied), wanted
 
 
 def _check(folder: Path, kind: Format, layers: list[str], E: int, tensors: Mapping[str, Stored]) -> None:

@@ -100,12 +100,6 @@ class Directory:
         """The file of a tensor, for messages."""
         return str(self.tensors[name].file)
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self.tensors[name].shape
-
-    def dtype(self, name: str) -> torch.dtype:
-        return self.tensors[name].dtype
-
     def read(self, name: str, scratch: Tensor | None = None) -> Tensor:
         return self.tensors[name].read(scratch)
 
@@ -126,12 +120,6 @@ class Adapted:
 
     def where(self, name: str) -> str:
         return f"{self.folder / 'adapter_model.safetensors'} on {self.base.where(name)}"
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self.base.shape(name)
-
-    def dtype(self, name: str) -> torch.dtype:
-        return self.base.dtype(name)
 
     def changes(self, name: str) -> bool:
         return name in self.updates

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from coterie.experts.train_settings import Train
 from coterie.mixtures.layers.layer_gates import ClosedFormGate, LayerGate
-from coterie.mixtures.layers.merged_model import Cost, MergedModel
+from coterie.mixtures.layers.merged_model import Cost, MergedModel, Tuning
 from coterie.mixtures.seats import Seat
 from coterie.models import device
 from coterie.models.checkpoint import contents
 from coterie.progress import say
+from coterie.spec.json_types import Figures, Settings
 from coterie.store import Action, Artifact, Store, link_tree
 
 
@@ -86,35 +87,18 @@ def fit(
     action = Action("gates", spec, inputs, ("torch", "transformers"), device.numerics(where, "fp32"))
 
     def build(folder: Path) -> None:
-        from coterie.mixtures.layers import layers_making as making
+        from coterie.mixtures.layers import layers_files as disk
 
         several = [f"{seat.name!r} ({len(seat.slots)} slots)" for seat in seats if len(seat.slots) > 1]
         if several and isinstance(gate, ClosedFormGate):
             say(f"  {label}: slots of one expert cannot be told apart and get equal rows: {', '.join(several)}")
-        making.write_gates(model, gate, folder, prompts=prompts, blocks=blocks, seed=seed, where=where)
+        disk.make_gates(model, gate, folder, prompts=prompts, blocks=blocks, seed=seed, where=where)
 
     return store.make(action, build, label=label)
 
 
-def tune(
-    store: Store,
-    model: MergedModel,
-    *,
-    what: str,
-    by_label: bool,
-    losses: dict[str, float],
-    blocks: Sequence[Artifact],
-    weights: Sequence[float] | None,
-    train: Train,
-    seed: int,
-    label: str,
-) -> Artifact:
+def tune(store: Store, model: MergedModel, tuning: Tuning) -> Artifact:
     """Train a merged model further.
-
-    Args:
-        what: moves: ``gate``, ``gate+experts`` or ``all``; the rest stays as it is, bit by bit.
-        by_label: gates learn to tell ``blocks`` apart, whose order is that of the distinct experts.
-        losses: coefficients ``balance_by``, ``z_by``, ``entropy_by``.
 
     Returns:
         a ``gates`` artifact (``what: gate``), or a ``merged`` one that holds the gates too.
@@ -122,35 +106,22 @@ def tune(
     Raises:
         WorkError: the run diverged, or a parameter did not do what it was declared to; nothing is published.
     """
-    where = device.pick()
+    where, train, blocks = device.pick(), tuning.train, tuning.blocks
     precision = device.precision(train.precision, where)
-    shares = [w / sum(weights) for w in weights] if weights is not None and len(blocks) > 1 else None
-    spec = {"what": what, "by_label": by_label, "losses": losses, "train": train.identity(), "weights": shares}
-    spec |= {"seed": seed, "seats": model.settings["seats"], "gate": model.settings["gate"]}
+    weights = tuning.weights if len(blocks) > 1 else None
+    tuning = replace(tuning, weights=weights and [w / sum(weights) for w in weights])
+    spec: Settings = {key: getattr(tuning, key) for key in ("what", "by_label", "losses", "weights", "seed")}
+    spec |= {"train": train.identity(), "seats": model.settings["seats"], "gate": model.settings["gate"]}
     inputs = model.inputs | {f"blocks.{i}": b.content("blocks.safetensors") for i, b in enumerate(blocks)}
-    kind = "gates" if what == "gate" else "merged"
+    kind = "gates" if tuning.what == "gate" else "merged"
     action = Action(kind, spec, inputs, ("torch", "transformers"), device.numerics(where, precision))
 
-    def build(folder: Path) -> dict[str, Any]:
-        from coterie.mixtures.layers import tuning
+    def build(folder: Path) -> Figures:
+        from coterie.mixtures.layers.tuning import make
 
-        request = tuning.Request(
-            model=model,
-            what=what,
-            by_label=by_label,
-            losses=losses,
-            blocks=blocks,
-            weights=shares,
-            train=train,
-            seed=seed,
-            label=label,
-            where=where,
-            precision=precision,
-            home=store.scratch(action),
-        )
-        return tuning.make(request, folder)
+        return make(model, tuning, where, precision, store.scratch(action), folder)
 
-    return store.make(action, build, label=label, tokens=train.tokens)
+    return store.make(action, build, label=tuning.label, tokens=train.tokens)
 
 
 def assemble(store: Store, model: MergedModel, *, costs: Sequence[Cost | None] = (), label: str) -> Artifact:
@@ -167,10 +138,11 @@ def assemble(store: Store, model: MergedModel, *, costs: Sequence[Cost | None] =
     action = Action("mixtures", {"at": "layers", "said": dict(model.settings)}, inputs, ("transformers",))
 
     def build(folder: Path) -> None:
-        from coterie.mixtures.layers import layers_making as making
+        from coterie.mixtures.layers import layers_files as disk
 
-        figures = {"exactness": [cost and making.exactness(cost.own, cost.alone, cost.blocks) for cost in costs]}
-        making.write_mixture(model, figures, folder)
+        disk.write_merged(model, folder)
+        figures = {"exactness": [cost and disk.exactness(cost.own, cost.alone, cost.blocks) for cost in costs]}
+        (folder / "facts.json").write_text(json.dumps(figures, sort_keys=True) + "\n")
 
     return store.make(action, build, label=label)
 
@@ -196,9 +168,9 @@ def score(store: Store, model: MergedModel, blocks: Artifact, *, label: str, onl
     )
 
     def build(folder: Path) -> None:
-        from coterie.mixtures.layers import layers_making as making
+        from coterie.mixtures.layers import layers_files as disk
 
-        making.write_scores(model, blocks, folder, only=only, label=label, where=where)
+        disk.write_scores(model, blocks, folder, only=only, label=label, where=where)
 
     return store.make(action, build, label=label)
 

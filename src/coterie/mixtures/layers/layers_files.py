@@ -1,4 +1,4 @@
-"""A mixture inside the layers on disk.
+"""A mixture inside the layers on disk, and what its verbs do once it is known that the store lacks a result.
 
     DIR/config.json                    base's configuration, slots, distinct experts, gate
     DIR/model.safetensors.index.json   which file holds which tensor
@@ -14,21 +14,33 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
+from safetensors.numpy import load_file as load_arrays
+from safetensors.torch import load_file
 from torch import Tensor
 
 from coterie.errors import RequestError
+from coterie.mixtures.layers import layer_gate_fits as fitting
+from coterie.mixtures.layers.expert_weights import Directory
+from coterie.mixtures.layers.gated_block import feed_forward
+from coterie.mixtures.layers.layer_gates import ClosedFormGate, LayerGate
 from coterie.mixtures.layers.layers_mixture import LayersMixture
-from coterie.mixtures.layers.merge import Merge
+from coterie.mixtures.layers.merge import Merge, describe, gate_names
+from coterie.mixtures.layers.merged_model import MergedModel
 from coterie.mixtures.layers.tensor_shards import INDEX, SHARD, Stored, index, like, require_room, stored, write
 from coterie.mixtures.mixture_files import SPECIAL_TOKENS
+from coterie.mixtures.score_files import write_gated
 from coterie.models.checkpoint import weight_files
 from coterie.models.initialise import copy_tokenizer
 from coterie.models.quiet import quiet
 from coterie.spec.json_types import Figures, Settings
+from coterie.store import Artifact
 
 GATES = "gates.safetensors"
 
@@ -89,11 +101,75 @@ def tensors_of(folder: Path) -> dict[str, Stored]:
     return stored([folder / name for name in names])
 
 
-def open_parts(settings: Settings, experts: Path, gates: Mapping[str, Tensor], device: str = "cpu") -> LayersMixture:
-    """A mixture from its configuration, the folder of its experts and gates that are in memory, in fp32."""
-    with tempfile.TemporaryDirectory() as temp:
-        folder = Path(temp)
-        found = stored(sorted(experts.glob("model*.safetensors")))
-        write_rest(settings, folder, found, gates, folder, experts.absolute().as_posix())
-        with quiet():
-            return LayersMixture.from_pretrained(folder, dtype=torch.float32, device_map=device)
+def gates_of(model: MergedModel) -> dict[str, Tensor]:
+    """The gates' tensors; zeros where none are given."""
+    if model.gates is not None:
+        return load_file(model.gates.file("gates.safetensors"))
+    return {name: torch.zeros(shape) for name, shape in _shapes(model).items()}
+
+
+def _shapes(model: MergedModel) -> dict[str, tuple[int, ...]]:
+    """Name and shape of each tensor of the gates."""
+    base, S, bias = Directory(model.base.path), len(model.settings["seats"]), model.settings["gate"]["bias"]
+    H = base.config.hidden_size
+    return {n: (S, H) if n.endswith("weight") else (S,) for n in gate_names(feed_forward(base.skeleton), bias)}
+
+
+def write_merged(model: MergedModel, folder: Path, place: str = "experts") -> None:
+    """All of a merged model but its experts, which lie in ``place``."""
+    settings = describe(Directory(model.base.path), **model.settings)
+    experts = stored(sorted(model.experts.path.glob("model*.safetensors")))
+    write_rest(settings, model.tokenizer.path, experts, gates_of(model), folder, place)
+
+
+def opened(model: MergedModel, where: str) -> LayersMixture:
+    """The model in memory, in fp32."""
+    with tempfile.TemporaryDirectory() as temp, quiet():
+        write_merged(model, Path(temp), model.experts.path.absolute().as_posix())
+        return LayersMixture.from_pretrained(temp, dtype=torch.float32, device_map=where)
+
+
+def make_gates(
+    model: MergedModel,
+    gate: LayerGate,
+    folder: Path,
+    *,
+    prompts: Sequence[Sequence[str]],
+    blocks: Sequence[Artifact],
+    seed: int,
+    where: str,
+) -> None:
+    """Make gates without training; see `coterie.mixtures.layers.layers_actions.fit`."""
+    if not isinstance(gate, ClosedFormGate):
+        assert gate.initial_std is not None
+        drawn = fitting.draw(_shapes(model), gate.initial_std, seed)
+        write_gates({n: torch.zeros_like(t) if n.endswith("bias") else t for n, t in drawn.items()}, folder)
+        return
+    mixture, U = opened(model, where), len(model.settings["digests"])
+    H = mixture.config.text_config.hidden_size
+    if prompts:
+        texts, context = dict(enumerate(prompts)), mixture.config.max_position_embeddings
+        data = partial(fitting.prompts, texts, model.tokenizer.path, context)
+    else:
+        share = None if gate.most_tokens is None else max(gate.most_tokens // U, 1)
+        data = partial(fitting.texts, blocks, range(U), share)
+    fitting.fit(mixture, data, partial(gate.sums, H, U), gate.solve, features=gate.features, temperature=gate.temperature)
+    write_gates(fitting.gates(mixture), folder)
+
+
+def write_scores(model: MergedModel, blocks: Artifact, folder: Path, *, only: int | None, label: str, where: str) -> None:
+    """Run a mixture over blocks; see `coterie.mixtures.layers.layers_actions.score`."""
+    mixture = opened(model, where)
+    with nullcontext() if only is None else mixture.only(only):
+        write_gated(mixture, blocks, folder, torch.float32, where, label)
+
+
+def exactness(own: Artifact, alone: Artifact, blocks: Artifact) -> dict[str, float]:
+    """What a rule for the shared part costs one expert: its loss by itself, and as the only one in the mixture."""
+    counted = load_arrays(blocks.file("blocks.safetensors"))["target"][:, 1:] != 0
+    before, after = (load_arrays(s.file("scores.safetensors"))["logp"][counted] for s in (own, alone))
+    return {
+        "nll_alone": float(-before.mean(dtype=np.float64)),
+        "nll_merged": float(-after.mean(dtype=np.float64)),
+        "largest_difference": float(np.abs(before - after).max()),
+    }

@@ -13,7 +13,7 @@ from coterie.errors import RequestError
 from coterie.experts.train_settings import Train
 from coterie.mixtures.layers import layers_actions
 from coterie.mixtures.layers.layer_gates import ClosedFormGate, LayerGate, Uniform
-from coterie.mixtures.layers.merged_model import Cost, MergedModel, MergedSettings
+from coterie.mixtures.layers.merged_model import Cost, MergedModel, MergedSettings, Tuning
 from coterie.mixtures.place import Making, Neighbours, Place, known
 from coterie.mixtures.seats import slot_order
 from coterie.spec.settings import Count, Shares, Spec
@@ -171,9 +171,7 @@ class LayersPlace(Place):
         )
         model = replace(model, gates=gates)
         if gate.label_training is not None:
-            gates = layers_actions.tune(
-                run.store,
-                model,
+            by_label = Tuning(
                 what="gate",
                 by_label=True,
                 losses=gate.auxiliary,
@@ -183,7 +181,7 @@ class LayersPlace(Place):
                 seed=run.seed,
                 label=f"gates of {self.name}, by label",
             )
-            model = replace(model, gates=gates)
+            model = replace(model, gates=layers_actions.tune(run.store, model, by_label))
         return self._tuned(run, model) if self.tune is not None else model
 
     def _tuned(self, run: Making, model: MergedModel) -> MergedModel:
@@ -194,11 +192,8 @@ class LayersPlace(Place):
         else:
             distinct = {b.digest: b for b in (run.data(seat.name, "train") for seat in run.seats(self.slots))}
             blocks, weights = list(distinct.values()), [1.0] * len(distinct)
-        made = layers_actions.tune(
-            run.store,
-            model,
+        tuning = Tuning(
             what=tune.what,
-            by_label=False,
             losses=self.router.auxiliary,
             blocks=blocks,
             weights=weights,
@@ -206,6 +201,7 @@ class LayersPlace(Place):
             seed=run.seed,
             label=f"{self.name}, tuned ({tune.what})",
         )
+        made = layers_actions.tune(run.store, model, tuning)
         return replace(model, gates=made) if tune.what == "gate" else replace(model, gates=made, experts=made)
 
 

@@ -30,29 +30,11 @@ from coterie.spec.json_types import Settings
 
 Shared = Literal["base", "average"]
 
-_INDIFFERENT = {
-    "_name_or_path",
-    "architectures",
-    "bos_token_id",
-    "dtype",
-    "eos_token_id",
-    "id2label",
-    "label2id",
-    "pad_token_id",
-    "torch_dtype",
-    "transformers_version",
-    "use_cache",
-    "max_position_embeddings",
-    "attention_dropout",
-    "initializer_range",
-    "resid_pdrop",
-    "embd_pdrop",
-    "attn_pdrop",
-    "chunk_size_feed_forward",
-    "problem_type",
-    "return_dict",
-    "output_hidden_states",
-}
+_INDIFFERENT = set(
+    "_name_or_path architectures bos_token_id dtype eos_token_id id2label label2id pad_token_id torch_dtype "
+    "transformers_version use_cache max_position_embeddings attention_dropout initializer_range resid_pdrop "
+    "embd_pdrop attn_pdrop chunk_size_feed_forward problem_type return_dict output_hidden_states".split()
+)
 """Settings of a model that do not change what its weights compute."""
 
 
@@ -113,22 +95,21 @@ class Merge:
         for name in self.names:
             if name not in expert.tensors:
                 raise RequestError(f"expert {expert.name!r} lacks a tensor", where=str(expert.folder), expected=name)
-            if expert.shape(name) != self.base.shape(name):
-                raise RequestError(
-                    f"a tensor of expert {expert.name!r} has another shape than the base's",
-                    where=name,
-                    expected=f"{list(self.base.shape(name))} in {self.base.where(name)}",
-                    found=f"{list(expert.shape(name))} in {expert.where(name)}",
-                    do="merge experts of one shape",
-                )
-            if self.dtype is None and expert.dtype(name) != self.base.dtype(name):
-                raise RequestError(
-                    f"a tensor of expert {expert.name!r} has another precision than the base's",
-                    where=name,
-                    expected=f"{self.base.dtype(name)} in {self.base.where(name)}",
-                    found=f"{expert.dtype(name)} in {expert.where(name)}",
-                    do="say which one is wanted (--dtype)",
-                )
+            ours, theirs = self.base.tensors[name], expert.tensors[name]
+            aspects: list[tuple[str, object, object, str]] = [
+                ("shape", list(ours.shape), list(theirs.shape), "merge experts of one shape")
+            ]
+            if self.dtype is None:
+                aspects.append(("precision", ours.dtype, theirs.dtype, "say which one is wanted (--dtype)"))
+            for aspect, expected, found, do in aspects:
+                if expected != found:
+                    raise RequestError(
+                        f"a tensor of expert {expert.name!r} has another {aspect} than the base's",
+                        where=name,
+                        expected=f"{expected} in {self.base.where(name)}",
+                        found=f"{found} in {expert.where(name)}",
+                        do=do,
+                    )
 
     def _differences(self) -> dict[str, float]:
         """For each expert, the largest difference from the base outside the feed-forward blocks."""
@@ -179,7 +160,7 @@ class Merge:
     def wanted(self) -> Iterator[Wanted]:
         """The tensors of the result in the names of `LayersMixture`, without its gates."""
         for name in self.names:
-            dtype, shape = self.dtype or self.base.dtype(name), self.base.shape(name)
+            dtype, shape = self.dtype or self.base.tensors[name].dtype, self.base.tensors[name].shape
             block = self.block_of(name)
             if block is None:
                 yield Wanted(f"model.{name}", dtype, shape, partial(self._shared, name))
@@ -205,13 +186,22 @@ def gate_names(blocks: Sequence[str], bias: bool) -> list[str]:
 def describe(
     base: Directory, names: Sequence[str], seats: Sequence[int], digests: Sequence[str | None], gate: GateSettings
 ) -> Settings:
+    """The text of `config.json` of a mixture on a base; see `mixture_settings`."""
+    text = {k: v for k, v in base.config.to_dict().items() if k not in ("_name_or_path", "transformers_version")}
+    return mixture_settings(text, names, seats, digests, gate, base.tied)
+
+
+def mixture_settings(
+    text: Settings, names: Sequence[str], seats: Sequence[int], digests: Sequence[str | None], gate: GateSettings, tied: bool
+) -> Settings:
     """The text of `config.json` of a mixture with these distinct experts.
 
     Args:
+        text: the base's.
         names: of each slot.
         seats: expert in each slot.
+        tied: whether input and output embeddings are one.
     """
-    text = {k: v for k, v in base.config.to_dict().items() if k not in ("_name_or_path", "transformers_version")}
     first = {u: names[seats.index(u)] for u in dict.fromkeys(seats)}
     return {
         "model_type": "coterie_layers",
@@ -220,6 +210,6 @@ def describe(
         "slots": [{"name": n, "expert": u} for n, u in zip(names, seats, strict=True)],
         "experts": [{"name": first[u], "digest": digest} for u, digest in enumerate(digests)],
         "gate": gate,
-        "tie_word_embeddings": base.tied,
+        "tie_word_embeddings": tied,
         **{k: text.get(k) for k in SPECIAL_TOKENS},
     }

@@ -1,10 +1,12 @@
-"""A merged model before it is written: a configuration, and the artifacts that hold its parts."""
+"""A merged model before it is written: a configuration, and the artifacts that hold its parts; and what is done to it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import Literal, TypedDict
 
+from coterie.experts.train_settings import Train
 from coterie.models.checkpoint import contents
 from coterie.store import Artifact
 
@@ -54,3 +56,22 @@ class Cost:
     own: Artifact
     alone: Artifact
     blocks: Artifact
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuning:
+    """One training of a merged model."""
+
+    what: Literal["gate", "gate+experts", "all"]
+    """What moves; the rest stays as it is, bit by bit."""
+    by_label: bool = False
+    """Gates learn to tell ``blocks`` apart, whose order is that of the distinct experts, instead of on the language-model
+    loss."""
+    losses: dict[str, float]
+    """Coefficients ``balance_by``, ``z_by``, ``entropy_by``."""
+    blocks: Sequence[Artifact]
+    weights: Sequence[float] | None
+    """Of the blocks; None where they are one."""
+    train: Train
+    seed: int
+    label: str

@@ -6,8 +6,6 @@ Shapes: B rows, T positions, S slots, U distinct experts, M counted tokens.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,54 +15,32 @@ from torch import Tensor, nn
 from coterie.corpora.blocks import Blocks
 from coterie.corpora.order import Order
 from coterie.experts import training_files as outcome
-from coterie.experts.train_settings import Train
 from coterie.experts.training import prepared, seen, train_job
 from coterie.experts.training_job import Job
 from coterie.experts.training_rows import Batch, Rows, require_fit
 from coterie.mixtures.layers import layer_gate_fits as fitting
 from coterie.mixtures.layers import layers_files as files
-from coterie.mixtures.layers.layers_making import opened
 from coterie.mixtures.layers.layers_mixture import LayersMixture
-from coterie.mixtures.layers.merged_model import MergedModel
+from coterie.mixtures.layers.merged_model import MergedModel, Tuning
 from coterie.mixtures.layers.tensor_shards import SHARD, like, write
 from coterie.models import device, parameters
 from coterie.models.packed_inputs import needs_mask
 from coterie.routing.gates import Gated, auxiliary, by_expert
 from coterie.spec.json_types import Figures
-from coterie.store import Artifact
 
 
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """One training of a merged model."""
+def make(merged: MergedModel, request: Tuning, where: str, precision: device.Precision, home: Path, folder: Path) -> Figures:
+    """Train, check, write; returns what the record says of the making.
 
-    model: MergedModel
-    what: str
-    """`gate`, `gate+experts` or `all`."""
-    by_label: bool
-    """Train gates to tell the sources apart instead of on the language-model loss."""
-    losses: dict[str, float]
-    """Coefficients ``balance_by``, ``z_by``, ``entropy_by``."""
-    blocks: Sequence[Artifact]
-    weights: Sequence[float] | None
-    train: Train
-    seed: int
-    label: str
-    where: str
-    precision: device.Precision
-    home: Path
-    """Where checkpoints go."""
-
-
-def make(request: Request, folder: Path) -> Figures:
-    """Train, check, write; returns what the record says of the making."""
+    Args:
+        home: where checkpoints go.
+    """
     with prepared(request.train.threads, request.seed) as threads:
-        _run(request, folder)
-    return {"threads": threads, "device": request.where}
+        _run(files.opened(merged, where), request, where, precision, home, folder)
+    return {"threads": threads, "device": where}
 
 
-def _run(request: Request, folder: Path) -> None:
-    model = opened(request.model, request.where)
+def _run(model: LayersMixture, request: Tuning, where: str, precision: device.Precision, home: Path, folder: Path) -> None:
     freeze(model, request.what)
     if request.train.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -76,13 +52,13 @@ def _run(request: Request, folder: Path) -> None:
     loss = ByLabel(model, request.losses) if request.by_label else ByText(model, request.losses)
     loop = train_job(
         Job(
-            home=request.home,
-            output=request.home,
+            home=home,
+            output=home,
             model=model,
             rows=Rows(sources, order, mask=needs_mask(model.model), named=request.by_label),
             train=request.train,
-            where=request.where,
-            precision=request.precision,
+            where=where,
+            precision=precision,
             seed=request.seed,
             label=request.label,
             loss=loss,

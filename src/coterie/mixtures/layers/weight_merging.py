@@ -7,7 +7,6 @@ Shapes: E experts.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -20,7 +19,7 @@ from torch import Tensor
 from coterie.errors import RequestError
 from coterie.mixtures.layers.expert_weights import Directory, Source
 from coterie.mixtures.layers.merge import Merge
-from coterie.mixtures.layers.tensor_shards import INDEX, SHARD, Wanted, index, require_room, write
+from coterie.mixtures.layers.tensor_shards import SHARD, Wanted, require_room, write_model
 from coterie.models.initialise import copy_tokenizer
 
 Method = Literal["average", "task_arithmetic", "ties"]
@@ -55,17 +54,13 @@ def combine(
     default = {"average": 1 / len(experts), "task_arithmetic": 0.4, "ties": 1.0}[method]
     share = default if weight is None else weight
     wanted = [
-        Wanted(name, base.dtype(name), base.shape(name), partial(_combined, merge, name, method, share, density))
-        for name in merge.names
+        Wanted(name, like.dtype, like.shape, partial(_combined, merge, name, method, share, density))
+        for name, like in ((name, base.tensors[name]) for name in merge.names)
     ]
-    size = sum(t.bytes for t in wanted)
-    require_room(folder, size)
+    require_room(folder, sum(t.bytes for t in wanted))
     folder.mkdir(parents=True, exist_ok=True)
-    where = write(folder, wanted, shard_bytes)
-    if len(set(where.values())) > 1:
-        (folder / INDEX).write_text(index(where, size))
     config = {k: v for k, v in base.config.to_dict().items() if k != "_name_or_path"}
-    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    write_model(folder, wanted, config, shard_bytes)
     copy_tokenizer(base.folder, folder)
     return folder
 

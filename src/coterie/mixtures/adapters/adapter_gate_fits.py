@@ -53,7 +53,7 @@ def opened(
 def write_scores(
     mixture: Artifact, seats: Sequence[Seat], base: Artifact, blocks: Artifact, folder: Path, where: str, label: str
 ) -> None:
-    """See `coterie.mixtures.adapters.adapters_actions.scores`."""
+    """See `coterie.mixtures.score_files`."""
     write_gated(opened(mixture.path, seats, base, where), blocks, folder, torch.float64, where, label, named=True)
 
 
@@ -67,7 +67,7 @@ def write_mixture(
     tokenizer: Artifact,
     label: str,
 ) -> None:
-    """All of a mixture but its base and experts; see `coterie.mixtures.adapters.adapters_actions.assemble`."""
+    """All of a mixture but its base and experts."""
     config = AdaptersConfig.on_base(settings, base.path)
     write_configuration(config, tokenizer.path, folder)
     if router is not None:

@@ -1,173 +1,227 @@
-"""At adapters: gates over LoRA experts of one frozen base are fitted or trained; or all of it is trained together."""
+"""At adapters: gates over LoRA experts of one frozen base are fitted or trained; or all of it is trained together.
+
+Each method states what decides its result (the action); only if the store lacks that does it import torch and transformers.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self
-
-from pydantic import SerializeAsAny, model_validator
+from typing import Literal
 
 from coterie.errors import RequestError
-from coterie.mixtures.adapters import adapters_actions
-from coterie.mixtures.adapters.adapter_routers import AdapterGate, ClosedFormGate, Joint, Uniform, changed
-from coterie.mixtures.place import Making, Neighbours, Place, known
+from coterie.launch import on_ranks
+from coterie.mixtures.adapters.adapter_routers import ClosedFormGate, mixture_settings
+from coterie.mixtures.adapters.adapters_settings import AdaptersSettings
+from coterie.mixtures.place import Making
+from coterie.mixtures.seats import Seat, slot_order
+from coterie.models import device
+from coterie.models.checkpoint import contents
+from coterie.spec.digest import canonical_json, digest
+from coterie.spec.json_types import Figures, Settings
+from coterie.store import Action, Artifact, link_tree
 
-if TYPE_CHECKING:
-    from coterie.experts.expert_settings import Expert
-    from coterie.store import Artifact
+_LATER = {"top_k", "top_p", "temperature"}
+"""Settings of a closed form that its fit does not depend on."""
 
 
-_OWN_BUDGET = ("tokens", "learning_rate", "batch_size", "accumulation")
-
-
-class AdaptersPlace(Place):
+class AdaptersPlace(AdaptersSettings):
     """Slots over LoRA experts on one frozen base, mixed inside the model."""
 
     at: Literal["adapters"] = "adapters"
     """Where experts meet: `adapters` mixes updates of one frozen base."""
-    router: SerializeAsAny[AdapterGate] = Uniform()
-    """Who decides; a kind's name alone takes its defaults."""
-    joint: Joint | None = None
-    """Train experts and router together instead of seating experts of the recipe."""
-
-    @model_validator(mode="after")
-    def _settings_apply(self) -> AdaptersPlace:
-        if bool(self.slots) == (self.joint is not None):
-            raise ValueError("give either slots or joint")
-        if self.joint is None:
-            return self
-        if not self.router.joint:
-            able = " or ".join(gate.tag() or "" for gate in AdapterGate.members() if gate.joint)
-            raise ValueError(f"a router of kind {self.router.kind} cannot be trained with joint: use {able}")
-        if own := changed(self.router, *_OWN_BUDGET):
-            raise ValueError(f"router.{own[0]} is ignored with joint: set joint.tokens and joint.train")
-        if self.router.top_k is not None and self.router.top_k > self.joint.experts:
-            raise ValueError(f"top_k {self.router.top_k} is above the number of experts, {self.joint.experts}")
-        return self
-
-    @property
-    def own_corpora(self) -> tuple[str, ...]:
-        return tuple(self.joint.corpora) if self.joint else ()
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Slots: as given, or those of joint experts."""
-        if self.joint is not None:
-            return tuple(f"expert-{i + 1}" for i in range(self.joint.experts))
-        return self.slots
-
-    @property
-    def fitted_on(self) -> Literal["texts", "texts of each expert"] | None:
-        if isinstance(self.router, ClosedFormGate):
-            return "texts of each expert"
-        return "texts" if self.router.training is not None else None
-
-    @property
-    def unfitted(self) -> Self:
-        return self if self.fitted_on is None else self.model_copy(update={"router": Uniform()})
-
-    # checks ---------------------------------------------------------------------------------------------------------------
-
-    def checked(self, among: Neighbours, where: str) -> Self:
-        """All experts are adapters of one base, and a fitted router finds data of each."""
-        for corpus in self.own_corpora:
-            known(corpus, among.corpora, f"{where}.joint.corpora", "corpus")
-        if self.slots and self.router.top_k is not None and self.router.top_k > len(set(self.slots)):
-            raise RequestError(
-                "top_k is above the number of experts",
-                where=f"{where}.router.top_k",
-                expected=f"at most {len(set(self.slots))}",
-                found=str(self.router.top_k),
-            )
-        for name in dict.fromkeys(self.slots):
-            expert = among.experts[name]
-            if expert.kind != "lora":
-                raise RequestError(
-                    f"expert {name!r} is no LoRA adapter",
-                    where=f"{where}.slots",
-                    expected="kind lora",
-                    found=f"kind {expert.kind}",
-                    do="train it as kind lora, or let it meet the others at outputs",
-                )
-            rests, first = (_root(among.experts, among.experts[n]) for n in (name, self.slots[0]))
-            if rests != first:
-                raise RequestError(
-                    f"experts {self.slots[0]!r} and {name!r} rest on different models, and a mixture has one base",
-                    where=f"{where}.slots",
-                    expected=f"from: {first}",
-                    found=f"from: {rests}",
-                )
-            if self.router.reads_expert_data and not expert.corpus:
-                raise RequestError(
-                    f"a router of kind {self.router.kind} is fitted on each expert's data, and {name!r} names none",
-                    where=f"{where}.router.kind",
-                    do=f"give {name!r} a corpus, or use arrow or uniform",
-                )
-        return self
-
-    # making ---------------------------------------------------------------------------------------------------------------
-
-    def make(self, run: Making) -> Artifact:
-        if self.joint is not None:
-            return adapters_actions.train_joint(
-                run.store,
-                joint=self.joint,
-                router=self.router,
-                names=self.names,
-                base=run.base,
-                blocks=[run.blocks(name, "train") for name in self.joint.corpora],
-                valid={name: run.blocks(name, "valid") for name in self.joint.corpora},
-                tokenizer=run.tokenizer,
-                seed=run.seed,
-                label=f"mixture {self.name}",
-            )
-        return adapters_actions.assemble(
-            run.store,
-            gate=self.router,
-            slots=self.slots,
-            seats=run.seats(self.slots),
-            base=self.base(run),
-            router=self.fitted_router(run),
-            tokenizer=run.tokenizer,
-            label=f"mixture {self.name}",
-        )
-
-    def scores(self, run: Making, blocks: Artifact) -> Artifact:
-        seated, label = run.seats(self.slots), run.scores_label(self.name, blocks)
-        return adapters_actions.scores(run.store, run.made(self), seated, self.base(run), blocks, label=label)
-
-    def put(self, run: Making, folder: Path) -> Path:
-        return adapters_actions.materialise(run.made(self), run.seats(self.slots), self.base(run), folder)
-
-    def experts(self, run: Making) -> list[str]:
-        return list(self.names) if self.joint else super().experts(run)
-
-    def seats(self, run: Making) -> list[tuple[str, str]]:
-        return adapters_actions.inside(run.made(self)) if self.joint else super().seats(run)
 
     def base(self, run: Making) -> Artifact:
         """What all its experts rest on."""
         return run.base if self.joint else run.origin(self.slots[0])
 
-    def fitted_router(self, run: Making) -> Artifact | None:
-        """The fitted gates; None where nothing is fitted."""
-        seated, base, label = run.seats(self.slots), self.base(run), f"router of {self.name}"
+    def experts(self, run: Making) -> list[str]:
+        return list(self.names) if self.joint else super().experts(run)
+
+    def seats(self, run: Making) -> list[tuple[str, str]]:
+        if self.joint is None:
+            return super().seats(run)
+        mixture = run.made(self)  # holds its experts itself
+        names = [e["name"] for e in json.loads(mixture.file("config.json").read_text())["experts"]]
+        inside = {n: {f: h for f, h in mixture.files.items() if f.startswith(f"experts/{n}/")} for n in names}
+        return [(name, digest(files)) for name, files in inside.items()]
+
+    def put(self, run: Making, folder: Path) -> Path:
+        experts = {f"experts/{seat.name}": seat.artifact for seat in run.seats(self.slots)}
+        return link_tree(run.made(self), folder, {"base": self.base(run)} | experts)
+
+    def scores(self, run: Making, blocks: Artifact) -> Artifact:
+        """Weights are means over gates."""
+        mixture, seats, base = run.made(self), run.seats(self.slots), self.base(run)
+        where, label = device.pick(), run.scores_label(self.name, blocks)
+        inputs = {"mixture": mixture.digest, "blocks": blocks.content("blocks.safetensors", "documents.parquet")}
+        libraries = ("torch", "transformers")
+        action = Action("scores", {"of": "adapters"}, inputs, libraries, numerics=device.numerics(where, "fp32"))
+
+        def build(folder: Path) -> None:
+            from coterie.mixtures.adapters import adapter_gate_fits as fitting
+
+            fitting.write_scores(mixture, seats, base, blocks, folder, where, label)
+
+        return run.store.make(action, build, label=label)
+
+    def make(self, run: Making) -> Artifact:
+        if self.joint is not None:
+            return self._trained(run)
+        seats, base, router, label = run.seats(self.slots), self.base(run), self._router(run), f"mixture {self.name}"
+        settings = mixture_settings(
+            {seat.name: seat.artifact.digest for seat in seats},
+            zip(self.slots, slot_order(self.slots, seats), strict=True),
+            self.router.settings,
+            base=contents(base),
+        )
+        inputs = _inputs(base, seats) | {"tokenizer": run.tokenizer.digest} | ({"router": router.digest} if router else {})
+
+        def build(folder: Path) -> None:
+            from coterie.mixtures.adapters import adapter_gate_fits as fitting
+
+            fitting.write_mixture(settings, seats, base, folder, router=router, tokenizer=run.tokenizer, label=label)
+
+        return run.store.make(Action("mixtures", settings, inputs, ("torch", "transformers")), build, label=label)
+
+    def _trained(self, run: Making) -> Artifact:
+        """Fresh experts and gates trained together: a ``mixtures`` artifact that holds its experts, as PEFT adapter
+        directories below ``experts/``. The facts say the held-out loss of each corpus before and after."""
+        joint, base, tokenizer, label = self.joint, run.base, run.tokenizer, f"mixture {self.name}"
+        assert joint is not None
+        blocks = [run.blocks(name, "train") for name in joint.corpora]
+        valid = {name: run.blocks(name, "valid") for name in joint.corpora}
+        train = joint.train.model_copy(update={"tokens": joint.tokens})
+        where = device.pick()
+        precision = device.precision(train.precision, where)
+        shares = [w / sum(joint.corpora.values()) for w in joint.corpora.values()]
+        fixed = {"shares": shares, "train": train.identity()}
+        common: Settings = {"router": self.router.model_dump(mode="json"), "names": list(self.names), "seed": run.seed}
+        spec = {"joint": joint.model_dump(mode="json", exclude={"train", "corpora"}) | fixed, "valid": list(valid)}
+        inputs = {"base": contents(base), "tokenizer": tokenizer.digest}
+        inputs |= {f"blocks.{i}": b.content("blocks.safetensors") for i, b in enumerate(blocks)}
+        inputs |= {f"valid.{i}": b.content("blocks.safetensors") for i, b in enumerate(valid.values())}
+        libraries = ("torch", "transformers", "peft")
+        action = Action("mixtures", spec | common, inputs, libraries, device.numerics(where, precision))
+
+        def build(folder: Path) -> Figures:
+            payload = common | {
+                "joint": joint.model_dump(mode="json"),
+                "shares": shares,
+                "base": base.said(),
+                "blocks": [b.said() for b in blocks],
+                "valid": {name: b.said() for name, b in valid.items()},
+                "tokenizer": tokenizer.said(),
+                "label": label,
+                "where": where,
+                "precision": precision,
+                "home": str(run.store.scratch(action)),
+                "folder": str(folder),
+            }
+            if train.parallel is None:
+                from coterie.mixtures.adapters import joint_training as training
+
+                return training.train_joint(payload)
+            from coterie.experts import ranks
+
+            processes = ranks.wanted(train, where)
+            if getattr(self.router, "balance", 0) and train.batch_size % processes:
+                raise RequestError(
+                    "the balance loss is of a whole forward pass, which the processes cannot share evenly",
+                    where="joint.train.processes",
+                    expected=f"a divisor of batch_size, {train.batch_size}",
+                    found=str(processes),
+                    do="change batch_size or processes",
+                )
+            target = "coterie.mixtures.adapters.joint_training:train_joint"
+            return on_ranks(target, payload, processes=processes, label=label)
+
+        return run.store.make(action, build, label=label, tokens=joint.tokens)
+
+    def _router(self, run: Making) -> Artifact | None:
+        """The fitted gates, ``router.safetensors`` in a ``routers`` artifact; None where nothing is fitted."""
+        seats, base, label = run.seats(self.slots), self.base(run), f"router of {self.name}"
         if isinstance(self.router, ClosedFormGate):
-            blocks = [run.data(seat.name, "valid", self.router.tokens) for seat in seated]
-            return adapters_actions.fit_closed_form(
-                run.store, gate=self.router, seats=seated, base=base, blocks=blocks, label=label
-            )
-        if self.router.training is None:
+            return _closed_form(run, self.router, seats, base, label)
+        train = self.router.training
+        if train is None:
             return None
-        distinct = {b.digest: b for b in (run.data(seat.name, "valid") for seat in seated)}
-        return adapters_actions.fit_learned(
-            run.store, gate=self.router, seats=seated, base=base, blocks=list(distinct.values()), seed=run.seed, label=label
+        distinct = {b.digest: b for b in (run.data(seat.name, "valid") for seat in seats)}
+        blocks, where = list(distinct.values()), device.pick()
+        precision = device.precision(train.precision, where)
+        counts = [len(seat.slots) for seat in seats]
+        action = Action(
+            "routers",
+            spec={self.router.kind: self.router.model_dump(mode="json"), "counts": counts, "seed": run.seed},
+            inputs=_inputs(base, seats) | {f"blocks.{i}": b.content("blocks.safetensors") for i, b in enumerate(blocks)},
+            libraries=("torch", "transformers"),
+            numerics=device.numerics(where, precision),
         )
 
+        def build(folder: Path) -> Figures:
+            from coterie.mixtures.adapters import joint_training as training
 
-def _root(experts: Mapping[str, Expert], expert: Expert) -> str:
-    """What an adapter rests on: where the first adapter of its line branches from."""
-    while expert.from_ in experts and experts[expert.from_].kind == "lora":
-        expert = experts[expert.from_]
-    return expert.from_
+            request = training.Run(
+                base=base,
+                sources=blocks,
+                shares=None,
+                train=train,
+                gate=self.router,
+                seed=run.seed,
+                label=label,
+                where=where,
+                precision=precision,
+                home=run.store.scratch(action),
+            )
+            return training.fit_gates(request, seats, folder)
+
+        return run.store.make(action, build, label=label, tokens=train.tokens)
+
+
+def _inputs(base: Artifact, seats: Sequence[Seat]) -> dict[str, str]:
+    return {"base": contents(base)} | {f"experts.{u}": contents(seat.artifact) for u, seat in enumerate(seats)}
+
+
+def _closed_form(run: Making, gate: ClosedFormGate, seats: Sequence[Seat], base: Artifact, label: str) -> Artifact:
+    """Rows [U, H] of every gate from running sums over what it reads of held-out data of each expert.
+
+    The sums of each expert are artifacts of their own: with one expert more, those of the others are found.
+    """
+    targets = sorted({canonical_json(seat.targets) for seat in seats})  # they decide what a layer's gate reads
+    where, sums = device.pick(), list[Artifact]()
+    blocks = [run.data(seat.name, "valid", gate.tokens) for seat in seats]
+    for u, (seat, block) in enumerate(zip(seats, blocks, strict=True)):
+        action = Action(
+            "routers",
+            spec={"sums": {"scope": gate.scope, "reads": gate.reads}},
+            inputs={
+                "base": contents(base),
+                "expert": contents(seat.artifact),
+                "targets": digest(targets),
+                "blocks": block.content("blocks.safetensors"),
+            },
+            libraries=("torch", "transformers"),
+            numerics=device.numerics(where, "fp32"),
+        )
+
+        def count(folder: Path, u: int = u, block: Artifact = block) -> None:
+            from coterie.mixtures.adapters import adapter_gate_fits as fitting
+
+            fitting.write_sums(gate, seats, u, base, block, where, folder)
+
+        sums.append(run.store.make(action, count, label=f"{label}: what its gates read of {seat.name}"))
+    action = Action(
+        "routers",
+        spec={gate.kind: gate.model_dump(mode="json", exclude=_LATER | {"tokens"})},
+        inputs={f"sums.{u}": s.content("sums.safetensors") for u, s in enumerate(sums)},
+        libraries=("torch",),
+        numerics="cpu-fp64",
+    )
+
+    def build(folder: Path) -> None:
+        from coterie.mixtures.adapters import adapter_gate_fits as fitting
+
+        fitting.write_closed_form(sums, gate, folder)
+
+    return run.store.make(action, build, label=label)

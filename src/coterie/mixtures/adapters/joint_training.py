@@ -72,7 +72,7 @@ class Run:
 
 
 def fit_gates(run: Run, seats: Sequence[Seat], folder: Path) -> Figures:
-    """Train the gates of finished experts; see `coterie.mixtures.adapters.adapters_actions.fit_learned`."""
+    """Train the gates of finished experts."""
     slots = ((name, u) for u, seat in enumerate(seats) for name in seat.slots)
     settings = mixture_settings({seat.name: None for seat in seats}, slots, run.gate.settings)
     with prepared(run.train.threads, run.seed) as threads:
@@ -97,7 +97,7 @@ def train_joint(payload: Settings) -> Figures:
     """Train fresh experts and their gates, on one rank or as one of several.
 
     Args:
-        payload: from `coterie.mixtures.adapters.adapters_actions.train_joint`.
+        payload: from `coterie.mixtures.adapters.adapters_place.AdaptersPlace`.
     """
     joint, names, folder = Joint.model_validate(payload["joint"]), payload["names"], Path(payload["folder"])
     run = Run(

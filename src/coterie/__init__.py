@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from coterie.api.train_from_data import train
     from coterie.corpora.corpus_settings import Documents
     from coterie.experts.train_settings import EarlyStopping, Train
-    from coterie.mixtures.layers.layers_place import Tune
+    from coterie.mixtures.layers.layers_settings import Tune
     from coterie.models.lora_settings import Lora
     from coterie.routing.output_routers import Linear, Mlp, Posterior, Uniform
 
@@ -52,7 +52,7 @@ _FROM = {
     "Documents": "coterie.corpora.corpus_settings",
     "EarlyStopping": "coterie.experts.train_settings",
     "Train": "coterie.experts.train_settings",
-    "Tune": "coterie.mixtures.layers.layers_place",
+    "Tune": "coterie.mixtures.layers.layers_settings",
     "Lora": "coterie.models.lora_settings",
     **dict.fromkeys(("Linear", "Mlp", "Posterior", "Uniform"), "coterie.routing.output_routers"),
 }

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from coterie.corpora.given_texts import Texts
-    from coterie.mixtures.layers.layers_place import Tune
+    from coterie.mixtures.layers.layers_settings import Tune
     from coterie.mixtures.mixture import Mixture, Model, Span
 
 Router: TypeAlias = str | Mapping[str, object] | OutputRouter | LayerGate | AdapterGate

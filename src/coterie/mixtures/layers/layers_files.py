@@ -139,7 +139,7 @@ def make_gates(
     seed: int,
     where: str,
 ) -> None:
-    """Make gates without training; see `coterie.mixtures.layers.layers_actions.fit`."""
+    """Make gates without training; see `coterie.mixtures.layers.layers_place.LayersPlace`."""
     if not isinstance(gate, ClosedFormGate):
         assert gate.initial_std is not None
         drawn = fitting.draw(_shapes(model), gate.initial_std, seed)
@@ -158,7 +158,7 @@ def make_gates(
 
 
 def write_scores(model: MergedModel, blocks: Artifact, folder: Path, *, only: int | None, label: str, where: str) -> None:
-    """Run a mixture over blocks; see `coterie.mixtures.layers.layers_actions.score`."""
+    """Run a mixture over blocks; see `coterie.mixtures.score_files.write_gated`."""
     mixture = opened(model, where)
     with nullcontext() if only is None else mixture.only(only):
         write_gated(mixture, blocks, folder, torch.float32, where, label)

@@ -49,15 +49,6 @@ class MergedModel:
         return found | ({"gates": self.gates.content("gates.safetensors")} if self.gates else {})
 
 
-@dataclass(frozen=True)
-class Cost:
-    """What a rule for the shared part costs one expert: its scores by itself and as the only one in the mixture."""
-
-    own: Artifact
-    alone: Artifact
-    blocks: Artifact
-
-
 @dataclass(frozen=True, kw_only=True)
 class Tuning:
     """One training of a merged model."""

@@ -20,7 +20,7 @@ from coterie.evaluation.evaluation_files import tables
 from coterie.evaluation.metrics import Choices
 from coterie.evaluation.questions import Question, read_questions
 from coterie.mixtures.load import load
-from coterie.mixtures.outputs.outputs_actions import materialise
+from coterie.mixtures.outputs.outputs_place import materialise
 from coterie.store import Store
 
 TEXT = [

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
 from coterie.mixtures.load import load
-from coterie.mixtures.outputs.outputs_actions import materialise
+from coterie.mixtures.outputs.outputs_place import materialise
 from coterie.routing.output_routers import OutputRouter
 from coterie.store import Store
 

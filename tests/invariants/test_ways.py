@@ -20,7 +20,7 @@ from tests.routing.cases import RECIPES
 from coterie.mixtures.load import load
 from coterie.mixtures.outputs.cached_scores import routed_nll
 from coterie.mixtures.outputs.mixture_cache import MixtureCache
-from coterie.mixtures.outputs.outputs_actions import materialise
+from coterie.mixtures.outputs.outputs_place import materialise
 from coterie.store import Store
 
 times = st.sampled_from(TIMES)

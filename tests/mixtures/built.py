@@ -12,9 +12,8 @@ from tests.tiny import artifact, blocks_artifact, expert_artifact, gpt2, llama, 
 from torch.nn import init
 
 from coterie.corpora.windows import Window
-from coterie.mixtures.outputs.outputs_actions import assemble, fit_router
-from coterie.mixtures.outputs.outputs_place import OutputsPlace
-from coterie.mixtures.seats import Seat, rule
+from coterie.mixtures.outputs.outputs_place import OutputsPlace, assemble, fit_router
+from coterie.mixtures.seats import Seat
 from coterie.store import Artifact, Store
 
 DOCUMENTS = [[0, *[(7 * d + 3 * i) % 90 + 1 for i in range(4 + d % 9)]] for d in range(24)]
@@ -62,21 +61,8 @@ def whole(
     reader, router = tokenizer_artifact(store, tokenizer), None
     if spec.router.fitting is not None:
         valid = valid or blocks(store)
-        router = fit_router(
-            store,
-            router=spec.router,
-            eligible=spec.eligibility(seated),
-            seats=seated,
-            blocks=[valid],
-            scores=[scores(store, seated, valid)],
-            tokenizer=reader,
-            seed=0,
-            label="router",
-        )
-    by = rule(spec.eligible, spec.fallback, spec.default_time, seated)
-    return assemble(
-        store, router=spec.router, rule=by, slots=spec.slots, seats=seated, fitted=router, tokenizer=reader, label="mixture"
-    )
+        router = fit_router(store, spec, seated, [valid], [scores(store, seated, valid)], reader, 0)
+    return assemble(store, spec, seated, router, reader)
 
 
 def scores(store: Store, seated: Sequence[Seat], valid: Artifact) -> list[Artifact]:

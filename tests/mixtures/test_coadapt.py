@@ -20,8 +20,7 @@ from coterie.experts.training_rows import batch
 from coterie.mixtures.load import load
 from coterie.mixtures.outputs import coadaptation
 from coterie.mixtures.outputs.coadaptation import Together, own_eligible
-from coterie.mixtures.outputs.outputs_actions import adapted, coadapt
-from coterie.mixtures.outputs.outputs_place import OutputsPlace
+from coterie.mixtures.outputs.outputs_place import OutputsPlace, adapted, coadapt
 from coterie.mixtures.seats import Seat
 from coterie.models import parameters
 from coterie.models.checkpoint import contents
@@ -57,18 +56,8 @@ def mixture(router: Any = LINEAR, eligible: str = "strict", repeats: int = 1, **
 
 def run(store: Store, spec: OutputsPlace | None = None, repeats: int = 1) -> Artifact:
     spec = spec or mixture()
-    return coadapt(
-        store,
-        adapt=spec.adapt,
-        router=spec.router,
-        eligible=spec.eligibility(members(store, repeats)),
-        seats=members(store, repeats),
-        fitted=None,
-        blocks=[blocks(store, 8, seed=i) for i in range(3)],
-        valid=[blocks(store, 3, seed=10 + i) for i in range(3)],
-        seed=7,
-        label="co-adaptation",
-    )
+    train, valid = ([blocks(store, n, seed=begin + i) for i in range(3)] for n, begin in ((8, 0), (3, 10)))
+    return coadapt(store, spec, members(store, repeats), None, train, valid, 7)
 
 
 def together(store: Store, router: Any = LINEAR, **settings: float) -> Together:

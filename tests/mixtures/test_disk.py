@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from coterie.errors import RequestError
 from coterie.mixtures.load import load
-from coterie.mixtures.outputs.outputs_actions import materialise
 from coterie.mixtures.outputs.outputs_mixture import OutputsMixture
+from coterie.mixtures.outputs.outputs_place import materialise
 from coterie.routing.output_routers import Linear
 from coterie.store import Store
 

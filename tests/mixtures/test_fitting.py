@@ -17,7 +17,7 @@ from tests.tiny import blocks_artifact, tokenizer_artifact
 from coterie import progress
 from coterie.errors import WorkError
 from coterie.mixtures.outputs.cached_scores import held_out_documents, open_scored, routed_nll
-from coterie.mixtures.outputs.outputs_actions import fit_router, routed
+from coterie.mixtures.outputs.outputs_place import fit_router, routed
 from coterie.mixtures.seats import eligibility
 from coterie.store import Artifact, DryStore, Store
 
@@ -25,17 +25,8 @@ LINEAR = {"kind": "linear", "epochs": 3, "learning_rate": 0.1}
 
 
 def fitted(store: Store, tokenizer: Path, spec: Any, seated: Any, valid: list[Artifact], seed: int = 0) -> Artifact:
-    return fit_router(
-        store,
-        router=spec.router,
-        eligible=spec.eligibility(seated),
-        seats=seated,
-        blocks=valid,
-        scores=[scores(store, seated, b) for b in valid],
-        tokenizer=tokenizer_artifact(store, tokenizer),
-        seed=seed,
-        label="router",
-    )
+    of_experts = [scores(store, seated, b) for b in valid]
+    return fit_router(store, spec, seated, valid, of_experts, tokenizer_artifact(store, tokenizer), seed)
 
 
 def test_same_request_same_bytes(tiny_tokenizer: Path, tmp_path: Path) -> None:
@@ -126,17 +117,8 @@ def test_a_dry_run_reads_nothing(store: Store, tiny_tokenizer: Path) -> None:
     dry = DryStore(store.root)
     spec = recipe(seated, LINEAR, eligible="strict")
     seated[0] = replace(seated[0], knowledge=None)  # not known before its corpus is read
-    router = fit_router(
-        dry,
-        router=spec.router,
-        eligible=spec.eligibility(seated),
-        seats=seated,
-        blocks=[valid],
-        scores=[scores(dry, seated, valid)],
-        tokenizer=tokenizer_artifact(store, tiny_tokenizer),
-        seed=0,
-        label="router",
-    )
+    of_experts = [scores(dry, seated, valid)]
+    router = fit_router(dry, spec, seated, [valid], of_experts, tokenizer_artifact(store, tiny_tokenizer), 0)
     assert router.planned
     assert ("routers", False) in {(step.kind, step.cached) for step in dry.steps.values()}
 

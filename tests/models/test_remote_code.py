@@ -24,7 +24,7 @@ from coterie.experts.adopt import adopt, adopt_model
 from coterie.mixtures.export.write_checkpoint import export
 from coterie.mixtures.layers.expert_weights import Directory
 from coterie.mixtures.mixture_files import open_tokenizer
-from coterie.mixtures.outputs.outputs_actions import materialise
+from coterie.mixtures.outputs.outputs_place import materialise
 from coterie.models import lora_files
 from coterie.models.checkpoint import checkpoint
 from coterie.models.open import open_model

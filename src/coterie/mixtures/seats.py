@@ -91,15 +91,6 @@ def slot_order(slots: Sequence[str], seats: Sequence[Seat]) -> list[int]:
     return [place[name] for name in slots]
 
 
-def rule(eligible: str | None, fallback: str | None, default_time: date | None, seats: Sequence[Seat]) -> Rule:
-    """A recipe's rule of eligibility."""
-    return {
-        "rule": eligible or "all",
-        "fallback": next((i for i, seat in enumerate(seats) if fallback in seat.slots), None),
-        "default_time": default_time.isoformat() if default_time else None,
-    }
-
-
 def eligibility(rule: Rule, names: Sequence[str], dates: Sequence[Mapping[str, str | None]]) -> Eligibility:
     """The rule in force.
 

@@ -127,7 +127,7 @@ def routed_nll(mixture: Artifact | Path, blocks: Artifact, scores: Sequence[Arti
 
 
 def write_scores(mixture: Artifact, blocks: Artifact, scores: Sequence[Artifact], folder: Path) -> None:
-    """Write a mixture's scores; see `coterie.mixtures.outputs.outputs_actions.routed`."""
+    """Write a mixture's scores; see `coterie.mixtures.outputs.outputs_place.routed`."""
     result = routed_nll(mixture, blocks, scores)
     write_routed(blocks, -np.nan_to_num(result.nll), ~np.isnan(result.nll), result.weight, folder)
 
@@ -142,7 +142,7 @@ def write_router(
     scores: Sequence[Sequence[Artifact]],
     label: str,
 ) -> None:
-    """Fit, and write the router; see `coterie.mixtures.outputs.outputs_actions.fit_router`.
+    """Fit, and write the router; see `coterie.mixtures.outputs.outputs_place.fit_router`.
 
     Args:
         spec: of the action: ``router`` (its settings for the record), ``counts``, ``eligible``, ``seed``.

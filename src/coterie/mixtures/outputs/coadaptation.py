@@ -118,7 +118,7 @@ class Agreement(TrainerCallback):
 
 
 def make(payload: Settings) -> Figures:
-    """Train and write; see `coterie.mixtures.outputs.outputs_actions`."""
+    """Train and write; see `coterie.mixtures.outputs.outputs_place`."""
     train = Train.model_validate({k: v for k, v in payload["train"].items() if k != "start"})
     with prepared(train.threads, payload["spec"]["seed"]) as threads:
         _run(payload, train)

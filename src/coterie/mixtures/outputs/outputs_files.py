@@ -32,7 +32,7 @@ from coterie.store import Artifact
 
 
 def write(settings: Settings, seats: Sequence[Seat], router: Artifact | None, tokenizer: Artifact, folder: Path) -> None:
-    """Write all of a mixture but its experts; see `coterie.mixtures.outputs.outputs_actions.assemble`."""
+    """Write all of a mixture but its experts; see `coterie.mixtures.outputs.outputs_place.assemble`."""
     eligibility(settings["eligible"], [seat.name for seat in seats], settings["experts"])
     require_same_tokenizer([(seat.name, seat.artifact.path) for seat in seats])
     require_same_vocabulary({seat.name: seat.vocab_size for seat in seats})

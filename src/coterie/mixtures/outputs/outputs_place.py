@@ -1,181 +1,47 @@
-"""At the outputs: experts are scored, a router is fitted on the scores, and their probabilities are mixed."""
+"""At the outputs: experts are scored, a router is fitted on the scores, and their probabilities are mixed.
+
+Each verb states what decides its result (the action); only if the store lacks that does it import torch and transformers.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from datetime import date
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self
+from typing import Any, Literal
 
-from pydantic import SerializeAsAny, model_validator
+from coterie.launch import on_ranks
+from coterie.mixtures.outputs.outputs_settings import OutputsSettings
+from coterie.mixtures.place import Making
+from coterie.mixtures.seats import Seat, slot_order
+from coterie.models import device
+from coterie.models.checkpoint import contents
+from coterie.progress import say
+from coterie.spec.json_types import Figures, Settings
+from coterie.store import Action, Artifact, Store, link_tree
 
-from coterie.errors import RequestError
-from coterie.experts.train_settings import Train
-from coterie.mixtures.outputs import outputs_actions
-from coterie.mixtures.place import Making, Neighbours, Place, known
-from coterie.mixtures.seats import Eligible, rule
-from coterie.routing.output_routers import OutputRouter, Uniform
-from coterie.spec.settings import Positive
-
-if TYPE_CHECKING:
-    from coterie.mixtures.seats import Seat
-    from coterie.store import Artifact
-
-
-class Adapt(Train):
-    """Co-adaptation: the router and the expert of each document's own slice go on learning together."""
-
-    start: str
-    """Mixture of the same slots to start from. Its router must be of the same kind, or uniform."""
-    learning_rate: Positive = 1e-4
-    """Peak learning rate, of the router and of the experts."""
-
-    @model_validator(mode="after")
-    def _settings_apply(self) -> Adapt:
-        self.refuse("adapt", "snapshots", "gradient_checkpointing")
-        return self
+LATER = {"top_k", "top_p"}
+"""Settings of a router that its fit does not depend on."""
 
 
-class OutputsPlace(Place):
+class OutputsPlace(OutputsSettings):
     """Slots over experts whose probabilities a router mixes."""
 
     at: Literal["outputs"] = "outputs"
     """Where experts meet: `outputs` mixes their probabilities."""
-    router: SerializeAsAny[OutputRouter] = Uniform()
-    """Who decides; a kind's name alone takes its defaults."""
-    eligible: Literal["all", "strict", "inclusive"] | None = None
-    """Which experts a date may use. `strict`: their knowledge ends by the query date (no leak). `inclusive`: their
-    window has started (leaks at most one window). By default `strict` where an expert has a window, else `all`."""
-    adapt: Adapt | None = None
-    """Train router and experts on together, in copies: the experts themselves stay as they are."""
-    fallback: str | None = None
-    """Expert that answers dates at which no other is eligible."""
-    default_time: date | None = None
-    """Date to assume when none is given."""
-
-    @model_validator(mode="after")
-    def _settings_apply(self) -> OutputsPlace:
-        if not self.slots:
-            raise ValueError("a mixture needs at least one slot")
-        if self.eligible == "all" and (self.fallback or self.default_time):
-            raise ValueError("fallback and default_time are ignored unless eligible is strict or inclusive")
-        return self
-
-    @property
-    def needs_date(self) -> bool:
-        return self.eligible not in (None, "all") and self.default_time is None
-
-    @property
-    def fitted_on(self) -> Literal["texts"] | None:
-        return "texts" if self.router.fitting is not None else None
-
-    @property
-    def unfitted(self) -> Self:
-        return self.model_copy(update={"router": self.router.unfitted})
-
-    # checks ---------------------------------------------------------------------------------------------------------------
-
-    def checked(self, among: Neighbours, where: str) -> Self:
-        """The rule of eligibility must have the dates that it goes by, and a co-adaptation a start that fits."""
-        mixture = self
-        if self.router.top_k is not None and self.router.top_k > len(set(self.slots)):
-            raise RequestError(
-                "top_k is above the number of experts",
-                where=f"{where}.router.top_k",
-                expected=f"at most {len(set(self.slots))}",
-                found=str(self.router.top_k),
-            )
-        if self.eligible is None:
-            dated = any(among.experts[slot].window is not None for slot in self.slots)
-            mixture = self.model_copy(update={"eligible": "strict" if dated else "all"})
-            if not dated and (self.fallback or self.default_time):
-                raise RequestError(
-                    "fallback and default_time are ignored where no expert has a window",
-                    where=f"{where}.eligible",
-                    do="set eligible: strict, or take them out",
-                )
-        if self.fallback is not None:
-            known(self.fallback, self.slots, f"{where}.fallback", "slot")
-        for slot in dict.fromkeys(self.slots):
-            if mixture.eligible == "inclusive" and among.experts[slot].window is None:
-                raise RequestError(
-                    f"eligible: inclusive goes by windows, and expert {slot!r} has none",
-                    where=f"{where}.slots",
-                    do="give it a window, or set eligible: all",
-                )
-            if mixture.eligible == "strict" and slot in among.unknown:
-                raise RequestError(
-                    f"eligible: strict needs to know when the knowledge of expert {slot!r} ends",
-                    where=f"{where}.eligible",
-                    found=among.unknown[slot],
-                    do="give it a window, that corpus a time column, set base.knowledge_until, or set eligible: all",
-                )
-        if self.adapt is not None:
-            mixture._check_start({n: m for n, m in among.mixtures.items() if isinstance(m, OutputsPlace)}, where)
-        return mixture
-
-    def _check_start(self, outputs: dict[str, OutputsPlace], where: str) -> None:
-        """Co-adaptation starts from a mixture of the same experts, whose router can go on learning."""
-        assert self.adapt is not None
-        known(self.adapt.start, outputs, f"{where}.adapt.start", "mixture at outputs")
-        start, seen = outputs[self.adapt.start], [self.name]
-        while start.adapt is not None and start.name not in seen and start.adapt.start in outputs:
-            seen.append(start.name)
-            start = outputs[start.adapt.start]
-        if start.name in seen:
-            found = " from ".join(seen)
-            raise RequestError("mixtures start from each other in a circle", where=f"{where}.adapt.start", found=found)
-        start = outputs[self.adapt.start]
-        if start.slots != self.slots:
-            raise RequestError(
-                "co-adaptation goes on with the experts of the mixture that it starts from",
-                where=f"{where}.slots",
-                expected=", ".join(start.slots),
-                found=", ".join(self.slots),
-            )
-        if start.eligible not in (None, self.eligible):
-            raise RequestError(
-                "co-adaptation goes on under the rule of the mixture that it starts from",
-                where=f"{where}.eligible",
-                expected=start.eligible,
-                found=self.eligible,
-            )
-        shape = {"kind", "features", "hidden"}
-        ours, theirs = (m.router.model_dump(include=shape) for m in (self, start))
-        if theirs != ours and not isinstance(start.router, Uniform):
-            raise RequestError(
-                "the router to start from is of another shape",
-                where=f"{where}.router",
-                expected=str(theirs),
-                found=str(ours),
-                do="use the router of the mixture to start from, or start from a uniform one",
-            )
-
-    # making ---------------------------------------------------------------------------------------------------------------
 
     def make(self, run: Making) -> Artifact:
-        seated = self.seated(run)
-        return outputs_actions.assemble(
-            run.store,
-            router=self.router,
-            rule=rule(self.eligible, self.fallback, self.default_time, seated),
-            slots=self.slots,
-            seats=seated,
-            fitted=self.fitted_router(run),
-            tokenizer=run.tokenizer,
-            label=f"mixture {self.name}",
-        )
+        return assemble(run.store, self, self.seated(run), self.fitted_router(run), run.tokenizer)
 
     def scores(self, run: Making, blocks: Artifact) -> Artifact:
         """From the experts' cached scores: no expert runs."""
         adapted = f" as adapted in {self.name}" if self.adapt is not None else ""
         of_experts = [run.score(seat, blocks, seat.name + adapted) for seat in self.seated(run)]
-        return outputs_actions.routed(
-            run.store, run.made(self), blocks, of_experts, label=run.scores_label(self.name, blocks)
-        )
+        return routed(run.store, run.made(self), blocks, of_experts, label=run.scores_label(self.name, blocks))
 
     def put(self, run: Making, folder: Path) -> Path:
-        return outputs_actions.materialise(run.made(self), self.seated(run), folder)
+        return materialise(run.made(self), self.seated(run), folder)
 
     def seats(self, run: Making) -> list[tuple[str, str]]:
         digests = {slot: seat.artifact.digest for seat in self.seated(run) for slot in seat.slots}
@@ -184,7 +50,7 @@ class OutputsPlace(Place):
     def seated(self, run: Making) -> list[Seat]:
         """The distinct experts; of a co-adapted mixture, the adapted copies."""
         if self.adapt is not None:
-            return outputs_actions.adapted(self.adaptation(run), self._start(run).seated(run))
+            return adapted(self.adaptation(run), self._start(run).seated(run))
         return run.seats(self.slots, knowledge=self.eligible == "strict")
 
     def fitted_router(self, run: Making) -> Artifact | None:
@@ -195,45 +61,223 @@ class OutputsPlace(Place):
             return self.adaptation(run).part("router", "routers")
         seated = self.seated(run)
         blocks = run.slices(self.slots, "valid", self.router.fitting.tokens)
-        return outputs_actions.fit_router(
-            run.store,
-            router=self.router,
-            eligible=self.eligibility(seated),
-            seats=seated,
-            blocks=blocks,
-            scores=[[run.score(seat, b) for seat in seated] for b in blocks],
-            tokenizer=run.tokenizer,
-            seed=run.seed,
-            label=f"router of {self.name}",
-        )
+        scores = [[run.score(seat, b) for seat in seated] for b in blocks]
+        return fit_router(run.store, self, seated, blocks, scores, run.tokenizer, run.seed)
 
     def adaptation(self, run: Making) -> Artifact:
         """Copies of the start's router and experts, trained on together."""
         start = self._start(run)
-        assert self.adapt is not None
         seated = start.seated(run)
-        return outputs_actions.coadapt(
-            run.store,
-            adapt=self.adapt,
-            router=self.router,
-            eligible=self.eligibility(seated),
-            seats=seated,
-            fitted=start.fitted_router(run) if self.router.fitting is not None else None,
-            blocks=[run.data(seat.name, "train") for seat in seated],
-            valid=[run.data(seat.name, "valid") for seat in seated],
-            seed=run.seed,
-            label=f"co-adaptation {self.name}",
-        )
-
-    def eligibility(self, seats: Sequence[Seat]) -> Eligible:
-        """The rule and the dates it goes by; nothing where every date may use every expert."""
-        if self.eligible in (None, "all"):
-            return {"rule": {"rule": "all"}, "dates": [{} for _ in seats]}
-        by = rule(self.eligible, self.fallback, self.default_time, seats)
-        return {"rule": by, "dates": [seat.dates for seat in seats]}
+        fitted = start.fitted_router(run) if self.router.fitting is not None else None
+        blocks, valid = ([run.data(seat.name, split) for seat in seated] for split in ("train", "valid"))
+        return coadapt(run.store, self, seated, fitted, blocks, valid, run.seed)
 
     def _start(self, run: Making) -> OutputsPlace:
         assert self.adapt is not None
         start = run.mixture(self.adapt.start)
         assert isinstance(start, OutputsPlace)
         return start
+
+
+def fit_router(
+    store: Store,
+    place: OutputsSettings,
+    seats: Sequence[Seat],
+    blocks: Sequence[Artifact],
+    scores: Sequence[Sequence[Artifact]],
+    tokenizer: Artifact,
+    seed: int,
+) -> Artifact:
+    """Fit a mixture's router.
+
+    Args:
+        seats: its distinct experts.
+        blocks: held-out data (the valid split).
+        scores: of each seat on each of ``blocks``: ``scores[blocks][seat]``.
+
+    Returns:
+        a ``routers`` artifact: ``router.safetensors``, and ``router.json`` with the settings and the losses by epoch.
+
+    Raises:
+        RequestError: eligibility needs a date that a seat does not have.
+        WorkError: the loss is not finite, or there is nothing to fit on.
+    """
+    router, counts, label = place.router, [len(seat.slots) for seat in seats], f"router of {place.name}"
+    shared = [f"{s.name!r} ({len(s.slots)} slots)" for s in seats if len(s.slots) > 1]
+    if shared and not store.dry:
+        say(f"  {label}: slots of one expert cannot be told apart and share its weight: {', '.join(shared)}")
+    inputs = {"tokenizer": tokenizer.digest}
+    for b, (block, row) in enumerate(zip(blocks, scores, strict=True)):
+        inputs[f"blocks.{b}"] = block.digest
+        inputs |= {f"scores.{b}.{u}": score.content("scores.safetensors") for u, score in enumerate(row)}
+    spec: dict[str, Any] = {"router": router.model_dump(mode="json", exclude=LATER), "counts": counts, "seed": seed}
+    spec["eligible"] = place.eligibility(seats)
+    if router.fitting is not None and router.fitting.balance:
+        spec["balance"] = "switch"  # until then it was the squared variation of the mean weights
+    action = Action("routers", spec=spec, inputs=inputs, libraries=("torch",), numerics="cpu-fp32")
+
+    def build(folder: Path) -> None:
+        from coterie.mixtures.outputs.cached_scores import write_router
+
+        write_router(router, spec, seats, folder, blocks=blocks, scores=scores, label=label)
+
+    return store.make(action, build, label=label)
+
+
+def assemble(
+    store: Store, place: OutputsSettings, seats: Sequence[Seat], fitted: Artifact | None, tokenizer: Artifact
+) -> Artifact:
+    """A mixture of finished experts.
+
+    Args:
+        seats: its distinct experts, in order.
+        fitted: the fitted router; None where nothing is fitted.
+        tokenizer: the one that every expert uses.
+
+    Raises:
+        RequestError: experts with different tokenizers or vocabularies; an unknown date that the rule of eligibility needs.
+    """
+    experts = [
+        {
+            "name": m.name,
+            "dir": f"experts/{m.name}",
+            "base": f"experts/base-{m.base.digest[:12]}" if m.base else None,
+            "digest": m.artifact.digest,
+            **m.dates,
+        }
+        for m in seats
+    ]
+    settings: Settings = {
+        "slots": [{"name": name, "expert": u} for name, u in zip(place.slots, slot_order(place.slots, seats), strict=True)],
+        "experts": experts,
+        "router": place.router.model_dump(mode="json"),
+        "eligible": place.rule(seats),
+    }
+    inputs = {f"experts.{i}": m.artifact.digest for i, m in enumerate(seats)} | {"tokenizer": tokenizer.digest}
+    inputs |= {f"bases.{i}": m.base.digest for i, m in enumerate(seats) if m.base}
+    inputs |= {"router": fitted.digest} if fitted else {}
+
+    def build(folder: Path) -> None:
+        from coterie.mixtures.outputs.outputs_files import write
+
+        write(settings, seats, fitted, tokenizer, folder)
+
+    action = Action("mixtures", settings, inputs, libraries=("transformers",))
+    return store.make(action, build, label=f"mixture {place.name}")
+
+
+def routed(store: Store, mixture: Artifact, blocks: Artifact, scores: Sequence[Artifact], *, label: str) -> Artifact:
+    """A mixture's log-probabilities on scored blocks; no expert runs.
+
+    Args:
+        scores: of each distinct expert on ``blocks``, in the mixture's order.
+
+    Returns:
+        artifact ``scores``: ``logp`` [N, T-1] and ``answered`` [N, T-1] (0 where no expert may answer at the document's
+        date). Its facts hold, over counted tokens: ``tokens``, ``nll``, ``utilization`` (mean weight of each distinct
+        expert), ``entropy`` (nats), ``confidence`` (mean largest weight), ``by_position`` (mean weights at each
+        position) and ``positions`` (tokens at each position).
+    """
+    action = Action(
+        "scores",
+        spec={"of": "mixture"},
+        inputs={
+            "mixture": mixture.digest,
+            "blocks": blocks.content("blocks.safetensors", "documents.parquet"),
+            **{f"scores.{u}": s.content("scores.safetensors") for u, s in enumerate(scores)},
+        },
+        libraries=("torch",),
+        numerics="cpu-fp32",
+    )
+
+    def build(folder: Path) -> None:
+        from coterie.mixtures.outputs.cached_scores import write_scores
+
+        write_scores(mixture, blocks, scores, folder)
+
+    return store.make(action, build, label=label)
+
+
+def materialise(mixture: Artifact, seats: Sequence[Seat], target: Path) -> Path:
+    """A mixture directory at ``target`` that opens by itself: its files and every expert's, linked from the store."""
+    entries = json.loads(mixture.file("config.json").read_text())["experts"]
+    parts = {entry["dir"]: seat.artifact for entry, seat in zip(entries, seats, strict=True)}
+    parts |= {e["base"]: m.base for e, m in zip(entries, seats, strict=True) if m.base is not None}
+    return link_tree(mixture, target, parts)
+
+
+def coadapt(
+    store: Store,
+    place: OutputsSettings,
+    seats: Sequence[Seat],
+    fitted: Artifact | None,
+    blocks: Sequence[Artifact],
+    valid: Sequence[Artifact],
+    seed: int,
+) -> Artifact:
+    """Copies of a mixture's router and experts, trained on together.
+
+    At every step one expert learns, on documents of its own slice, and the router with it; all others are frozen. The loss
+    is the mixture's. Documents are read as of the end of their expert's knowledge: the first date at which it may answer.
+
+    Args:
+        seats: the experts to start from.
+        fitted: the router to start from; None: fresh.
+        blocks: training blocks of each expert's own slice; an expert with several slots has one slice.
+        valid: held-out blocks of the same, for the losses in the facts and early stopping.
+
+    Returns:
+        an ``adaptations`` artifact: ``experts/0 ...``, ``router/``, ``metrics.jsonl`` and ``facts.json``.
+
+    Raises:
+        RequestError: the request cannot be met.
+        WorkError: the run diverged, a parameter did not do what it was declared to, or ranks disagree.
+    """
+    adapt, label, where = place.adapt, f"co-adaptation {place.name}", device.pick()
+    assert adapt is not None
+    precision = device.precision(adapt.precision, where)
+    spec: Settings = {
+        "train": {key: value for key, value in adapt.identity().items() if key != "start"},
+        "router": place.router.model_dump(mode="json"),
+        "counts": [len(seat.slots) for seat in seats],
+        "eligible": place.eligibility(seats),
+        "seed": seed,
+    }
+    inputs = {f"experts.{u}": contents(seat.artifact) for u, seat in enumerate(seats)}
+    inputs |= {f"blocks.{u}": b.content("blocks.safetensors") for u, b in enumerate(blocks)}
+    inputs |= {f"valid.{u}": b.content("blocks.safetensors") for u, b in enumerate(valid)}
+    inputs |= {"router": fitted.content("router.safetensors")} if fitted else {}
+    action = Action("adaptations", spec, inputs, ("torch", "transformers"), device.numerics(where, precision))
+
+    def build(folder: Path) -> Figures:
+        payload = {
+            "experts": [seat.artifact.said() for seat in seats],
+            "names": [seat.name for seat in seats],
+            "router": fitted.said() if fitted else None,
+            "blocks": [b.said() for b in blocks],
+            "valid": [b.said() for b in valid],
+            "train": adapt.model_dump(mode="json"),
+            "spec": spec,
+            "where": where,
+            "precision": precision,
+            "home": str(store.scratch(action)),
+            "output": str(store.root / "tracking" / action.key[:16]),
+            "label": label,
+            "folder": str(folder),
+        }
+        if adapt.parallel is None:
+            from coterie.mixtures.outputs import coadaptation
+
+            return coadaptation.make(payload)
+        from coterie.experts import ranks
+
+        return on_ranks(
+            "coterie.mixtures.outputs.coadaptation:make", payload, processes=ranks.wanted(adapt, where), label=label
+        )
+
+    return store.make(action, build, label=label, tokens=adapt.tokens)
+
+
+def adapted(adaptation: Artifact, seats: Sequence[Seat]) -> list[Seat]:
+    """The seats with their adapted experts."""
+    return [replace(seat, artifact=adaptation.part(f"experts/{u}", "experts")) for u, seat in enumerate(seats)]

@@ -94,8 +94,9 @@ def recipe(data: Path, seed: int, tokens: int, test_tokens: int) -> dict:
 
 def references(made: coterie.Run, data: Path, store: Path, out: Path, seed: int, test_tokens: int) -> dict[str, dict]:
     """Losses of dense combinations of the same experts."""
+    from weight_merging import combine
+
     from coterie.mixtures.layers.expert_weights import Directory, source
-    from coterie.mixtures.layers.weight_merging import combine
 
     base = Directory(made.out / "base")
     sources = [source(made.out / "experts" / name, base, name) for name in made.summary["routing"]["m-1"]["experts"]]

@@ -65,7 +65,7 @@ def test_features_do_not_depend_on_packing_padding_or_batches(length: int, tmp_p
     model, docs = llama(1), documents(0, 12, 5)
     store = Store(tmp_path)
     for size in (length, 4 * length):
-        monkeypatch.setattr("coterie.growth.document_features.TOKENS_AT_ONCE", size)
+        monkeypatch.setattr("coterie.mixtures.score_files.TOKENS_AT_ONCE", size)
         mean_DH, tokens_D = of(model, Blocks.open(blocks_artifact(store, f"b{length}", docs, length)))
         assert tokens_D.tolist() == [len(d) for d in docs]
         for d, ids in enumerate(docs):

@@ -19,8 +19,8 @@ from transformers.generation.utils import GenerateOutput
 
 from coterie.dates import Time
 from coterie.errors import RequestError
+from coterie.mixtures import completion
 from coterie.mixtures import mixture_files as files
-from coterie.mixtures.completion import Decoding
 from coterie.mixtures.mixture_files import MixtureConfig, Slot
 from coterie.mixtures.query import Layout, Query, Times
 from coterie.models.local_files import refuse_remote_code
@@ -258,25 +258,22 @@ class Mixture(PreTrainedModel, GenerationMixin):
             raise RequestError("this mixture has no tokenizer", do="set m.tokenizer, or call generate with ids")
         if temperature == 0 and (top_k, top_p, seed) != (None, None, None):
             raise RequestError("top_k, top_p and seed have no effect at temperature 0", where="temperature", do="raise it")
-        how = Decoding(
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            stops=[stop] if isinstance(stop, str) else stop or (),
-        )
+        if temperature < 0:
+            raise RequestError("a temperature is not negative", where="temperature", found=str(temperature))
         texts, pad = [text] if isinstance(text, str) else list(text), self.generation_config.pad_token_id or 0
-        ids_BT, mask_BT = how.prompts(texts, self.tokenizer, self.config.max_position_embeddings, pad)
-        out_BT = self.generate(
-            ids_BT.to(self.device),
-            attention_mask=mask_BT.to(self.device),
-            time=time,
-            seed=seed,
-            **how.options(self.tokenizer, pad),
-        )
+        context, stops = self.config.max_position_embeddings, [stop] if isinstance(stop, str) else list(stop or ())
+        ids_BT, mask_BT = completion.prompts(texts, self.tokenizer, context, max_new_tokens, pad)
+        options: dict[str, object] = {"do_sample": temperature > 0, "max_new_tokens": max_new_tokens, "pad_token_id": pad}
+        if temperature > 0:
+            top_p = 1.0 if top_p is None else top_p
+            options |= {"temperature": temperature, "top_k": top_k or 0, "top_p": top_p}
+        if stops:
+            options |= {"stop_strings": stops, "tokenizer": self.tokenizer}
+        mask_BT = mask_BT.to(self.device)
+        out_BT = self.generate(ids_BT.to(self.device), attention_mask=mask_BT, time=time, seed=seed, **options)
         assert isinstance(out_BT, Tensor)
         new_BT = out_BT[:, ids_BT.shape[1] :]
-        answers = [how.answer(one) for one in self.tokenizer.batch_decode(new_BT, skip_special_tokens=True)]
+        answers = [completion.before(stops, one) for one in self.tokenizer.batch_decode(new_BT, skip_special_tokens=True)]
         return answers[0] if isinstance(text, str) else answers
 
     def generate(  # type: ignore[override]

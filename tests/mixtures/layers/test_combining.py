@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from benchmarks.weight_merging import combine
 from tests.mixtures.layers.cases import base, expert, ids, logp
 from transformers import AutoModelForCausalLM
 
 from coterie.errors import RequestError
 from coterie.mixtures.layers.expert_weights import Directory, source
-from coterie.mixtures.layers.weight_merging import combine
 
 
 @pytest.fixture

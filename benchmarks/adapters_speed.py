@@ -31,7 +31,7 @@ from peft import LoraConfig, get_peft_model
 from tests.mixtures.adapters.count import flops, operators
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from coterie.mixtures.adapters.adapters_config import AdaptersConfig
+from coterie.mixtures.adapters.adapters_files import AdaptersConfig
 from coterie.mixtures.adapters.adapters_mixture import AdaptersMixture
 from coterie.models import lora_files as files
 

@@ -19,7 +19,7 @@ import torch
 from train_overhead import processor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from coterie.mixtures.outputs.outputs_config import OutputsConfig
+from coterie.mixtures.outputs.outputs_files import OutputsConfig
 from coterie.mixtures.outputs.outputs_mixture import OutputsMixture
 from coterie.models.device import pick
 from coterie.routing.output_routers import Posterior, Uniform

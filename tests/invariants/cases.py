@@ -12,7 +12,7 @@ from tests.routing.cases import RECIPES
 from tests.tiny import V, pool
 from transformers import PreTrainedModel
 
-from coterie.mixtures.outputs.outputs_config import OutputsConfig
+from coterie.mixtures.outputs.outputs_files import OutputsConfig
 from coterie.mixtures.outputs.outputs_mixture import OutputsMixture
 
 DAY = date(2015, 1, 1)

@@ -27,8 +27,8 @@ from coterie.errors import RequestError
 from coterie.evaluation.evaluation_files import Entry, Tables, tables
 from coterie.evaluation.losses import TokenLosses, evaluate_losses
 from coterie.mixtures.mixture import Mixture, Model
+from coterie.mixtures.mixture_files import require_same_tokenizer, require_same_vocabulary
 from coterie.mixtures.outputs.outputs_mixture import OutputsMixture
-from coterie.mixtures.same_tokenizer import require_same_tokenizer, require_same_vocabulary
 from coterie.mixtures.seats import Seat
 from coterie.models.parameters import fingerprints
 from coterie.spec.digest import digest

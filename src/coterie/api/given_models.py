@@ -20,7 +20,7 @@ from coterie.errors import RequestError
 from coterie.experts.adopt import FILES, adopt, adopt_model
 from coterie.mixtures.load import load
 from coterie.mixtures.mixture import Mixture, Model
-from coterie.mixtures.outputs.outputs_config import OutputsConfig
+from coterie.mixtures.outputs.outputs_files import OutputsConfig
 from coterie.mixtures.seats import Seat
 from coterie.models.checkpoint import checkpoint, contents, weight_files
 from coterie.models.missing_model import no_model

@@ -14,7 +14,7 @@ from coterie.mixtures.adapters.adapters_mixture import AdaptersMixture
 from coterie.mixtures.layers.layers_mixture import LayersMixture
 from coterie.mixtures.mixture import Mixture
 from coterie.mixtures.mixture_files import open_tokenizer, special_tokens
-from coterie.mixtures.outputs.outputs_config import OutputsConfig
+from coterie.mixtures.outputs.outputs_files import OutputsConfig
 from coterie.mixtures.outputs.outputs_mixture import OutputsMixture
 from coterie.models.local_files import refuse_remote_code
 from coterie.models.missing_model import no_model

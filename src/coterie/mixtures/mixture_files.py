@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
@@ -23,6 +23,7 @@ from coterie.models import device
 from coterie.models.initialise import copy_tokenizer
 from coterie.models.local_files import refuse_remote_code
 from coterie.routing.eligibility import Eligibility
+from coterie.spec.json_types import Settings
 
 SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 """Names under which a configuration says what generation goes by."""
@@ -168,16 +169,8 @@ def open_generation_config(folder: Path) -> GenerationConfig | None:
     return GenerationConfig.from_pretrained(folder) if (folder / "generation_config.json").is_file() else None
 
 
-class SpecialTokens(TypedDict):
-    """Ids where generation looks for them."""
-
-    bos_token_id: int | None
-    eos_token_id: int | list[int] | None
-    pad_token_id: int | None
-
-
-def special_tokens(source: PreTrainedTokenizerBase | PretrainedConfig | None) -> SpecialTokens:
-    """Of a tokenizer or a model's configuration; padding is the end of text where there is none of its own."""
+def special_tokens(source: PreTrainedTokenizerBase | PretrainedConfig | None) -> Settings:
+    """Ids under `SPECIAL_TOKENS`; padding is the end of text where there is none of its own."""
     bos, eos, pad = (getattr(source, f"{kind}_token_id", None) for kind in ("bos", "eos", "pad"))
     if pad is None:
         pad = eos[0] if isinstance(eos, list) else eos
@@ -188,7 +181,7 @@ def write_configuration(config: MixtureConfig, tokenizer: Path, folder: Path) ->
     """The configuration, the tokenizer, and its special tokens where generation looks for them."""
     copy_tokenizer(tokenizer, folder)
     special = special_tokens(open_tokenizer(folder))
-    config.update(dict(special))
+    config.update(special)
     config.save_pretrained(folder)
     GenerationConfig(**special).save_pretrained(folder)
 
@@ -197,3 +190,59 @@ def context_of(model: Path) -> int:
     """Longest sequence that a model directory supports, in tokens."""
     config = json.loads((model / "config.json").read_text())
     return next((config[k] for k in ("max_position_embeddings", "n_positions") if config.get(k)), 2**31 - 1)
+
+
+MEANING = ("model", "added_tokens", "normalizer", "pre_tokenizer")
+"""Parts of tokenizer.json that decide which ids a text becomes."""
+
+
+def require_same_tokenizer(experts: Sequence[tuple[str, Path]]) -> None:
+    """Compare ``tokenizer.json`` of experts, given as (name, directory); one without a file is taken at its word.
+
+    Raises:
+        RequestError: names two experts and the first difference.
+    """
+    first: tuple[str, bytes] | None = None
+    for name, folder in experts:
+        file = folder / "tokenizer.json"
+        if not file.is_file():
+            continue
+        data = file.read_bytes()
+        if first is None:
+            first = (name, data)
+        elif data != first[1] and (found := difference(json.loads(first[1]), json.loads(data))):
+            raise RequestError(
+                f"experts {first[0]!r} and {name!r} have different tokenizers, so their probabilities cannot be mixed",
+                where=str(file),
+                found=found,
+                do="train both with one tokenizer",
+            )
+
+
+def difference(one: Settings, two: Settings) -> str | None:
+    """The first difference that changes what ids mean; None if there is none."""
+    vocabularies = [t["model"].get("vocab") or {} for t in (one, two)]
+    a, b = (v if isinstance(v, dict) else {str(token): i for i, token in enumerate(v)} for v in vocabularies)
+    if len(a) != len(b):
+        return f"{len(a)} and {len(b)} tokens"
+    if a != b:
+        token = min((t for t in a.keys() | b.keys() if a.get(t) != b.get(t)), key=lambda t: (a.get(t, len(a)), t))
+        return f"token {token!r} is {a.get(token, 'absent')} and {b.get(token, 'absent')}"
+    return next((f"{part} differs" for part in MEANING if one.get(part) != two.get(part)), None)
+
+
+def require_same_vocabulary(sizes: dict[str, int]) -> None:
+    """Rows of the output embedding of each expert, by name.
+
+    Raises:
+        RequestError: names two experts whose sizes differ.
+    """
+    (first, size), *others = sizes.items()
+    for name, other in others:
+        if other != size:
+            raise RequestError(
+                f"experts {first!r} and {name!r} have different vocabularies, so their probabilities cannot be mixed",
+                expected=f"{size} tokens",
+                found=f"{other} tokens",
+                do="train both with one tokenizer",
+            )

@@ -189,6 +189,13 @@ class Place(Kind):
         return [(slot, run.digest_of(slot)) for slot in self.slots]
 
 
+def check_top_k(top_k: int | None, slots: Sequence[str], where: str, what: str) -> None:
+    """RequestError if a router would keep more than there are."""
+    if top_k is not None and top_k > len(slots):
+        expected = f"at most {len(slots)}"
+        raise RequestError(f"top_k is above the number of {what}", where=where, expected=expected, found=str(top_k))
+
+
 def known(name: str, among: Mapping[str, object] | Sequence[str], where: str, what: str) -> None:
     """RequestError if a name is none of those there are."""
     if name not in among:

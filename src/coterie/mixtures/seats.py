@@ -12,6 +12,7 @@ from datetime import date
 from typing import TYPE_CHECKING, NotRequired, TypedDict
 
 from coterie.corpora.windows import Window
+from coterie.progress import say
 from coterie.store import Artifact
 
 if TYPE_CHECKING:
@@ -83,6 +84,12 @@ def seated(
     for slot in slots:
         by_digest.setdefault(artifacts[slot].digest, []).append(slot)
     return [seat(names[0], tuple(names)) for names in by_digest.values()]
+
+
+def say_shared(label: str, seats: Sequence[Seat], consequence: str) -> None:
+    """Tell people where experts have several slots."""
+    if shared := [f"{seat.name!r} ({len(seat.slots)} slots)" for seat in seats if len(seat.slots) > 1]:
+        say(f"  {label}: slots of one expert cannot be told apart and {consequence}: {', '.join(shared)}")
 
 
 def slot_order(slots: Sequence[str], seats: Sequence[Seat]) -> list[int]:

@@ -15,7 +15,7 @@ from pydantic import Field
 from coterie.routing.fit_settings import FitSettings
 from coterie.routing.policy_settings import PolicySettings
 from coterie.spec.kind import Kind
-from coterie.spec.settings import Count, Number, Positive, Whole
+from coterie.spec.settings import Count, Positive
 
 if TYPE_CHECKING:
     from coterie.routing.routers import RouterModule
@@ -65,33 +65,14 @@ class Uniform(OutputRouter):
         return RouterModule(experts)
 
 
-class FittedRouter(OutputRouter):
+class FittedRouter(FitSettings, OutputRouter):
     """A router with parameters, fitted on the experts' cached scores."""
 
     learns_from = "scores of the `valid` split"
 
-    tokens: Count | None = 200_000
-    """Most tokens to fit on, in equal parts from the valid split of each expert's data; null takes all of it."""
-    epochs: Whole = 30
-    """Most passes over them; fitting stops early when the held-out part of them no longer improves."""
-    patience: Count = 3
-    """Passes without improvement before it stops."""
-    learning_rate: Positive = 0.01
-    """AdamW's learning rate."""
-    weight_decay: Number = 0.01
-    """AdamW's weight decay."""
-    batch_size: Count = 16
-    """Sequences a step."""
-    entropy: Number = 0.0
-    """Coefficient of the mean entropy of the weights (positive: sharper routing)."""
-    balance: Number = 0.0
-    """Coefficient of the balance loss over distinct experts (Switch Transformer)."""
-    z: Number = 0.0
-    """Coefficient of the squared log-partition of the logits."""
-
     @property
     def fitting(self) -> FitSettings | None:
-        return FitSettings(**{name: getattr(self, name) for name in FitSettings.names()})
+        return self
 
 
 class Posterior(FittedRouter):

@@ -10,7 +10,7 @@ from tests.models.architectures import make
 from torch import Tensor, nn
 
 from coterie.mixtures.adapters.adapter_routers import AdapterGate
-from coterie.mixtures.adapters.adapters_config import AdaptersConfig
+from coterie.mixtures.adapters.adapters_files import AdaptersConfig
 from coterie.mixtures.adapters.adapters_mixture import AdaptersMixture
 from coterie.models import lora_files as files
 from coterie.models.lora_files import Adapter

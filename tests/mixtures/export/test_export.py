@@ -18,8 +18,8 @@ from tests.models.architectures import make
 from transformers import AutoModelForCausalLM
 
 from coterie.errors import RequestError, WorkError
+from coterie.mixtures.export import closed_mixture as compare
 from coterie.mixtures.export import closed_mixture as folding
-from coterie.mixtures.export import read_back as compare
 from coterie.mixtures.export.write_checkpoint import export
 from coterie.mixtures.layers.layers_mixture import LayersMixture, merged
 
@@ -327,7 +327,7 @@ def test_a_kill_leaves_nothing_under_the_name_and_the_next_export_clears_up(tmp_
     model.save_pretrained(tmp_path / "own")
     code = (
         "import os\n"
-        "from coterie.mixtures.export import read_back as compare\n"
+        "from coterie.mixtures.export import closed_mixture as compare\n"
         "compare.largest = lambda *_: os._exit(9)\n"  # all is written, nothing is compared yet
         "from coterie.mixtures.export.write_checkpoint import export\n"
         f"export({str(tmp_path / 'own')!r}, {str(tmp_path / 'out')!r})\n"

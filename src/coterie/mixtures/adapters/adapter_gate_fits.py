@@ -29,7 +29,7 @@ from coterie.mixtures.adapters.adapter_routers import (
     Uniform,
     mixture_settings,
 )
-from coterie.mixtures.adapters.adapters_config import AdaptersConfig, Counts
+from coterie.mixtures.adapters.adapters_files import AdaptersConfig, Counts
 from coterie.mixtures.adapters.adapters_mixture import AdaptersMixture
 from coterie.mixtures.mixture_files import Opening, write_configuration
 from coterie.mixtures.score_files import batches, write_gated

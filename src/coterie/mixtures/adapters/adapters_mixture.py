@@ -25,7 +25,7 @@ from coterie.errors import RequestError
 from coterie.mixtures.adapters import adapters_files as files
 from coterie.mixtures.adapters.adapter_gates import AdaptersCache, Gates
 from coterie.mixtures.adapters.adapter_routers import Maturity
-from coterie.mixtures.adapters.adapters_config import AdaptersConfig, Counts
+from coterie.mixtures.adapters.adapters_files import AdaptersConfig, Counts
 from coterie.mixtures.adapters.layout import Layout
 from coterie.mixtures.mixture_files import MixtureConfig, Opening, mixture_at
 from coterie.mixtures.query import Times

@@ -9,7 +9,7 @@ from pydantic import SerializeAsAny, model_validator
 
 from coterie.errors import RequestError
 from coterie.mixtures.adapters.adapter_routers import AdapterGate, ClosedFormGate, Joint, Uniform, changed
-from coterie.mixtures.place import Neighbours, Place, known
+from coterie.mixtures.place import Neighbours, Place, check_top_k, known
 
 if TYPE_CHECKING:
     from coterie.experts.expert_settings import Expert
@@ -66,13 +66,8 @@ class AdaptersSettings(Place):
         """All experts are adapters of one base, and a fitted router finds data of each."""
         for corpus in self.own_corpora:
             known(corpus, among.corpora, f"{where}.joint.corpora", "corpus")
-        if self.slots and self.router.top_k is not None and self.router.top_k > len(set(self.slots)):
-            raise RequestError(
-                "top_k is above the number of experts",
-                where=f"{where}.router.top_k",
-                expected=f"at most {len(set(self.slots))}",
-                found=str(self.router.top_k),
-            )
+        if self.slots:
+            check_top_k(self.router.top_k, list(set(self.slots)), f"{where}.router.top_k", "experts")
         for name in dict.fromkeys(self.slots):
             expert = among.experts[name]
             if expert.kind != "lora":

@@ -34,10 +34,10 @@ from coterie.experts.training_rows import Rows, require_fit
 from coterie.mixtures.adapters import adapter_gate_fits as fitting
 from coterie.mixtures.adapters import adapters_files as disk
 from coterie.mixtures.adapters.adapter_routers import AdapterGate, Joint, mixture_settings
-from coterie.mixtures.adapters.adapters_config import AdaptersConfig
+from coterie.mixtures.adapters.adapters_files import AdaptersConfig
 from coterie.mixtures.adapters.adapters_mixture import AdaptersMixture
 from coterie.mixtures.mixture_files import write_configuration
-from coterie.mixtures.seats import Seat
+from coterie.mixtures.seats import Seat, say_shared
 from coterie.models import lora_files as files
 from coterie.models import parameters
 from coterie.models.checkpoint import contents
@@ -84,9 +84,7 @@ def fit_gates(run: Run, seats: Sequence[Seat], folder: Path) -> Figures:
             raise RequestError("a router of one expert has nothing to learn", where=run.label, do="seat another expert")
         _start_gates(model, run.seed)
         model.trainable(router=True)
-        shared = [f"{s.name!r} ({len(s.slots)} slots)" for s in seats if len(s.slots) > 1]
-        if shared:
-            say(f"  {run.label}: slots of one expert cannot be told apart and share its weight: {', '.join(shared)}")
+        say_shared(run.label, seats, "share its weight")
         loop = _train(run, model, dense_steps=0.0)
         disk.write_gates(model.gates(), folder)
         _record(run, loop, model, folder, {})

@@ -14,18 +14,21 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import PretrainedConfig
 
 from coterie.errors import RequestError
-from coterie.mixtures.export import read_back as compare
-from coterie.mixtures.layers.layers_config import LayersConfig
 from coterie.mixtures.layers.layers_files import tensors_of
+from coterie.mixtures.layers.layers_mixture import LayersConfig, LayersMixture
 from coterie.mixtures.layers.tensor_shards import Stored
 from coterie.models.local_files import refuse_remote_code
 from coterie.models.missing_model import no_model
+from coterie.models.quiet import quiet
+from coterie.models.strict_loading import load_strictly
 
 
 @dataclass(frozen=True)
@@ -149,7 +152,7 @@ def seating(mixture: ClosedMixture, expand: bool) -> Seating:
     raise RequestError(
         f"slots that share an expert cannot be folded exactly: {reason}",
         where=str(mixture.folder),
-        found=f"log-probabilities up to {compare.of_folding(mixture.folder, *folded(*given)):.3g} apart if they were",
+        found=f"log-probabilities up to {of_folding(mixture.folder, *folded(*given)):.3g} apart if they were",
         do=f"--expand writes {len(mixture.seats)} experts, {size / 1e9:,.2f} GB; --format coterie keeps "
         f"{len(mixture.config.experts)}",
     )
@@ -160,3 +163,43 @@ def require_plain_gates(mixture: ClosedMixture) -> None:
         raise RequestError(
             "standard gates have no bias, and this mixture's have", where=str(mixture.folder), do="fit them with bias: false"
         )
+
+
+ROWS, LENGTH = 4, 64
+
+
+def probe(config: PretrainedConfig) -> Tensor:
+    """Tokens to ask both about: random ones, the same for the same vocabulary. [B, T]"""
+    text = config.get_text_config()
+    T = min(LENGTH, text.max_position_embeddings)
+    return torch.randint(0, text.vocab_size, (ROWS, T), generator=torch.Generator().manual_seed(0))
+
+
+@torch.no_grad()
+def log_probs(model: nn.Module, ids_BT: Tensor) -> Float[Tensor, "B T V"]:
+    """In nats."""
+    return model(input_ids=ids_BT, use_cache=False).logits.float().log_softmax(-1)
+
+
+def largest(one: Path, two: Path) -> float:
+    """Between two model directories; both must open strictly."""
+    found = []
+    for folder in (one, two):
+        model = load_strictly(folder, dtype=torch.float32)
+        found.append(log_probs(model, probe(model.config)))
+        del model
+    return float((found[0] - found[1]).abs().max())
+
+
+def of_folding(folder: Path, experts: list[int], gates: Mapping[str, Tensor], top_k: int) -> float:
+    """Between a mixture and itself with its slots folded into these experts."""
+    with quiet():
+        model: Any = LayersMixture.from_pretrained(folder, dtype=torch.float32)
+    ids_BT = probe(model.config)
+    before = log_probs(model, ids_BT)
+    for name, rows in gates.items():
+        block = model.model.get_submodule(name)
+        block.gate.weight = torch.nn.Parameter(rows)
+        block.gate.top_k = top_k if top_k < len(rows) else None
+        block.seats = experts
+    return float((log_probs(model, ids_BT) - before).abs().max())

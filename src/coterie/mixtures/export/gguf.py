@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from coterie.errors import RequestError
-from coterie.mixtures.export import read_back as compare
+from coterie.mixtures.export import closed_mixture as compare
 from coterie.mixtures.export.closed_mixture import ClosedMixture, Seating, require_plain_gates, seating
 from coterie.mixtures.export.export_formats import FORMATS
 from coterie.mixtures.export.write_checkpoint import Exported, appearing, require_close

@@ -18,8 +18,8 @@ import torch
 
 from coterie.errors import RequestError
 from coterie.mixtures.export.export_formats import FORMATS, Format
+from coterie.mixtures.layers.layers_settings import GateSettings
 from coterie.mixtures.layers.merge import mixture_settings
-from coterie.mixtures.layers.merged_model import GateSettings
 from coterie.mixtures.layers.tensor_shards import Stored, Wanted
 from coterie.spec.json_types import Settings
 

@@ -20,8 +20,8 @@ from typing import Literal
 import torch
 
 from coterie.errors import RequestError, WorkError
+from coterie.mixtures.export import closed_mixture as compare
 from coterie.mixtures.export import importing
-from coterie.mixtures.export import read_back as compare
 from coterie.mixtures.export.closed_mixture import ClosedMixture, Seating, model_type, require_plain_gates, seating
 from coterie.mixtures.export.export_formats import FORMATS, Format, standard
 from coterie.mixtures.layers.layers_files import tensors_of

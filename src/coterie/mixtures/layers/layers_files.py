@@ -31,8 +31,8 @@ from coterie.mixtures.layers.expert_weights import Directory
 from coterie.mixtures.layers.gated_block import feed_forward
 from coterie.mixtures.layers.layer_gates import ClosedFormGate, LayerGate
 from coterie.mixtures.layers.layers_mixture import LayersMixture
+from coterie.mixtures.layers.layers_settings import MergedModel
 from coterie.mixtures.layers.merge import Merge, describe, gate_names
-from coterie.mixtures.layers.merged_model import MergedModel
 from coterie.mixtures.layers.tensor_shards import INDEX, SHARD, Stored, index, like, require_room, stored, write
 from coterie.mixtures.mixture_files import SPECIAL_TOKENS
 from coterie.mixtures.score_files import write_gated

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import field
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,7 +19,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import (
+    CONFIG_MAPPING,
     MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
     AutoModelForCausalLM,
     Cache,
     PretrainedConfig,
@@ -29,12 +32,42 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from coterie.errors import RequestError
 from coterie.mixtures.layers.gated_block import Block, feed_forward, put
-from coterie.mixtures.layers.layers_config import LayersConfig
 from coterie.mixtures.mixture import Mixture
 from coterie.mixtures.mixture_files import MixtureConfig, special_tokens
 from coterie.mixtures.query import Times
 from coterie.mixtures.shared_base import SharedBaseMixture
 from coterie.routing.gates import Gate, Gated, by_expert
+
+
+class LayersConfig(MixtureConfig):
+    """Slots over feed-forward experts with one gate a layer.
+
+    Of an expert also its ``"digest"``. ``gate``: ``{"kind", "top_k", "bias"}``; ``top_k`` counts slots, as in standard
+    checkpoints, and None keeps all.
+    """
+
+    model_type = "coterie_layers"
+    sub_configs = {"text_config": AutoConfig}  # noqa: RUF012 (the library's own form)
+
+    text_config: Any = None
+    gate: dict[str, Any] = field(default_factory=dict)
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if isinstance(self.text_config, dict):
+            self.text_config = CONFIG_MAPPING[self.text_config["model_type"]](**self.text_config)
+        super().__post_init__(**kwargs)
+
+    @property
+    def vocab_size(self) -> int:
+        return self.text_config.vocab_size
+
+    @property
+    def max_position_embeddings(self) -> int:
+        return self.text_config.max_position_embeddings
+
+
+AutoConfig.register(LayersConfig.model_type, LayersConfig, exist_ok=True)
 
 
 class LayersMixture(SharedBaseMixture):
@@ -52,7 +85,8 @@ class LayersMixture(SharedBaseMixture):
         for name in feed_forward(self.model):
             one = self.model.get_submodule(name)
             experts = [one, *(copy.deepcopy(one) for _ in config.experts[1:])]
-            put(self.model, name, Block(Gate(hidden, len(config.slots), **_shape(gate)), experts, config.slot_to_expert))
+            of_layer = Gate(hidden, len(config.slots), gate["top_k"], gate["bias"])
+            put(self.model, name, Block(of_layer, experts, config.slot_to_expert))
         self.post_init()
         self.eval()
 
@@ -144,10 +178,6 @@ class LayersMixture(SharedBaseMixture):
     def _save(self, folder: Path, options: Mapping[str, Any]) -> PretrainedConfig:
         super(Mixture, self).save_pretrained(folder, **options)
         return self.config
-
-
-def _shape(gate: Mapping[str, Any]) -> dict[str, Any]:
-    return {"top_k": gate["top_k"], "bias": gate["bias"]}
 
 
 def merged(

@@ -12,13 +12,11 @@ from pathlib import Path
 from typing import Literal
 
 from coterie.mixtures.layers.layer_gates import ClosedFormGate
-from coterie.mixtures.layers.layers_settings import LayersSettings
-from coterie.mixtures.layers.merged_model import MergedModel, MergedSettings, Tuning
+from coterie.mixtures.layers.layers_settings import LayersSettings, MergedModel, MergedSettings, Tuning
 from coterie.mixtures.place import Making
-from coterie.mixtures.seats import Seat, slot_order
+from coterie.mixtures.seats import Seat, say_shared, slot_order
 from coterie.models import device
 from coterie.models.checkpoint import contents
-from coterie.progress import say
 from coterie.spec.json_types import Figures, Settings
 from coterie.store import Action, Artifact, Store, link_tree
 
@@ -151,9 +149,8 @@ class LayersPlace(LayersSettings):
         def build(folder: Path) -> None:
             from coterie.mixtures.layers import layers_files as disk
 
-            several = [f"{seat.name!r} ({len(seat.slots)} slots)" for seat in seats if len(seat.slots) > 1]
-            if several and isinstance(gate, ClosedFormGate):
-                say(f"  {label}: slots of one expert cannot be told apart and get equal rows: {', '.join(several)}")
+            if isinstance(gate, ClosedFormGate):
+                say_shared(label, seats, "get equal rows")
             disk.make_gates(model, gate, folder, prompts=prompts, blocks=blocks, seed=run.seed, where=where)
 
         return run.store.make(action, build, label=label)

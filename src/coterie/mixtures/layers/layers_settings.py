@@ -2,19 +2,79 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal, Self
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Self, TypedDict
 
 from pydantic import SerializeAsAny, model_validator
 
 from coterie.errors import RequestError
 from coterie.experts.train_settings import Train
 from coterie.mixtures.layers.layer_gates import ClosedFormGate, LayerGate, Uniform
-from coterie.mixtures.place import Neighbours, Place, known
+from coterie.mixtures.place import Neighbours, Place, check_top_k, known
+from coterie.models.checkpoint import contents
 from coterie.spec.settings import Count, Shares, Spec
+from coterie.store import Artifact
 
 if TYPE_CHECKING:
     from coterie.experts.expert_settings import Expert
+
+
+class GateSettings(TypedDict):
+    """Of all gates."""
+
+    kind: str
+    top_k: int | None
+    bias: bool
+
+
+class MergedSettings(TypedDict):
+    """What decides a merged model's configuration besides its base."""
+
+    names: list[str]
+    """Of the slots."""
+    seats: list[int]
+    """The expert in each slot."""
+    digests: list[str]
+    """Of the distinct experts."""
+    gate: GateSettings
+
+
+@dataclass(frozen=True)
+class MergedModel:
+    """A merged model: a configuration, and artifacts that hold its experts (all but the gates) and its gates."""
+
+    settings: MergedSettings
+    experts: Artifact
+    gates: Artifact | None
+    """None: all zero."""
+    base: Artifact
+    tokenizer: Artifact
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """Digests of what decides its function."""
+        found = {"experts": contents(self.experts), "base": self.base.content("config.json")}
+        return found | ({"gates": self.gates.content("gates.safetensors")} if self.gates else {})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuning:
+    """One training of a merged model."""
+
+    what: Literal["gate", "gate+experts", "all"]
+    """What moves; the rest stays as it is, bit by bit."""
+    by_label: bool = False
+    """Gates learn to tell ``blocks`` apart, whose order is that of the distinct experts, instead of on the language-model
+    loss."""
+    losses: dict[str, float]
+    """Coefficients ``balance_by``, ``z_by``, ``entropy_by``."""
+    blocks: Sequence[Artifact]
+    weights: Sequence[float] | None
+    """Of the blocks; None where they are one."""
+    train: Train
+    seed: int
+    label: str
 
 
 class Tune(Spec):
@@ -73,14 +133,8 @@ class LayersSettings(Place):
 
     def checked(self, among: Neighbours, where: str) -> Self:
         """Experts of one base, a rule for what is shared where they differ in it, and something that a gate can learn."""
-        top_k, distinct = self.router.slots_kept, list(dict.fromkeys(self.slots))
-        if top_k is not None and top_k > len(self.slots):
-            raise RequestError(
-                "top_k is above the number of slots",
-                where=f"{where}.router.top_k",
-                expected=f"at most {len(self.slots)}",
-                found=str(top_k),
-            )
+        check_top_k(self.router.slots_kept, self.slots, f"{where}.router.top_k", "slots")
+        distinct = list(dict.fromkeys(self.slots))
         for name in distinct:
             self._check_expert(name, among.experts, where)
         for corpus in (self.tune.corpora or {}) if self.tune else ():

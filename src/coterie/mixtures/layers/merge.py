@@ -22,10 +22,9 @@ from torch import Tensor
 from coterie.errors import RequestError
 from coterie.mixtures.layers.expert_weights import Directory, Source
 from coterie.mixtures.layers.gated_block import feed_forward
-from coterie.mixtures.layers.merged_model import GateSettings
+from coterie.mixtures.layers.layers_settings import GateSettings
 from coterie.mixtures.layers.tensor_shards import AHEAD, SHARD, Wanted, read_ahead, same
-from coterie.mixtures.mixture_files import SPECIAL_TOKENS
-from coterie.mixtures.same_tokenizer import require_same_tokenizer
+from coterie.mixtures.mixture_files import SPECIAL_TOKENS, require_same_tokenizer
 from coterie.spec.json_types import Settings
 
 Shared = Literal["base", "average"]

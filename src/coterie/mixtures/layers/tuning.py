@@ -21,7 +21,7 @@ from coterie.experts.training_rows import Batch, Rows, require_fit
 from coterie.mixtures.layers import layer_gate_fits as fitting
 from coterie.mixtures.layers import layers_files as files
 from coterie.mixtures.layers.layers_mixture import LayersMixture
-from coterie.mixtures.layers.merged_model import MergedModel, Tuning
+from coterie.mixtures.layers.layers_settings import MergedModel, Tuning
 from coterie.mixtures.layers.tensor_shards import SHARD, like, write
 from coterie.models import device, parameters
 from coterie.models.packed_inputs import needs_mask

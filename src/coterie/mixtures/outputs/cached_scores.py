@@ -20,8 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from coterie.errors import WorkError
-from coterie.mixtures.outputs.outputs_config import OutputsConfig
-from coterie.mixtures.outputs.outputs_files import read_router
+from coterie.mixtures.outputs.outputs_files import OutputsConfig, read_router
 from coterie.mixtures.score_files import write_routed
 from coterie.mixtures.seats import Seat, eligibility
 from coterie.progress import say

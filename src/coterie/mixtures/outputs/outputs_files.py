@@ -14,21 +14,60 @@ from __future__ import annotations
 import copy
 import shutil
 from collections.abc import Sequence
+from dataclasses import field
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import load_file, save_file
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from coterie.errors import RequestError
-from coterie.mixtures.mixture_files import Opening, context_of, part, write_configuration
-from coterie.mixtures.outputs.outputs_config import OutputsConfig
-from coterie.mixtures.same_tokenizer import require_same_tokenizer, require_same_vocabulary
-from coterie.mixtures.seats import Seat, eligibility
+from coterie.mixtures.mixture_files import (
+    MixtureConfig,
+    Opening,
+    context_of,
+    part,
+    require_same_tokenizer,
+    require_same_vocabulary,
+    write_configuration,
+)
+from coterie.mixtures.seats import Rule, Seat, eligibility
 from coterie.models.open import open_model
+from coterie.routing.eligibility import Eligibility
+from coterie.routing.logits_to_weights import Policy
 from coterie.routing.output_routers import OutputRouter
 from coterie.routing.routers import RouterModule
 from coterie.spec.json_types import Settings
 from coterie.store import Artifact
+
+
+class OutputsConfig(MixtureConfig):
+    """Slots over experts, a router with its policy, and the rule of eligibility.
+
+    Of an expert also ``"dir"``, ``"digest"``, ``"base"`` (a directory or None), ``"start"``, ``"end"`` and ``"knowledge"``;
+    directories are relative to the mixture's. ``router``: the recipe's settings. ``eligible``: ``{"rule", "fallback": index,
+    "default_time"}``.
+    """
+
+    model_type = "coterie_outputs"
+
+    router: dict[str, Any] = field(default_factory=dict)
+    eligible: Rule = field(default_factory=lambda: Rule(rule="all"))
+    vocab_size: int = 0
+    max_position_embeddings: int = 0
+    """Longest sequence that every expert supports."""
+    use_cache: bool = True
+
+    @property
+    def policy(self) -> Policy:
+        return Policy(self.router["temperature"], self.router["top_k"], self.router["top_p"])
+
+    @property
+    def eligibility(self) -> Eligibility:
+        return eligibility(self.eligible, self.names, self.experts)
+
+
+AutoConfig.register(OutputsConfig.model_type, OutputsConfig, exist_ok=True)
 
 
 def write(settings: Settings, seats: Sequence[Seat], router: Artifact | None, tokenizer: Artifact, folder: Path) -> None:

@@ -24,12 +24,11 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from coterie.errors import RequestError
 from coterie.mixtures.mixture import Mixture
-from coterie.mixtures.mixture_files import MixtureConfig, Opening, mixture_at
+from coterie.mixtures.mixture_files import MixtureConfig, Opening, mixture_at, require_same_vocabulary
 from coterie.mixtures.outputs import outputs_files as files
 from coterie.mixtures.outputs.mixture_cache import MixtureCache
-from coterie.mixtures.outputs.outputs_config import OutputsConfig
+from coterie.mixtures.outputs.outputs_files import OutputsConfig
 from coterie.mixtures.query import Query, Times, ordinals
-from coterie.mixtures.same_tokenizer import require_same_vocabulary
 from coterie.routing.fit import mix
 from coterie.routing.output_routers import OutputRouter
 from coterie.routing.routers import RouterModule

@@ -14,10 +14,9 @@ from typing import Any, Literal
 from coterie.launch import on_ranks
 from coterie.mixtures.outputs.outputs_settings import OutputsSettings
 from coterie.mixtures.place import Making
-from coterie.mixtures.seats import Seat, slot_order
+from coterie.mixtures.seats import Seat, say_shared, slot_order
 from coterie.models import device
 from coterie.models.checkpoint import contents
-from coterie.progress import say
 from coterie.spec.json_types import Figures, Settings
 from coterie.store import Action, Artifact, Store, link_tree
 
@@ -103,9 +102,8 @@ def fit_router(
         WorkError: the loss is not finite, or there is nothing to fit on.
     """
     router, counts, label = place.router, [len(seat.slots) for seat in seats], f"router of {place.name}"
-    shared = [f"{s.name!r} ({len(s.slots)} slots)" for s in seats if len(s.slots) > 1]
-    if shared and not store.dry:
-        say(f"  {label}: slots of one expert cannot be told apart and share its weight: {', '.join(shared)}")
+    if not store.dry:
+        say_shared(label, seats, "share its weight")
     inputs = {"tokenizer": tokenizer.digest}
     for b, (block, row) in enumerate(zip(blocks, scores, strict=True)):
         inputs[f"blocks.{b}"] = block.digest

@@ -10,7 +10,7 @@ from pydantic import SerializeAsAny, model_validator
 
 from coterie.errors import RequestError
 from coterie.experts.train_settings import Train
-from coterie.mixtures.place import Neighbours, Place, known
+from coterie.mixtures.place import Neighbours, Place, check_top_k, known
 from coterie.mixtures.seats import Eligible, Rule
 from coterie.routing.output_routers import OutputRouter, Uniform
 from coterie.spec.settings import Positive
@@ -71,13 +71,7 @@ class OutputsSettings(Place):
     def checked(self, among: Neighbours, where: str) -> Self:
         """The rule of eligibility must have the dates that it goes by, and a co-adaptation a start that fits."""
         mixture = self
-        if self.router.top_k is not None and self.router.top_k > len(set(self.slots)):
-            raise RequestError(
-                "top_k is above the number of experts",
-                where=f"{where}.router.top_k",
-                expected=f"at most {len(set(self.slots))}",
-                found=str(self.router.top_k),
-            )
+        check_top_k(self.router.top_k, list(set(self.slots)), f"{where}.router.top_k", "experts")
         if self.eligible is None:
             dated = any(among.experts[slot].window is not None for slot in self.slots)
             mixture = self.model_copy(update={"eligible": "strict" if dated else "all"})

@@ -50,8 +50,7 @@ def dense(seed: int, hidden: int):
 def merged_of(distinct: int, copies: bool, hidden: int = 256):
     """32 slots over so many distinct experts, k = 4, slots of one expert with equal rows; as copies, each slot has its own."""
     import torch
-
-    from coterie.mixtures.layers.layers_mixture import merged
+    from in_memory import merged
 
     experts = {f"e{u}": dense(u, hidden) for u in range(distinct)}
     names = [f"e{s % distinct}" for s in range(32)]
@@ -64,9 +63,9 @@ def merged_of(distinct: int, copies: bool, hidden: int = 256):
 
 def write(folder: Path, hidden: int) -> None:
     import torch
+    from in_memory import merged
 
     from coterie.mixtures.export.write_checkpoint import export
-    from coterie.mixtures.layers.layers_mixture import merged
 
     dense(0, hidden).save_pretrained(folder / "dense")
     merged_of(1, False, hidden).save_pretrained(folder / "one")

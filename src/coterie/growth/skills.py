@@ -178,16 +178,8 @@ class Library:
 
     def write(self, folder: Path) -> None:
         """``library.json`` to be read, ``library.safetensors`` beside it."""
-        skills = [
-            {
-                "name": s.name,
-                "expert": s.expert,
-                "documents": s.documents,
-                "held": len(s.held_out_DH),
-                "shrinkage": s.shrinkage,
-            }
-            for s in self.skills
-        ]
+        plain = ("name", "expert", "documents", "shrinkage")
+        skills = [{key: getattr(s, key) for key in plain} | {"held": len(s.held_out_DH)} for s in self.skills]
         text = json.dumps({"version": VERSION, "width": len(self.skills[0].mean_H), "skills": skills}, indent=1)
         (folder / "library.json").write_text(text + "\n")
         (folder / "facts.json").write_text(text + "\n")

@@ -37,14 +37,6 @@ Span = tuple[Time, Time]
 """First day, and first day after it."""
 
 
-class Experts(Protocol):
-    """The distinct experts, in the order of their numbers."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, number: int, /) -> object: ...
-
-
 class Source(Protocol):
     """What makes a mixture anew: with its router fitted on texts, or with other experts; see `coterie.api.remaking`."""
 
@@ -88,7 +80,7 @@ class Mixture(PreTrainedModel, GenerationMixin):
     if TYPE_CHECKING:
 
         @property
-        def experts(self) -> Experts: ...
+        def experts(self) -> Sequence[object] | nn.ModuleList: ...
 
         @property
         def router(self) -> object: ...

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from benchmarks.in_memory import merged
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -21,7 +22,7 @@ from coterie.errors import RequestError, WorkError
 from coterie.mixtures.export import closed_mixture as compare
 from coterie.mixtures.export import closed_mixture as folding
 from coterie.mixtures.export.write_checkpoint import export
-from coterie.mixtures.layers.layers_mixture import LayersMixture, merged
+from coterie.mixtures.layers.layers_mixture import LayersMixture
 
 FORMATS = {"llama": "mixtral", "mistral": "mixtral", "qwen2": "qwen2_moe", "qwen3": "qwen3_moe", "olmo2": "flex_olmo"}
 PAIRS = [*FORMATS.items(), ("llama", "qwen2_moe")]

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from benchmarks.in_memory import merged
 from tests.models.architectures import VOCABULARY, make
 from transformers import PreTrainedModel
 
 from coterie.mixtures.layers.gated_block import feed_forward
-from coterie.mixtures.layers.layers_mixture import LayersMixture, merged
+from coterie.mixtures.layers.layers_mixture import LayersMixture
 
 KINDS = ("llama", "mistral", "qwen2", "qwen3", "olmo2", "gpt2")
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from benchmarks.in_memory import merged
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.mixtures.layers.cases import KINDS, base, expert, ids, logp, mixture
@@ -16,7 +17,7 @@ from transformers import AutoModelForCausalLM
 import coterie
 from coterie.errors import RequestError
 from coterie.mixtures.layers.gated_block import Block, feed_forward
-from coterie.mixtures.layers.layers_mixture import LayersMixture, merged
+from coterie.mixtures.layers.layers_mixture import LayersMixture
 
 
 @pytest.fixture(params=KINDS)

@@ -79,8 +79,15 @@ def open_parts(
         elsewhere: where parts are, if not beside the configuration; their contents have been verified.
     """
     at_base = part(folder, config.base["dir"], "the base", elsewhere)
-    if elsewhere is None:
-        _require_base(at_base, config.base["digest"])
+    expected = config.base["digest"]
+    if elsewhere is None and expected is not None and expected != (found := contents(checkpoint(at_base))):
+        raise RequestError(
+            "the experts were trained on another base",
+            where=str(at_base),
+            expected=expected[:16],
+            found=found[:16],
+            do="put the base beside them that they were saved with",
+        )
     base = open_model(at_base, dtype=opening.dtype, device=opening.device)
     places = lora_files.linears(base)
     homes = [part(folder, entry["dir"], f"the expert {entry['name']!r}", elsewhere) for entry in config.experts]
@@ -94,24 +101,6 @@ def read_gates(folder: Path) -> dict[str, torch.Tensor]:
         return load_file(file) if file.is_file() else {}
     except SafetensorError as error:
         raise RequestError("damaged weights", where=str(file), found=str(error)) from None
-
-
-def _require_base(base: Path, expected: str | None) -> None:
-    found = contents(checkpoint(base))
-    if expected is not None and expected != found:
-        raise RequestError(
-            "the experts were trained on another base",
-            where=str(base),
-            expected=expected[:16],
-            found=found[:16],
-            do="put the base beside them that they were saved with",
-        )
-
-
-def write_adapters(adapters: Mapping[str, Adapter], layout: Layout, folder: Path, dropout: float) -> None:
-    """Each expert as a stock PEFT adapter directory."""
-    for name, adapter in adapters.items():
-        lora_files.write(adapter, layout.places, folder / "experts" / name, dropout)
 
 
 def write_gates(gates: Mapping[str, torch.Tensor], folder: Path) -> None:

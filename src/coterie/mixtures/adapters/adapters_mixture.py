@@ -30,6 +30,7 @@ from coterie.mixtures.adapters.layout import Layout
 from coterie.mixtures.mixture_files import MixtureConfig, Opening, mixture_at
 from coterie.mixtures.query import Times
 from coterie.mixtures.shared_base import SharedBaseMixture
+from coterie.models import lora_files
 from coterie.models import packed_inputs as packing
 from coterie.models.lora_files import Adapter
 from coterie.routing.gates import Gated
@@ -245,13 +246,7 @@ class AdaptersMixture(SharedBaseMixture):
             given |= {"past_key_values": past_key_values, "use_cache": True}
         output = self.base(**given, **kwargs)
         loss = None if labels is None else ForCausalLMLoss(output.logits, labels, self.config.vocab_size, num_items_in_batch)
-        output = CausalLMOutputWithPast(
-            loss=loss,
-            logits=output.logits,
-            past_key_values=past_key_values,
-            hidden_states=getattr(output, "hidden_states", None),
-            attentions=getattr(output, "attentions", None),
-        )
+        output = CausalLMOutputWithPast(**{"loss": loss, **output, "past_key_values": past_key_values})
         return output if return_dict is not False else output.to_tuple()  # type: ignore[return-value]
 
     # generation -----------------------------------------------------------------------------------------------------------
@@ -295,7 +290,8 @@ class AdaptersMixture(SharedBaseMixture):
 
     def save_parts(self, folder: Path) -> None:
         """Write experts and gates as they are in memory, not the base."""
-        files.write_adapters(self.adapters(), self.layout, folder, self.dropout)
+        for name, adapter in self.adapters().items():
+            lora_files.write(adapter, self.layout.places, folder / "experts" / name, self.dropout)
         files.write_gates(self.gates(), folder)
 
 

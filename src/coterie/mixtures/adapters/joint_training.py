@@ -174,7 +174,7 @@ def _train(run: Run, model: AdaptersMixture, dense_steps: float) -> Loop:
         label=run.label,
         loss=Loss(run.gate.model_dump()),
         sparse=True,
-        callbacks=[Collaborate(model, dense_steps), FirstSteps(model, run.label)],
+        callbacks=[FirstSteps(model, dense_steps, run.label)],
     )
     loop = train_job(job)
     model.router.collaborate(False)
@@ -226,32 +226,20 @@ class Loss:
         return (nll + counted_BT.sum() * auxiliary(gates, own_U, U, counted_BT, **self.by)) / items
 
 
-class Collaborate(TrainerCallback):
-    """All experts answer in the first share of the steps; decided from the step alone, so a resumed run does the same."""
+class FirstSteps(TrainerCallback):
+    """All experts answer in the first share of the steps; decided from the step alone, so a resumed run does the same. Stops
+    where something that should learn has had no gradient in the first steps."""
 
-    def __init__(self, model: AdaptersMixture, share: float) -> None:
-        self.model, self.share = model, share
+    def __init__(self, model: AdaptersMixture, share: float, label: str) -> None:
+        self.model, self.share, self.label = model, share, label
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         self.model.router.collaborate(state.global_step < self.share * state.max_steps)
 
-
-class FirstSteps(TrainerCallback):
-    """Stops where something that should learn has had no gradient in the first steps."""
-
-    def __init__(self, model: AdaptersMixture, label: str) -> None:
-        self.model, self.label = model, label
-
-    def on_step_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        optimizer: torch.optim.Optimizer | None = None,
-        **_: object,
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: object) -> None:
         if state.global_step == FIRST:
-            assert optimizer is not None
+            optimizer = given["optimizer"]
+            assert isinstance(optimizer, torch.optim.Optimizer)
             require_gradients(self.model, getattr(optimizer, "optimizer", optimizer), self.label)
 
 

@@ -9,7 +9,7 @@ Shapes: B rows, T positions, S slots, V vocabulary, U distinct experts, L layers
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import field
 from pathlib import Path
@@ -26,14 +26,13 @@ from transformers import (
     Cache,
     PretrainedConfig,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from coterie.errors import RequestError
 from coterie.mixtures.layers.gated_block import Block, feed_forward, put
 from coterie.mixtures.mixture import Mixture
-from coterie.mixtures.mixture_files import MixtureConfig, special_tokens
+from coterie.mixtures.mixture_files import MixtureConfig
 from coterie.mixtures.query import Times
 from coterie.mixtures.shared_base import SharedBaseMixture
 from coterie.routing.gates import Gate, Gated, by_expert
@@ -178,48 +177,6 @@ class LayersMixture(SharedBaseMixture):
     def _save(self, folder: Path, options: Mapping[str, Any]) -> PretrainedConfig:
         super(Mixture, self).save_pretrained(folder, **options)
         return self.config
-
-
-def merged(
-    base: PreTrainedModel,
-    experts: Mapping[str, PreTrainedModel],
-    slots: Sequence[str] | None = None,
-    gates: Sequence[Tensor] | None = None,
-    *,
-    top_k: int | None = None,
-    tokenizer: PreTrainedTokenizerBase | None = None,
-) -> LayersMixture:
-    """Models in memory as one mixture: all but the feed-forward blocks is the base's. Weights are copied.
-
-    Args:
-        experts: models of the base's architecture and shapes, by name.
-        slots: names, repeats allowed; one slot each by default.
-        gates: weights [S, H] of each layer's gate; zeros (equal weights) by default.
-        top_k: slots kept; all by default.
-    """
-    names = list(experts)
-    special = special_tokens(base.config)
-    config = LayersConfig(
-        text_config=copy.deepcopy(base.config),
-        slots=[{"name": s, "expert": names.index(s)} for s in slots or names],
-        experts=[{"name": n, "digest": None} for n in names],
-        gate={"kind": "given", "top_k": top_k, "bias": False},
-        tie_word_embeddings=base.config.tie_word_embeddings,
-        **special,
-    )
-    mixture: Any = LayersMixture(config)
-    mixture.to(base.dtype)
-    state = base.state_dict()
-    for layer, name in enumerate(feed_forward(base)):
-        for key in [k for k in state if k.startswith(f"{name}.")]:
-            del state[key]
-        state[f"{name}.gate.weight"] = torch.zeros_like(mixture.router[layer].weight) if gates is None else gates[layer]
-        for u, expert in enumerate(experts.values()):
-            state |= {f"{name}.experts.{u}.{k}": v for k, v in expert.get_submodule(name).state_dict().items()}
-    mixture.model.load_state_dict(state, strict=True)
-    mixture.tokenizer = tokenizer
-    mixture.generation_config.update(**special)
-    return mixture.eval()
 
 
 def expert_of(mixture: LayersMixture, number: int) -> PreTrainedModel:

@@ -64,10 +64,8 @@ def open_scored(
         )
     times = [None if t is None else t.toordinal() for t in documents["time"]] if "time" in documents.columns else []
     if eligibility.rule == "all" or not times:
-        eligible_NTU, answered_NT = (
-            torch.ones(N, 1, len(scores), dtype=torch.bool),
-            torch.ones_like(document_NT, dtype=torch.bool),
-        )
+        eligible_NTU = torch.ones(N, 1, len(scores), dtype=torch.bool)
+        answered_NT = torch.ones_like(document_NT, dtype=torch.bool)
     else:
         eligible_DU = eligibility.mask(times, none_is_error=False)
         answered_NT = eligible_DU.any(1)[document_NT] | (document_NT < 0)

@@ -90,20 +90,11 @@ class Together(nn.Module):
 class Agreement(TrainerCallback):
     """On several ranks: after every step, the parameters that moved are the same on all."""
 
-    def __init__(self) -> None:
-        self.loop: loops.Loop | None = None
-
-    def on_step_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: nn.Module | None = None,
-        **_: object,
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: object) -> None:
         if args.world_size == 1:
             return
-        assert model is not None
+        model = given["model"]
+        assert isinstance(model, nn.Module)
         sums = [p.detach().double().abs().sum() for p in model.parameters() if p.requires_grad]
         mine = torch.stack(sums)
         all_of = [torch.empty_like(mine) for _ in range(args.world_size)]

@@ -186,11 +186,7 @@ class OutputsMixture(Mixture):
             logp_BTV = self._expert(u, query, everything_T, cache)
             seen_BT = logp_BTV[:, :-1].gather(-1, query.ids_BT[:, 1:, None]).squeeze(-1)
             before = cache.last_logp_BV.get(u)
-            first_B1 = (
-                torch.zeros_like(seen_BT[:, :0]).new_zeros(B, 1)
-                if before is None
-                else before.gather(-1, query.ids_BT[:, :1])
-            )
+            first_B1 = seen_BT.new_zeros(B, 1) if before is None else before.gather(-1, query.ids_BT[:, :1])
             evidence_BTU[..., u] = torch.cat([first_B1, seen_BT], dim=1)
             cache.last_logp_BV[u] = logp_BTV[:, -1]
             logp_BKV[u] = logp_BTV[:, kept_K]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, TypeAlias, Unpack
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import GenerationMixin, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, GenerationMixin, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.utils import GenerateOutput
 
 from coterie.dates import Time
@@ -43,7 +43,6 @@ class Source(Protocol):
     @property
     def folder(self) -> Path:
         """The directory that it was opened from."""
-        ...
 
     def fit(self, mixture: Mixture, texts: Texts | Mapping[str, Texts]) -> Mixture: ...
 
@@ -99,8 +98,6 @@ class Mixture(PreTrainedModel, GenerationMixin):
     def eligibility(self) -> Eligibility:
         """Which experts a date may use."""
         return self.config.eligibility
-
-    # what it is made of ---------------------------------------------------------------------------------------------------
 
     source: Source | None = None
     """Makes it anew; None where `coterie.mix` and `coterie.load` had no part in it."""
@@ -167,8 +164,6 @@ class Mixture(PreTrainedModel, GenerationMixin):
         object.__setattr__(self, "__dict__", other.__dict__)
         return self
 
-    # what each place says -------------------------------------------------------------------------------------------------
-
     @abstractmethod
     def _log_probs(self, query: Query) -> Float[Tensor, "B T V"]:
         raise NotImplementedError
@@ -194,14 +189,10 @@ class Mixture(PreTrainedModel, GenerationMixin):
             config: instead of the directory's.
             options: of `from_pretrained`.
         """
-        raise NotImplementedError
 
     @abstractmethod
     def _save(self, folder: Path, options: Mapping[str, Any]) -> PretrainedConfig:
         """Write the experts and the router; the tokenizer is there already. Returns the configuration to write."""
-        raise NotImplementedError
-
-    # questions ------------------------------------------------------------------------------------------------------------
 
     def query(self, ids_BT: Int[Tensor, "B T"], time: Times = None, past: int = 0, **layout: Unpack[Layout]) -> Query:
         """A question to this mixture, ``past`` tokens after the beginning."""
@@ -280,8 +271,6 @@ class Mixture(PreTrainedModel, GenerationMixin):
         with _repeatable(seed, self.device):
             return self._generate(inputs, *args, time=time, **options)
 
-    # files ----------------------------------------------------------------------------------------------------------------
-
     def save_pretrained(self, save_directory: str | Path, **options: object) -> None:  # type: ignore[override]
         """Write a mixture directory: each distinct expert once; opens with `from_pretrained`, `coterie.load` and the Auto
         classes.
@@ -314,7 +303,8 @@ class Mixture(PreTrainedModel, GenerationMixin):
         refuse_remote_code(folder)
         model = cls._open(folder, config, options)
         model.tokenizer = files.open_tokenizer(folder)
-        model.generation_config = files.open_generation_config(folder) or model.generation_config
+        if (folder / "generation_config.json").is_file():
+            model.generation_config = GenerationConfig.from_pretrained(folder)
         model.name_or_path = str(folder)
         report: dict[str, list[str]] = {"missing_keys": [], "unexpected_keys": [], "mismatched_keys": [], "error_msgs": []}
         return (model, report) if output_loading_info else model  # type: ignore[return-value]  # as in the library

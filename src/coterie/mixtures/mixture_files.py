@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 from coterie.errors import RequestError
@@ -164,11 +166,6 @@ def open_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
     return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
-def open_generation_config(folder: Path) -> GenerationConfig | None:
-    """How to generate by default, if the directory says it."""
-    return GenerationConfig.from_pretrained(folder) if (folder / "generation_config.json").is_file() else None
-
-
 def special_tokens(source: PreTrainedTokenizerBase | PretrainedConfig | None) -> Settings:
     """Ids under `SPECIAL_TOKENS`; padding is the end of text where there is none of its own."""
     bos, eos, pad = (getattr(source, f"{kind}_token_id", None) for kind in ("bos", "eos", "pad"))
@@ -184,6 +181,24 @@ def write_configuration(config: MixtureConfig, tokenizer: Path, folder: Path) ->
     config.update(special)
     config.save_pretrained(folder)
     GenerationConfig(**special).save_pretrained(folder)
+
+
+def read_router(folder: Path) -> dict[str, torch.Tensor]:
+    """Parameters of a router by name, of gates inside a model rows [U, H] of each; nothing for equal weights.
+
+    Raises:
+        RequestError: the file is damaged.
+    """
+    file = folder / "router.safetensors"
+    try:
+        return load_file(file) if file.is_file() else {}
+    except SafetensorError as error:
+        raise RequestError("damaged weights", where=str(file), found=str(error)) from None
+
+
+def write_router(tensors: Mapping[str, torch.Tensor], folder: Path) -> None:
+    """What `read_router` reads."""
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, folder / "router.safetensors")
 
 
 def context_of(model: Path) -> int:

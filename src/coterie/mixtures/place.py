@@ -37,60 +37,41 @@ class Making(Protocol):
     @property
     def base(self) -> Artifact:
         """What experts branch from."""
-        ...
 
     @property
     def tokenizer(self) -> Artifact: ...
 
     def seats(self, slots: Sequence[str], *, knowledge: bool = False) -> list[Seat]:
-        """The distinct experts, in order of first use; equal ones have one seat with several slots.
-
-        Args:
-            knowledge: find out when the text behind each ends.
-        """
-        ...
+        """The distinct experts, in order of first use; equal ones have one seat with several slots. With ``knowledge``, find
+        out when the text behind each ends."""
 
     def digest_of(self, expert: str) -> str: ...
 
     def origin(self, expert: str) -> Artifact:
         """The weights that an expert branches from; of an adapter, what it rests on."""
-        ...
 
     def has_data(self, expert: str) -> bool:
         """Whether a corpus is named for it; a finished expert may have none."""
-        ...
 
     def blocks(self, corpus: str, split: str) -> Artifact: ...
 
     def data(self, expert: str, split: str, tokens: int | None = None) -> Artifact:
         """Blocks of an expert's own slice."""
-        ...
 
     def slices(self, slots: Sequence[str], split: str, tokens: int | None = None) -> list[Artifact]:
-        """Blocks of the slices that the experts of these slots learned from, each once, in order of first use.
-
-        Args:
-            tokens: most of them, in equal parts.
-        """
-        ...
+        """Blocks of the slices that the experts of these slots learned from, each once, in order of first use; at most so
+        many tokens, in equal parts."""
 
     def score(self, seat: Seat, blocks: Artifact, name: str | None = None) -> Artifact:
-        """An expert's log-probabilities on blocks.
-
-        Args:
-            name: for its label, where the seat's would be another expert's.
-        """
-        ...
+        """An expert's log-probabilities on blocks; ``name`` is for its label, where the seat's would be another expert's."""
 
     def scores_label(self, model: str, blocks: Artifact) -> str:
         """What a model's scores on some blocks are called, in plans and in the log."""
-        ...
 
     def mixture(self, name: str) -> Place: ...
 
     def made(self, place: Place) -> Artifact:
         """A mixture's artifact."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -93,12 +93,8 @@ class Query:
         """Keyword arguments of a model's forward, without a cache."""
         if self.attend_BT is None:
             return packing.inputs(model, self.ids_BT, self.position_BT)
-        return {
-            "input_ids": self.ids_BT,
-            "attention_mask": self.attend_BT,
-            "position_ids": self.position_BT,
-            "use_cache": False,
-        }
+        given = {"input_ids": self.ids_BT, "attention_mask": self.attend_BT, "position_ids": self.position_BT}
+        return {**given, "use_cache": False}
 
     def log_probs(self, model: nn.Module) -> Float[Tensor, "B T V"]:
         """A model's log P(x_{t+1} | x_{<=t}) in nats, fp32."""

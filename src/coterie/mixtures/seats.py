@@ -43,11 +43,9 @@ class Seat:
     @property
     def dates(self) -> dict[str, str | None]:
         """The dates that rules go by, as JSON."""
-        return {
-            "start": self.window.start.isoformat() if self.window else None,
-            "end": self.window.end.isoformat() if self.window else None,
-            "knowledge": self.knowledge.isoformat() if self.knowledge else None,
-        }
+        start, end = (self.window.start, self.window.end) if self.window else (None, None)
+        days = {"start": start, "end": end, "knowledge": self.knowledge}
+        return {key: day.isoformat() if day else None for key, day in days.items()}
 
     @property
     def vocab_size(self) -> int:

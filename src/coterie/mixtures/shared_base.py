@@ -29,7 +29,6 @@ class SharedBaseMixture(Mixture):
     @abstractmethod
     def inner(self) -> PreTrainedModel:
         """The Hugging Face model that does the work."""
-        raise NotImplementedError
 
     def _log_probs(self, query: Query) -> Float[Tensor, "B T V"]:
         return query.log_probs(self.inner)
@@ -40,12 +39,10 @@ class SharedBaseMixture(Mixture):
     @abstractmethod
     def traced(self) -> AbstractContextManager[Callable[[], Mapping[str, Gated]]]:
         """Inside, what every gate says is kept; the value, called, gives it for the last pass, by gate."""
-        raise NotImplementedError
 
     @abstractmethod
     def over_experts(self, weight: Float[Tensor, "*N G"]) -> Float[Tensor, "*N U"]:
         """What a gate weighs, as weights over all distinct experts."""
-        raise NotImplementedError
 
     def over_slots(self, weight: Float[Tensor, "*N G"]) -> Float[Tensor, "*N S"]:
         """What a gate weighs, as weights over slots."""

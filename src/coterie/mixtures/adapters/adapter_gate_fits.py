@@ -20,7 +20,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from coterie.corpora.blocks import Blocks
-from coterie.mixtures.adapters import adapters_files as disk
 from coterie.mixtures.adapters.adapter_gates import WHOLE
 from coterie.mixtures.adapters.adapter_routers import (
     AdapterGate,
@@ -31,7 +30,7 @@ from coterie.mixtures.adapters.adapter_routers import (
 )
 from coterie.mixtures.adapters.adapters_files import AdaptersConfig, Counts
 from coterie.mixtures.adapters.adapters_mixture import AdaptersMixture
-from coterie.mixtures.mixture_files import Opening, write_configuration
+from coterie.mixtures.mixture_files import Opening, write_configuration, write_router
 from coterie.mixtures.score_files import batches, write_gated
 from coterie.mixtures.seats import Seat
 from coterie.models import packed_inputs as packing
@@ -75,7 +74,7 @@ def write_mixture(
     elif isinstance(gate := AdapterGate.model_validate(config.router), FromAdaptersGate):
         equal = {**config.router, "kind": "uniform", "top_k": None, "top_p": None}
         plain = AdaptersConfig(**{**config.to_dict(), "router": equal})
-        disk.write_gates(rows_of(gate, opened(folder, seats, base, config=plain)), folder)
+        write_router(rows_of(gate, opened(folder, seats, base, config=plain)), folder)
     counts = opened(folder, seats, base).counts()
     say_counts(label, counts)
     (folder / "facts.json").write_text(json.dumps({"parameters": counts}, indent=1, sort_keys=True) + "\n")
@@ -104,9 +103,6 @@ def rows_of(gate: FromAdaptersGate, model: AdaptersMixture) -> dict[str, Tensor]
         none_H = torch.zeros(inlet.like_I.shape[1])
         rows[name] = torch.stack([gate.row(factors) if factors else none_H for factors in mine])
     return rows
-
-
-# ridge --------------------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -166,4 +162,4 @@ def write_closed_form(sums: Sequence[Artifact], gate: ClosedFormGate, folder: Pa
             ridge.gram_HH += part[f"{name}/gram"] / tokens
             ridge.moment_HU[:, u] = part[f"{name}/moment"] / tokens
         rows[name] = gate.solve(ridge)
-    disk.write_gates(rows, folder)
+    write_router(rows, folder)

@@ -17,9 +17,6 @@ from dataclasses import field
 from pathlib import Path
 from typing import Any, Self, TypedDict
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, PreTrainedModel
 
 from coterie.errors import RequestError
@@ -92,20 +89,6 @@ def open_parts(
     places = lora_files.linears(base)
     homes = [part(folder, entry["dir"], f"the expert {entry['name']!r}", elsewhere) for entry in config.experts]
     return base, [lora_files.read(home, places) for home in homes]
-
-
-def read_gates(folder: Path) -> dict[str, torch.Tensor]:
-    """Rows [U, H] of every gate, by name; none for equal weights."""
-    file = folder / "router.safetensors"
-    try:
-        return load_file(file) if file.is_file() else {}
-    except SafetensorError as error:
-        raise RequestError("damaged weights", where=str(file), found=str(error)) from None
-
-
-def write_gates(gates: Mapping[str, torch.Tensor], folder: Path) -> None:
-    if gates:
-        save_file({name: rows.contiguous() for name, rows in gates.items()}, folder / "router.safetensors")
 
 
 def write_base(base: PreTrainedModel, layout: Layout, folder: Path) -> str:

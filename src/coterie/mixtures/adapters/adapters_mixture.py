@@ -27,7 +27,7 @@ from coterie.mixtures.adapters.adapter_gates import AdaptersCache, Gates
 from coterie.mixtures.adapters.adapter_routers import Maturity
 from coterie.mixtures.adapters.adapters_files import AdaptersConfig, Counts
 from coterie.mixtures.adapters.layout import Layout
-from coterie.mixtures.mixture_files import MixtureConfig, Opening, mixture_at
+from coterie.mixtures.mixture_files import MixtureConfig, Opening, mixture_at, read_router, write_router
 from coterie.mixtures.query import Times
 from coterie.mixtures.shared_base import SharedBaseMixture
 from coterie.models import lora_files
@@ -105,8 +105,6 @@ class AdaptersMixture(SharedBaseMixture):
         self.layout.set_gates(rows)
         self.compose()
 
-    # who trains -----------------------------------------------------------------------------------------------------------
-
     def trainable(self, experts: Sequence[str] | None = (), router: bool = False) -> AdaptersMixture:
         """Say what trains; everything else is frozen, and only what trains has gradients and optimizer states.
 
@@ -181,8 +179,6 @@ class AdaptersMixture(SharedBaseMixture):
             "trained": sum(p.numel() for p in self.parameters() if p.requires_grad),
         }
 
-    # questions ------------------------------------------------------------------------------------------------------------
-
     @property
     def inner(self) -> PreTrainedModel:
         return self.base
@@ -249,16 +245,12 @@ class AdaptersMixture(SharedBaseMixture):
         output = CausalLMOutputWithPast(**{"loss": loss, **output, "past_key_values": past_key_values})
         return output if return_dict is not False else output.to_tuple()  # type: ignore[return-value]
 
-    # generation -----------------------------------------------------------------------------------------------------------
-
     def _generate(self, inputs: Tensor | None, *args: Any, time: Times, **options: Any) -> Any:
         """A gate over the prefix keeps its running sums in the cache."""
         cached = options.get("use_cache", self.generation_config.use_cache) is not False
         if self.router.prefix and cached and options.get("past_key_values") is None:
             options["past_key_values"] = AdaptersCache(config=self.base.config)
         return super()._generate(inputs, *args, time=time, **options)
-
-    # the library's own ----------------------------------------------------------------------------------------------------
 
     @classmethod
     def _open(cls, folder: Path, config: MixtureConfig | None, options: Mapping[str, Any]) -> Self:
@@ -280,7 +272,7 @@ class AdaptersMixture(SharedBaseMixture):
         config = config or AdaptersConfig.from_pretrained(mixture_at(folder))
         assert isinstance(config, AdaptersConfig)
         base, adapters = files.open_parts(folder, config, opening, elsewhere)
-        return cls(config, base, adapters, files.read_gates(folder))
+        return cls(config, base, adapters, read_router(folder))
 
     def _save(self, folder: Path, options: Mapping[str, Any]) -> AdaptersConfig:
         self.save_parts(folder)
@@ -292,7 +284,8 @@ class AdaptersMixture(SharedBaseMixture):
         """Write experts and gates as they are in memory, not the base."""
         for name, adapter in self.adapters().items():
             lora_files.write(adapter, self.layout.places, folder / "experts" / name, self.dropout)
-        files.write_gates(self.gates(), folder)
+        if gates := self.gates():
+            write_router(gates, folder)
 
 
 AutoModelForCausalLM.register(AdaptersConfig, AdaptersMixture, exist_ok=True)

@@ -32,11 +32,10 @@ from coterie.experts.training import prepared, seen, train_job
 from coterie.experts.training_job import Job
 from coterie.experts.training_rows import Rows, require_fit
 from coterie.mixtures.adapters import adapter_gate_fits as fitting
-from coterie.mixtures.adapters import adapters_files as disk
 from coterie.mixtures.adapters.adapter_routers import AdapterGate, Joint, mixture_settings
 from coterie.mixtures.adapters.adapters_files import AdaptersConfig
 from coterie.mixtures.adapters.adapters_mixture import AdaptersMixture
-from coterie.mixtures.mixture_files import write_configuration
+from coterie.mixtures.mixture_files import write_configuration, write_router
 from coterie.mixtures.seats import Seat, say_shared
 from coterie.models import lora_files as files
 from coterie.models import parameters
@@ -86,7 +85,7 @@ def fit_gates(run: Run, seats: Sequence[Seat], folder: Path) -> Figures:
         model.trainable(router=True)
         say_shared(run.label, seats, "share its weight")
         loop = _train(run, model, dense_steps=0.0)
-        disk.write_gates(model.gates(), folder)
+        write_router(model.gates(), folder)
         _record(run, loop, model, folder, {})
     return {"threads": threads, "device": run.where}
 

@@ -4,7 +4,7 @@ A standard gate has no bias, so it cannot say that one expert stands for several
 equal rows it need not say so in two cases: if the k largest are slots of one expert, because each has at least k; and if
 each has the same number c of slots and c divides k, as softmax then gives each c equal shares.
 
-Shapes: S slots, U distinct experts, H hidden.
+Shapes: S slots, U distinct experts, H hidden, B rows, T positions, V vocabulary.
 """
 
 from __future__ import annotations
@@ -54,14 +54,6 @@ class ClosedMixture:
                 do="mix the same experts at: layers (kinds ffn and lora merge exactly)",
             )
         return cls(folder, LayersConfig.from_pretrained(folder), tensors_of(folder))
-
-    @property
-    def seats(self) -> list[int]:
-        return self.config.slot_to_expert
-
-    @property
-    def top_k(self) -> int | None:
-        return self.config.gate["top_k"]
 
     @property
     def blocks(self) -> list[str]:
@@ -117,7 +109,8 @@ def why_not(seats: Sequence[int], gates: Mapping[str, Tensor], top_k: int | None
     counts, where = Counter(seats), torch.tensor(list(seats))
     if len(counts) in (1, len(seats)):
         return None
-    if any(not bool((gate_SH == gate_SH[_first(where)]).all()) for gate_SH in gates.values()):
+    first_S = (where[:, None] == where).float().argmax(1)  # for each slot, the first one with the same expert
+    if any(not bool((gate_SH == gate_SH[first_S]).all()) for gate_SH in gates.values()):
         return "slots of one expert have different rows in the gate"
     fewest, most = min(counts.values()), max(counts.values())
     if top_k is not None and top_k <= fewest:
@@ -129,18 +122,14 @@ def why_not(seats: Sequence[int], gates: Mapping[str, Tensor], top_k: int | None
     return None
 
 
-def _first(seats_S: Tensor) -> Tensor:
-    """For each slot, the first one with the same expert."""
-    return (seats_S[:, None] == seats_S[None]).float().argmax(1)
-
-
 def seating(mixture: ClosedMixture, expand: bool) -> Seating:
     """Which experts are written, in what order.
 
     Raises:
         RequestError: folding would change the function; says by how much, and how large the expanded one is.
     """
-    given = (mixture.seats, mixture.gates(), mixture.top_k)
+    seats = mixture.config.slot_to_expert
+    given = (seats, mixture.gates(), mixture.config.gate["top_k"])
     if expand:
         return expanded(*given)
     reason = why_not(*given)
@@ -148,12 +137,12 @@ def seating(mixture: ClosedMixture, expand: bool) -> Seating:
         return folded(*given)
     one = sum(t.bytes for n, t in mixture.tensors.items() if ".experts.0." in n)
     all_of_it = sum(t.bytes for t in mixture.tensors.values())
-    size = all_of_it + one * (len(mixture.seats) - len(mixture.config.experts))
+    size = all_of_it + one * (len(seats) - len(mixture.config.experts))
     raise RequestError(
         f"slots that share an expert cannot be folded exactly: {reason}",
         where=str(mixture.folder),
         found=f"log-probabilities up to {of_folding(mixture.folder, *folded(*given)):.3g} apart if they were",
-        do=f"--expand writes {len(mixture.seats)} experts, {size / 1e9:,.2f} GB; --format coterie keeps "
+        do=f"--expand writes {len(seats)} experts, {size / 1e9:,.2f} GB; --format coterie keeps "
         f"{len(mixture.config.experts)}",
     )
 

@@ -98,13 +98,11 @@ def _check(folder: Path, kind: Format, layers: list[str], E: int, tensors: Mappi
 def _seats(kind: Format, layers: list[str], E: int, tensors: Mapping[str, Stored]) -> list[int]:
     """For each expert as written, the distinct one that it is."""
     numbers: dict[str, int] = {}
-    return [numbers.setdefault(_content(kind, layers, e, tensors), len(numbers)) for e in range(E)]
-
-
-def _content(kind: Format, layers: list[str], e: int, tensors: Mapping[str, Stored]) -> str:
-    seen = hashlib.sha256()
-    for layer in layers:
-        for matrix in kind.parts:
-            raw: Any = tensors[kind.expert(layer, e, matrix)].read().view(-1).view(torch.uint8).numpy()
+    seats = []
+    for e in range(E):
+        seen = hashlib.sha256()
+        for name in (kind.expert(layer, e, matrix) for layer in layers for matrix in kind.parts):
+            raw: Any = tensors[name].read().view(-1).view(torch.uint8).numpy()
             seen.update(raw)
-    return seen.hexdigest()
+        seats.append(numbers.setdefault(seen.hexdigest(), len(numbers)))
+    return seats

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer
 
 from coterie.corpora.blocks import Blocks
+from coterie.mixtures import completion
 from coterie.mixtures.layers.layers_mixture import LayersMixture
 from coterie.models import packed_inputs as packing
 from coterie.routing.gates import Centroids, Ridge
@@ -60,12 +61,10 @@ def texts(blocks: Sequence[Artifact], experts: Sequence[int], tokens: int | None
 def prompts(by_expert: Mapping[int, Sequence[str]], tokenizer: Path, context: int) -> Iterator[Text]:
     """Example prompts, each a sequence of its own."""
     reader = AutoTokenizer.from_pretrained(tokenizer, local_files_only=True, trust_remote_code=False)
-    first = reader.bos_token_id if reader.bos_token_id is not None else reader.eos_token_id
     for expert, examples in by_expert.items():
         for text in examples:
-            ids = [*([] if first is None else [first]), *reader(text, add_special_tokens=False)["input_ids"]][-context:]
-            ids_BT = torch.tensor([ids])
-            yield Text(expert, ids_BT, torch.arange(len(ids))[None], torch.ones_like(ids_BT, dtype=torch.bool))
+            ids_BT, mask_BT = completion.prompts([text], reader, context, 0, 0)
+            yield Text(expert, ids_BT, torch.arange(ids_BT.shape[1])[None], mask_BT.bool())
 
 
 class _EnoughError(Exception):

@@ -94,7 +94,6 @@ class ByText:
 
     def __init__(self, model: LayersMixture, losses: dict[str, float]) -> None:
         self.losses, self.U = losses, len(model.names)
-        self.slot_to_expert = model.config.slot_to_expert
 
     def __call__(self, model: nn.Module, batch: Batch, count: Tensor) -> Tensor:
         assert isinstance(model, LayersMixture)
@@ -104,7 +103,7 @@ class ByText:
             gates = [Gated(*(part[:, :-1] for part in gated)) for gated in trace().values()]
         target_BT1 = batch["labels"][:, 1:]
         counted_BT1 = target_BT1 != -100
-        slots_S = torch.tensor(self.slot_to_expert, device=counted_BT1.device)
+        slots_S = torch.tensor(model.config.slot_to_expert, device=counted_BT1.device)
         extra = auxiliary(gates, slots_S, self.U, counted_BT1, **self.losses)
         return self._sum(logits_BT1V, gates, slots_S, batch, counted_BT1) / count + extra * counted_BT1.sum() / count
 

@@ -16,11 +16,12 @@ import numpy as np
 import polars as pl
 import torch
 from jaxtyping import Float
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from coterie.errors import WorkError
-from coterie.mixtures.outputs.outputs_files import OutputsConfig, read_router
+from coterie.mixtures.mixture_files import write_router
+from coterie.mixtures.outputs.outputs_files import OutputsConfig, open_router
 from coterie.mixtures.score_files import write_routed
 from coterie.mixtures.seats import Seat, eligibility
 from coterie.progress import say
@@ -106,7 +107,7 @@ def routed_nll(mixture: Artifact | Path, blocks: Artifact, scores: Sequence[Arti
     folder = mixture if isinstance(mixture, Path) else mixture.path
     config = OutputsConfig.from_pretrained(folder)
     assert len(scores) == len(config.experts)
-    router, policy, log_count_U = read_router(folder, config), config.policy, torch.tensor(config.counts).float().log()
+    router, policy, log_count_U = open_router(folder, config), config.policy, torch.tensor(config.counts).float().log()
     data, document_NT, _ = open_scored(blocks, scores, config.eligibility)
     files = load_file(blocks.file("blocks.safetensors"))
     answered_NT = data.target_NT | ~files["target"].bool()
@@ -129,7 +130,7 @@ def write_scores(mixture: Artifact, blocks: Artifact, scores: Sequence[Artifact]
     write_routed(blocks, -np.nan_to_num(result.nll), ~np.isnan(result.nll), result.weight, folder)
 
 
-def write_router(
+def fit_router(
     router: OutputRouter,
     spec: Settings,
     seats: Sequence[Seat],
@@ -161,7 +162,7 @@ def write_router(
     best = min(range(len(trace)), key=lambda e: trace[e]["held"])
     gain = f"{trace[0]['held']:.4f} -> {trace[best]['held']:.4f}"
     say(f"  {label}: {gain} nats a token on held-out documents, epoch {best} of {len(trace) - 1}")
-    save_file(module.state_dict(), folder / "router.safetensors")
+    write_router(module.state_dict(), folder)
     record = {"router": spec["router"], "counts": counts, "experts": len(seats), "tokens": counted, "trace": trace}
     (folder / "router.json").write_text(json.dumps(record, indent=1, sort_keys=True))
 

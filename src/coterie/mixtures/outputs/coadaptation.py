@@ -13,11 +13,11 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -31,6 +31,7 @@ from coterie.experts.train_settings import Train
 from coterie.experts.training import prepared, seen, train_job
 from coterie.experts.training_job import Job
 from coterie.experts.training_rows import Rows, require_fit
+from coterie.mixtures.mixture_files import read_router, write_router
 from coterie.mixtures.seats import Eligible, eligibility
 from coterie.models import parameters
 from coterie.models.initialise import copy_tokenizer
@@ -123,7 +124,7 @@ def _run(payload: Settings, train: Train) -> None:
     recipe = OutputRouter.model_validate(spec["router"])
     router = recipe.build(len(experts), experts[0].config.vocab_size, spec["seed"])
     if payload["router"]:
-        router.load_state_dict(load_file(Artifact.of(payload["router"]).file("router.safetensors")))
+        router.load_state_dict(read_router(Artifact.of(payload["router"]).path))
     router.to(payload["where"])
     log_count_U = torch.tensor(spec["counts"], dtype=torch.float32).log()
     model = Together(
@@ -151,11 +152,8 @@ def _run(payload: Settings, train: Train) -> None:
             do="raise adapt.tokens, or lower adapt.batch_size",
         )
 
-    def held_out() -> float:
-        return _held_out(model, valid)
-
-    with torch.no_grad():
-        start = held_out()
+    held_out = partial(_held_out, model, valid)
+    start = held_out()
     loop = train_job(
         Job(
             home=Path(payload["home"]),
@@ -248,8 +246,7 @@ def _write(
         (place / "facts.json").write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")
     home = folder / "router"
     home.mkdir()
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.router.state_dict().items()}
-    save_file(state, home / "router.safetensors")
+    write_router(model.router.state_dict(), home)
     record = {key: payload["spec"][key] for key in ("router", "counts")} | {"experts": len(origins)}
     (home / "router.json").write_text(json.dumps(record, indent=1, sort_keys=True))
     facts = {"tokens": int(tokens[-1]), "steps": len(tokens), "start_loss": losses[0], "loss": losses[1]}

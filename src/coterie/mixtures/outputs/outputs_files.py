@@ -18,7 +18,6 @@ from dataclasses import field
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, PreTrainedModel
 
 from coterie.errors import RequestError
@@ -27,6 +26,7 @@ from coterie.mixtures.mixture_files import (
     Opening,
     context_of,
     part,
+    read_router,
     require_same_tokenizer,
     require_same_vocabulary,
     write_configuration,
@@ -86,21 +86,23 @@ def write(settings: Settings, seats: Sequence[Seat], router: Artifact | None, to
         shutil.copyfile(router.file("router.safetensors"), folder / "router.safetensors")
 
 
-def read_router(folder: Path, config: OutputsConfig) -> RouterModule:
+def open_router(folder: Path, config: OutputsConfig) -> RouterModule:
     """The router of a mixture directory, strictly.
 
     Raises:
         RequestError: parameters are missing, unexpected or of another shape.
     """
-    file = folder / "router.safetensors"
-    tensors = load_file(file) if file.is_file() else {}
+    tensors = read_router(folder)
     rows = tensors["tokens.table_V2W"].shape[0] if "tokens.table_V2W" in tensors else config.vocab_size
     router = OutputRouter.model_validate(config.router).build(len(config.experts), rows)
     try:
         router.load_state_dict(tensors, strict=True)
     except RuntimeError as error:
-        found = str(error).splitlines()[-1].strip()
-        raise RequestError("the router's parameters are not those of its kind", where=str(file), found=found) from None
+        raise RequestError(
+            "the router's parameters are not those of its kind",
+            where=str(folder / "router.safetensors"),
+            found=str(error).splitlines()[-1].strip(),
+        ) from None
     return router.eval()
 
 
@@ -136,8 +138,3 @@ def write_experts(
                 raise RequestError(f"the base of {entry['name']!r} is gone", where=f"{origin}/{base}")
             shutil.copytree(origin / base, folder / base, dirs_exist_ok=True)
     return config
-
-
-def write_router(router: RouterModule, folder: Path) -> None:
-    state = {name: tensor.contiguous() for name, tensor in router.state_dict().items()}
-    save_file(state, folder / "router.safetensors")

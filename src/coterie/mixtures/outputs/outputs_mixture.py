@@ -24,7 +24,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from coterie.errors import RequestError
 from coterie.mixtures.mixture import Mixture
-from coterie.mixtures.mixture_files import MixtureConfig, Opening, mixture_at, require_same_vocabulary
+from coterie.mixtures.mixture_files import MixtureConfig, Opening, mixture_at, require_same_vocabulary, write_router
 from coterie.mixtures.outputs import outputs_files as files
 from coterie.mixtures.outputs.mixture_cache import MixtureCache
 from coterie.mixtures.outputs.outputs_files import OutputsConfig
@@ -221,12 +221,12 @@ class OutputsMixture(Mixture):
         config = config or OutputsConfig.from_pretrained(mixture_at(folder))
         assert isinstance(config, OutputsConfig)
         experts = files.open_experts(folder, config, opening)
-        model = cls(config, experts, files.read_router(folder, config))
+        model = cls(config, experts, files.open_router(folder, config))
         nn.Module.to(model, experts[0].device)
         return model
 
     def _save(self, folder: Path, options: Mapping[str, Any]) -> OutputsConfig:
-        files.write_router(self.router, folder)
+        write_router(self.router.state_dict(), folder)
         origin = Path(self.name_or_path) if self.name_or_path else None
         return files.write_experts(cast("list[PreTrainedModel]", list(self.experts)), self.config, origin, folder)
 

@@ -115,9 +115,9 @@ def fit_router(
     action = Action("routers", spec=spec, inputs=inputs, libraries=("torch",), numerics="cpu-fp32")
 
     def build(folder: Path) -> None:
-        from coterie.mixtures.outputs.cached_scores import write_router
+        from coterie.mixtures.outputs import cached_scores
 
-        write_router(router, spec, seats, folder, blocks=blocks, scores=scores, label=label)
+        cached_scores.fit_router(router, spec, seats, folder, blocks=blocks, scores=scores, label=label)
 
     return store.make(action, build, label=label)
 

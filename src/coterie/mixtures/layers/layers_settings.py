@@ -1,4 +1,4 @@
-"""At the layers: what a recipe says of a mixture, and what must be true of its experts."""
+"""At the layers: what a recipe says of a mixture, what must be true of its experts, and the merged model that comes of it."""
 
 from __future__ import annotations
 

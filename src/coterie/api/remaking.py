@@ -21,7 +21,7 @@ from coterie.api.spans import dated
 from coterie.api.workplace import Workplace
 from coterie.corpora.given_texts import Given, Texts, given
 from coterie.errors import RequestError
-from coterie.mixtures.export.export_formats import FORMATS
+from coterie.mixtures.export.export_formats import NAMES
 from coterie.mixtures.layers.layers_mixture import LayersMixture
 from coterie.mixtures.load import load
 from coterie.mixtures.mixture import Mixture, Model, Span
@@ -81,7 +81,7 @@ class Remaking:
         from coterie.mixtures.export.gguf import export_gguf
         from coterie.mixtures.export.write_checkpoint import export
 
-        known(format, [*FORMATS, "gguf", "coterie"], "format", "format")
+        known(format, NAMES, "format", "format")
         with tempfile.TemporaryDirectory(prefix="coterie-") as temp:
             here = Path(temp) / "mixture"
             if isinstance(mixture, LayersMixture):

@@ -9,6 +9,8 @@ from typing import Annotated, Literal
 import typer
 
 from coterie.errors import RequestError
+from coterie.mixtures.export.export_formats import NAMES
+from coterie.mixtures.place import known
 
 NAME = "export"
 
@@ -24,8 +26,7 @@ def command(
     ],
     to: Annotated[Path, typer.Option("--to", help="New folder for the checkpoint (a file for gguf).", show_default=False)],
     format: Annotated[
-        Literal["mixtral", "qwen2_moe", "qwen3_moe", "flex_olmo", "coterie", "gguf"] | None,
-        typer.Option("--format", help="Default: the one that the base's kind has."),
+        str | None, typer.Option("--format", metavar="|".join(NAMES), help="Default: the one that the base's kind has.")
     ] = None,
     expand: Annotated[bool, typer.Option("--expand", help="Write a copy of its expert for every slot.")] = False,
     dtype: Annotated[
@@ -36,6 +37,8 @@ def command(
 ) -> None:
     """Write a mixture as a checkpoint that other tools load, read it back, and say how far the two are apart."""
     size = _bytes(shard_size)
+    if format is not None:
+        known(format, NAMES, "--format", "format")
     if dtype == "q8_0" and format != "gguf":
         raise RequestError("only gguf files hold q8_0", where="--dtype", expected="fp32, bf16 or fp16", found=dtype)
     if format == "gguf":

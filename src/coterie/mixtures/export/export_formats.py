@@ -147,6 +147,10 @@ FORMATS = {
 }
 
 
+NAMES = (*FORMATS, "coterie", "gguf")
+"""Every format: the standard ones, a directory of our own, and llama.cpp's file."""
+
+
 def standard(base: Settings, name: str | None) -> Format:
     """The format asked for, or the one that a base's kind has.
 

@@ -15,22 +15,10 @@ from coterie.spec.digest import digest
 from coterie.store import Artifact, sha256
 from coterie.store.artifact import Content
 
-TOKENIZER_FILES = frozenset(
-    {
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "special_tokens_map.json",
-        "added_tokens.json",
-        "vocab.json",
-        "vocab.txt",
-        "merges.txt",
-        "tokenizer.model",
-        "spiece.model",
-        "sentencepiece.bpe.model",
-        "chat_template.jinja",
-        "chat_template.json",
-    }
-)
+TOKENIZER_FILES = {
+    *"tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json vocab.json chat_template.json".split(),
+    *"vocab.txt merges.txt tokenizer.model spiece.model sentencepiece.bpe.model chat_template.jinja".split(),
+}
 """Files of a tokenizer that may stand beside the weights."""
 
 MODEL_FILES = frozenset({"config.json", "generation_config.json", "adapter_config.json", "model.safetensors.index.json"})

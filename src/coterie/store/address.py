@@ -17,26 +17,11 @@ from typing import Any
 from coterie.spec.digest import canonical_json, digest
 from coterie.spec.json_types import Figures
 
-FORMATS = {
-    "corpora": 1,
-    "streams": 1,
-    "tokenizers": 1,
-    "blocks": 1,
-    "weights": 1,
-    "experts": 1,
-    "scores": 1,
-    "routers": 2,
-    "adaptations": 1,
-    "mixtures": 1,
-    "merged": 1,
-    "gates": 1,
-    "evaluations": 1,
-    "profiles": 1,
-    "topics": 1,
-    "selections": 1,
-    "features": 1,
-    "libraries": 1,
-}
+_KINDS = (
+    "corpora streams tokenizers blocks weights experts scores routers adaptations "
+    "mixtures merged gates evaluations profiles topics selections features libraries"
+).split()
+FORMATS = dict.fromkeys(_KINDS, 1) | {"routers": 2}
 """Kinds of artifact and the version of their files. Raise a version when the same request would give other files."""
 
 

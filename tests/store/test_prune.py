@@ -15,7 +15,7 @@ from tests.faults import harness as h
 
 from coterie.errors import WorkError
 from coterie.store import Action, Store, lease, ls, prune
-from coterie.store.owner import HOST
+from coterie.store.durable import HOST
 
 
 def thing(store, number, inputs=()):

@@ -27,9 +27,8 @@ from coterie.models.missing_model import no_model
 from coterie.models.quiet import quiet
 from coterie.spec.settings import check_name
 from coterie.store import Artifact, Store
-from coterie.store.durable import discard
+from coterie.store.durable import discard, owner
 from coterie.store.link import origin
-from coterie.store.owner import owner
 
 if TYPE_CHECKING:
     from peft import PeftModel

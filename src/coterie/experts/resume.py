@@ -28,8 +28,7 @@ from torch import Tensor, nn
 from coterie.progress import say
 from coterie.spec.json_types import Figures
 from coterie.store import sha256
-from coterie.store.durable import make_directory, sync
-from coterie.store.owner import dead, owner
+from coterie.store.durable import dead, make_directory, owner, sync
 
 KEEP = 2
 

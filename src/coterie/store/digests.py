@@ -19,8 +19,8 @@ from pathlib import Path
 from coterie.errors import RequestError, WorkError
 from coterie.spec.digest import canonical_json
 from coterie.store.artifact import sha256
-from coterie.store.check import fingerprint
-from coterie.store.owner import HOST
+from coterie.store.durable import HOST
+from coterie.store.objects import fingerprint
 
 _SETTLED_NS = 3_000_000_000
 """A file changed less than this ago is not noted: a second change could still get the same time stamp."""

@@ -17,11 +17,9 @@ from pathlib import Path
 from coterie.errors import RequestError
 from coterie.spec.digest import canonical_json
 from coterie.store.artifact import Artifact, sha256
-from coterie.store.check import walk
-from coterie.store.durable import discard
-from coterie.store.owner import dead, owner
+from coterie.store.durable import dead, discard, explained, owner
+from coterie.store.objects import walk
 from coterie.store.store import Store
-from coterie.store.trouble import explained
 
 _Files = Mapping[str, tuple[Path, str]]
 """Name below the target -> where the file lies now, and its sha256."""

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from coterie.errors import WorkError
-from coterie.store.check import DamageError, seal, unseal
-from coterie.store.durable import replace_synced
-from coterie.store.owner import HOST
+from coterie.store.durable import HOST, replace_synced
+from coterie.store.objects import DamageError, seal, unseal
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,11 @@
-"""Reading back: nothing is used before it is known to be what was published.
+"""Objects on the disk: nothing appears half-made, and nothing is used before it is known to be what was published.
 
-An object's name is the hash of its manifest, the manifest holds the hash of every file: whatever changes a byte, deletes or
-adds a file is noticed. Small files that have no such name (records, roots) carry a hash of themselves. All bytes are hashed
-once a process, and again when a file's stat changes: mode bits and sizes prove nothing.
+Publishing: temp directory -> fsync and hash of every file -> manifest -> fsync of every directory -> rename -> fsync of the
+parent. The loser of a race verifies the winner's object and uses it.
+
+Reading: an object's name is the hash of its manifest, the manifest holds the hash of every file: whatever changes a byte,
+deletes or adds a file is noticed. Small files that have no such name (records, roots) carry a hash of themselves. All bytes
+are hashed once a process, and again when a file's stat changes: mode bits and sizes prove nothing.
 """
 
 from __future__ import annotations
@@ -16,9 +19,12 @@ import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from coterie.errors import WorkError
+from coterie.progress import say
 from coterie.spec.digest import canonical_json
 from coterie.spec.json_types import Figures
 from coterie.store.artifact import sha256
+from coterie.store.durable import make_directory, sync, write_synced
 
 Fingerprint = tuple[int, int, int, int, int]
 Signature = tuple[tuple[str, int, int, int, int, int], ...]
@@ -134,3 +140,82 @@ def unseal(path: Path) -> Figures:
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise DamageError(path, inode, str(error) or repr(error)) from error
     return value
+
+
+def publish(folder: Path, root: Path, statement: Mapping[str, object]) -> tuple[str, dict[str, str]]:
+    """Move a finished temp directory to ``root/<kind>/<digest>``.
+
+    Returns:
+        the object's digest, and the sha256 of each file.
+    """
+    digests: dict[str, str] = {}
+    sizes: dict[str, int] = {}
+    try:
+        tree = list(walk(folder))
+    except ValueError as error:
+        raise WorkError("only plain files can be published", where=str(folder), found=str(error)) from None
+    assert all(name != "manifest.json" for name, _ in tree), "manifest.json is the store's own file"
+    for name, info in tree:
+        if stat.S_ISREG(info.st_mode):
+            assert info.st_nlink <= 1, f"{name} has another link: whoever has that could change it"
+            path = folder / name
+            path.chmod(0o444)
+            sync(path)
+            digests[name], sizes[name] = sha256(path), info.st_size
+    files = {name: {"size": size, "sha256": digests[name]} for name, size in sizes.items()}
+    manifest = canonical_json({**statement, "files": files}).encode()
+    digest = hashlib.sha256(manifest).hexdigest()
+    write_synced(folder / "manifest.json", manifest)
+    (folder / "manifest.json").chmod(0o444)
+    for name, info in tree:
+        if stat.S_ISDIR(info.st_mode):
+            (folder / name).chmod(0o555)
+            sync(folder / name)
+    sync(folder)
+    home = root / str(statement["kind"])
+    make_directory(home)
+    while not _moved(folder, home / digest, root):
+        pass  # what lay there was damaged and is set aside now
+    sync(home)
+    (home / digest).chmod(0o555)  # only now: a read-only directory cannot be moved
+    return digest, digests
+
+
+def _moved(folder: Path, target: Path, root: Path) -> bool:
+    try:
+        os.rename(folder, target)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise
+        try:
+            read_object(target)
+        except FileNotFoundError:
+            return False
+        except DamageError as damage:
+            set_aside(root, damage)
+            return False
+    return True
+
+
+def set_aside(root: Path, damage: DamageError, label: str = "") -> None:
+    """Quarantine what does not verify; the evidence is kept. Nothing happens if another process did it already."""
+    path = damage.path
+    place = root / "quarantine" / f"{path.parent.name}-{path.name}-{os.urandom(8).hex()}"
+    try:
+        make_directory(place.parent)
+        if os.lstat(path).st_ino != damage.inode:  # it was made again meanwhile
+            return
+        if path.is_dir():
+            path.chmod(0o755)
+        os.rename(path, place)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise WorkError(
+            "a damaged artifact cannot be set aside",
+            where=str(path),
+            found=f"{damage.reason}; {error}",
+            do="check who owns the store and whether it is read-only",
+        ) from None
+    what = label or f"{path.parent.name} {path.stem[:12]}"
+    say(f"  damaged: {what} ({damage.reason}); set aside as {place}, to be made again")

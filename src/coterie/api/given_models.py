@@ -23,7 +23,7 @@ from coterie.mixtures.mixture import Mixture, Model
 from coterie.mixtures.outputs.outputs_files import OutputsConfig
 from coterie.mixtures.seats import Seat
 from coterie.models.checkpoint import checkpoint, contents, weight_files
-from coterie.models.missing_model import no_model
+from coterie.models.local_files import no_model
 from coterie.models.quiet import quiet
 from coterie.spec.settings import check_name
 from coterie.store import Artifact, Store

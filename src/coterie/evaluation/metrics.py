@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 from pydantic import Field
 
-from coterie.evaluation.question_settings import QuestionSettings
+from coterie.evaluation.questions import QuestionSettings
 from coterie.report.measure import ACCURACY, NLL, Measure
 from coterie.spec.kind import Kind
 from coterie.spec.settings import Count, Name, Whole

@@ -6,46 +6,19 @@ a run that finds everything is quick.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from coterie.errors import RequestError
-from coterie.experts.expert_settings import ExpertKind
-from coterie.experts.train_settings import Train
-from coterie.experts.training_request import Request, snapshot
-from coterie.launch import on_ranks
+from coterie.experts import ranks
+from coterie.experts.training_request import Request
 from coterie.models import device
 from coterie.models.checkpoint import contents
-from coterie.models.lora_settings import Lora
 from coterie.spec.json_types import Figures
 from coterie.store import Action, Artifact, Store
 
 
-def train_expert(
-    store: Store,
-    *,
-    start: Artifact,
-    blocks: Sequence[Artifact],
-    weights: Sequence[float] | None = None,
-    valid: Artifact | None = None,
-    kind: ExpertKind = "full",
-    train: Train,
-    lora: Lora | None = None,
-    seed: int,
-    base: Artifact | None = None,
-    label: str = "expert",
-) -> Artifact:
+def train_expert(request: Request) -> Artifact:
     """An expert: a Hugging Face model directory (``full``, ``ffn``) or a PEFT adapter directory (``lora``).
-
-    Args:
-        start: the weights to start from; an adapter needs the ``base`` it rests on, and can only be trained on as ``lora``.
-        blocks: training blocks, one artifact a source.
-        weights: share of the tokens of each source; by default in proportion to their sizes.
-        valid: held-out blocks: the loss in the facts, and early stopping.
-        kind: train all weights, the feed-forward ones, or an adapter with settings ``lora``.
-        train: budget, optimizer, schedule.
-        seed: of the order of the data, dropout and an adapter's start.
 
     Returns:
         an ``experts`` artifact. With ``train.snapshots`` its facts list the snapshots, artifacts of their own.
@@ -54,49 +27,11 @@ def train_expert(
         RequestError: the request cannot be met.
         WorkError: the run diverged, or a parameter did not do what it was declared to; nothing is published.
     """
-    if train.early_stopping is not None and valid is None:
-        raise RequestError(
-            "early stopping needs held-out data", where="train.early_stopping", do="give the corpus a valid split"
-        )
-    assert (lora is None) or kind == "lora"
-    lora = (lora or Lora()) if kind == "lora" else None
-    where = device.pick()
-    precision = device.precision(train.precision, where)
-    shares = [w / sum(weights) for w in weights] if weights is not None and len(blocks) > 1 else None
-    spec = {
-        "kind": kind,
-        "train": train.identity(),
-        "lora": lora.model_dump(mode="json") if lora else None,
-        "seed": seed,
-        "weights": shares,
-    }
-    inputs = {"start": contents(start)}
-    inputs |= {f"blocks.{i}": source.content("blocks.safetensors") for i, source in enumerate(blocks)}
-    inputs |= {"valid": valid.content("blocks.safetensors")} if valid else {}
-    inputs |= {"base": contents(base)} if base else {}
-    libraries = ("torch", "transformers", "peft") if lora else ("torch", "transformers")
-    action = Action("experts", spec, inputs, libraries, device.numerics(where, precision))
-
-    request = Request(
-        store=store,
-        action=action,
-        start=start,
-        base=base,
-        sources=tuple(blocks),
-        weights=shares,
-        valid=valid,
-        kind=kind,
-        train=train,
-        lora=lora,
-        seed=seed,
-        label=label,
-        where=where,
-        precision=precision,
-    )
-    made = store.make(action, partial(_train, request), label=label, tokens=train.tokens)
+    store, train, label = request.store, request.train, request.label
+    made = store.make(request.action, partial(_train, request), label=label, tokens=train.tokens)
     if train.snapshots and not made.planned:
         for entry in made.facts["snapshots"]:  # a run that reuses the expert rests on its snapshots too
-            earlier = snapshot(action, entry["step"])
+            earlier = request.snapshot(entry["step"])
             if found := store.find(earlier, f"{label} at {entry['tokens']:,} tokens"):
                 store.used.setdefault(earlier.key, found)
     return made
@@ -104,29 +39,17 @@ def train_expert(
 
 def _train(request: Request, folder: Path) -> Figures:
     """Train, check, write into ``folder``; returns what the record says of the making."""
-    from coterie.experts import ranks
     from coterie.experts.expert_training import ExpertTraining
     from coterie.experts.training import prepared, watched
 
-    train = request.train
-    if train.parallel and ranks.count() == 1:
-        payload = {"request": request.payload(), "folder": str(folder)}
-        processes = ranks.wanted(train, request.where)
-        return on_ranks("coterie.experts.expert_actions:train_on_rank", payload, processes=processes, label=request.label)
-    with prepared(train.threads, request.seed) as threads:
+    if request.train.parallel and ranks.count() == 1:
+        return ranks.run(partial(_train, request, folder), request.train, request.where, request.label)
+    with prepared(request.train.threads, request.seed) as threads:
         training = ExpertTraining(request)
         with watched(training.job) as loop:
             loop.train(resume_from_checkpoint=loop.checkpoint)
         training.write(loop, folder)
     return {"threads": threads, "device": request.where}
-
-
-def train_on_rank(payload: Figures) -> Figures:
-    """The same on one of several ranks; the first one writes."""
-    from coterie.experts import ranks
-
-    made = _train(Request.of(payload["request"]), Path(payload["folder"]))
-    return made | {"processes": ranks.count()}
 
 
 def score_expert(

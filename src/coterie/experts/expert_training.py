@@ -13,9 +13,8 @@ from coterie.experts import ranks
 from coterie.experts import training_files as files
 from coterie.experts.loop import Loop, require_finite
 from coterie.experts.scores import mean_nll
-from coterie.experts.training import seen
-from coterie.experts.training_job import Job
-from coterie.experts.training_request import Request, snapshot
+from coterie.experts.training import Job, seen
+from coterie.experts.training_request import Request
 from coterie.experts.training_rows import Rows, require_fit
 from coterie.models import parameters
 from coterie.models.lora_settings import Lora
@@ -33,13 +32,13 @@ class ExpertTraining:
     def __init__(self, request: Request) -> None:
         self.request, self.model = request, opened(request)
         self.before = parameters.fingerprints(self.model)
-        sources = [Blocks.open(source) for source in request.sources]
+        sources = [Blocks.open(source) for source in request.blocks]
         self.valid = Blocks.open(request.valid) if request.valid else None
         for blocks in (*sources, *([self.valid] if self.valid else [])):
             require_fit(self.model, blocks)
         train = request.train
         budget = {"tokens": train.tokens} if train.tokens else {"epochs": train.epochs or 1.0}
-        order = Order([source.tokens_per_block for source in sources], request.weights, request.seed, **budget)
+        order = Order([source.tokens_per_block for source in sources], request.shares, request.seed, **budget)
         self.job = Job(
             home=request.home,
             output=request.output,
@@ -68,7 +67,7 @@ class ExpertTraining:
             figures = files.facts(request, loop, tokens, loss=losses[-1] if losses else None)
             files.write(request, self.model, folder, figures, [])
 
-        made = request.store.make(snapshot(request.action, step), build, label=f"{request.label} at {tokens:,} tokens")
+        made = request.store.make(request.snapshot(step), build, label=f"{request.label} at {tokens:,} tokens")
         loop.snapshots.append({"step": step, "tokens": tokens, "digest": made.digest})
 
     def write(self, loop: Loop, folder: Path) -> None:
@@ -86,7 +85,7 @@ class ExpertTraining:
 
 def opened(request: Request) -> PreTrainedModel:
     """The model to start from, with what the kind trains set trainable and all else frozen."""
-    adapter, kind, lora = "adapter_config.json" in request.start.files, request.kind, request.lora or Lora()
+    adapter, kind, lora = "adapter_config.json" in request.start.files, request.kind, request.adapter or Lora()
     if adapter and kind != "lora":
         raise RequestError(
             f"kind {kind} cannot start from an adapter",

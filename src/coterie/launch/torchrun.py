@@ -1,42 +1,40 @@
 """One piece of work on several processes of this machine, started by torchrun and owned by this process.
 
-The request goes to the ranks as a JSON file; what rank 0 returns, and the error of the rank that failed first, come back the
-same way, so that a person reads one message and not one traceback a rank. Ranks end when this process does, however it
-ends: work whose owner is gone must not go on beside its successor.
+The work goes to the ranks as a pickle in a folder that only this user can read; what rank 0 returns, and the error of the
+rank that failed first, come back the same way, so that a person reads one message and not one traceback a rank. Ranks end
+when this process does, however it ends: work whose owner is gone must not go on beside its successor.
 """
 
 from __future__ import annotations
 
-import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from coterie import errors
-from coterie.errors import WorkError
+from coterie.errors import CoterieError, WorkError
 from coterie.launch import process
 from coterie.progress import say
 from coterie.spec.json_types import Figures
 
-TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone")
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone")
 
 
-def on_ranks(call: str, payload: Mapping[str, object], *, processes: int, label: str) -> Figures:
-    """Call a function on every rank.
+def on_ranks(work: Callable[[], Figures], *, processes: int, label: str) -> Figures:
+    """Do some work on every rank.
 
     Args:
-        call: ``module:function``; it is given ``payload``.
-        payload: JSON values.
+        work: a function of a module, with its arguments as `functools.partial` holds them.
         processes: ranks on this machine.
         label: what it is, for people.
 
     Returns:
-        what rank 0 returned (a JSON value).
+        what rank 0 returned.
 
     Raises:
         CoterieError: as raised on a rank.
@@ -44,8 +42,9 @@ def on_ranks(call: str, payload: Mapping[str, object], *, processes: int, label:
     """
     with tempfile.TemporaryDirectory(prefix="coterie-ranks-") as temp:
         folder = Path(temp)
-        (folder / "request.json").write_text(json.dumps({"call": call, "payload": payload, "owner": os.getpid()}))
-        command = [*TORCHRUN, f"--nproc-per-node={processes}", "-m", "coterie.launch.run_rank", str(folder)]
+        (folder / "work").write_bytes(pickle.dumps(work))
+        ranks = ["-m", "coterie.launch.run_rank", str(folder), str(os.getpid())]
+        command = [sys.executable, *TORCHRUN, f"--nproc-per-node={processes}", *ranks]
         environment = {"OMP_NUM_THREADS": str(max((os.cpu_count() or 1) // processes, 1)), **os.environ}
         agent = process.start(command, folder / "log.txt", environment)
         try:
@@ -53,7 +52,7 @@ def on_ranks(call: str, payload: Mapping[str, object], *, processes: int, label:
         finally:
             process.end([agent], signal.SIGTERM)
         if agent.returncode == 0:
-            return json.loads((folder / "result.json").read_text())
+            return pickle.loads((folder / "result").read_bytes())
         raise _error(folder, label)
 
 
@@ -66,12 +65,9 @@ def _follow(agent: process.Process, progress: process.Lines) -> None:
             say(line)
 
 
-def _error(folder: Path, label: str) -> errors.CoterieError:
-    failed = sorted(folder.glob("error-*.json"), key=lambda path: path.stat().st_mtime_ns)
-    if failed:
-        fields = json.loads(failed[0].read_text())
-        kind = getattr(errors, fields.pop("kind"))
-        return kind(fields.pop("what"), **fields)
+def _error(folder: Path, label: str) -> CoterieError:
+    if failed := sorted(folder.glob("error-*"), key=lambda path: path.stat().st_mtime_ns):
+        return pickle.loads(failed[0].read_bytes())
     lines = [line for line in (folder / "log.txt").read_text(errors="replace").splitlines() if line.strip()]
     return WorkError(
         f"{label}: a rank ended before its work was done",

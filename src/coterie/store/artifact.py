@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import cache, cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 from coterie.spec.digest import canonical_json, digest
 from coterie.spec.json_types import Figures
@@ -84,15 +84,6 @@ class Content(str):
         return made
 
 
-class ArtifactJSON(TypedDict):
-    """An artifact as JSON values."""
-
-    kind: str
-    digest: str
-    path: str
-    files: dict[str, str]
-
-
 @dataclass(frozen=True)
 class Artifact:
     """A verified object of the store, or (without a key) a directory outside it that was hashed, such as a checkpoint."""
@@ -125,15 +116,6 @@ class Artifact:
         files = {name.removeprefix(f"{folder}/"): h for name, h in self.files.items() if name.startswith(f"{folder}/")}
         whole = self.whole or self.digest
         return Artifact(kind, digest(files), self.path / folder, files, self.made, self.reused, whole)
-
-    def said(self) -> ArtifactJSON:
-        """As JSON values, for other processes."""
-        return {"kind": self.kind, "digest": self.digest, "path": str(self.path), "files": dict(self.files)}
-
-    @classmethod
-    def of(cls, said: ArtifactJSON) -> Artifact:
-        """The reverse of `said`."""
-        return cls(said["kind"], said["digest"], Path(said["path"]), said["files"])
 
     @cached_property
     def facts(self) -> Figures:

@@ -70,6 +70,9 @@ class Store:
         self._wanted: dict[str, str | None] = {}
         self._published: dict[str, dict[str, str]] = {}
 
+    def __reduce__(self) -> tuple[type[Store], tuple[Path]]:
+        return type(self), (self.root,)  # for other processes: nothing of what this one knows
+
     def make(self, action: Action, build: Build, *, label: str, tokens: int | None = None) -> Artifact:
         """The result of ``action``: found and verified, or built now.
 

@@ -13,7 +13,7 @@ from tests.experts.making import LENGTH, base, blocks, settings
 from coterie.corpora.blocks import Blocks
 from coterie.corpora.order import Order
 from coterie.errors import RequestError
-from coterie.experts import loop, schedule
+from coterie.experts import loop, training
 from coterie.experts.expert_actions import score_expert, train_expert
 from coterie.experts.scores import mean_nll
 from coterie.experts.train_settings import Train
@@ -39,11 +39,11 @@ def plain_loop(start: Artifact, sources: list[Blocks], settings: Train, seed: in
     order = Order([s.tokens_per_block for s in sources], None, seed, tokens=settings.tokens)
     rows_a_step = settings.batch_size * settings.accumulation
     steps = -(-len(order) // rows_a_step)
-    adamw = schedule.optimizer(model, settings)
+    adamw = training.optimizer(model, settings)
     losses = []
     for step in range(steps):
         for group in adamw.param_groups:
-            group["lr"] = settings.learning_rate * schedule.factor(step, steps, settings)
+            group["lr"] = settings.learning_rate * training.factor(step, steps, settings)
         total, count = torch.zeros(()), 0
         for i in range(step * rows_a_step, min((step + 1) * rows_a_step, len(order))):
             source, b = sources[order.source[i]], order.block[i]
@@ -149,7 +149,7 @@ def test_the_budget_in_tokens_and_the_figures(store: Store) -> None:
     assert log[-1]["tokens"] == facts["tokens"]
     assert [line["step"] for line in log[:-1]] == list(range(3, log[-1]["step"], 3))
     for line in log:
-        expected = 3e-3 * schedule.factor(line["step"] - 1, facts["steps"], settings(tokens=400))
+        expected = 3e-3 * training.factor(line["step"] - 1, facts["steps"], settings(tokens=400))
         assert line["learning_rate"] == pytest.approx(expected)
     assert facts["trained_parameters"] == facts["parameters"] == sum(t.numel() for t in weights(expert).values())
     assert set(log[0]) == {"step", "tokens", "loss", "learning_rate", "grad_norm"}

@@ -197,13 +197,7 @@ def _target_logp(model: PreTrainedModel, ids_BT: Tensor, times: list[date | None
 def _may_answer(model: PreTrainedModel, time: date | None) -> bool:
     """Whether a mixture has an expert for this date."""
     eligibility = getattr(model, "eligibility", None)
-    if eligibility is None:
-        return True
-    try:
-        eligibility.mask([time and time.toordinal()])
-    except RequestError:
-        return False
-    return True
+    return eligibility is None or bool(eligibility.mask([time and time.toordinal()], none_is_error=False).any())
 
 
 def _rows(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, question: Question) -> Iterator[tuple[list[int], int]]:

@@ -198,6 +198,10 @@ class Watch(TrainerCallback):
         self.loop, self.every = loop, every
         self.first_bad = torch.zeros((), dtype=torch.long, device=loop.args.device)
 
+    def on_train_begin(self, *_: object, **__: object) -> None:
+        if self.loop.checkpoint is not None:
+            self.loop.continue_log(Path(self.loop.checkpoint))
+
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         bad = ~torch.isfinite(self.loop.loss_sum + self.loop.grad_norm) & (self.first_bad == 0)
         self.first_bad += bad * state.global_step
@@ -254,13 +258,3 @@ class StopEarly(TrainerCallback):
         if self.loop.best.stale >= self.rule.patience:
             control.should_training_stop = control.should_log = True
             control.should_save = False  # what comes next is the end, and a resumed run would train past it
-
-
-class Continue(TrainerCallback):
-    """On resuming, takes up the log where the checkpoint left it."""
-
-    def __init__(self, loop: Loop, checkpoint: Path) -> None:
-        self.loop, self.checkpoint = loop, checkpoint
-
-    def on_train_begin(self, *_: object, **__: object) -> None:
-        self.loop.continue_log(self.checkpoint)

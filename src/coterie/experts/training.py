@@ -7,32 +7,62 @@ without a word are set here, each with its reason.
 from __future__ import annotations
 
 import gc
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from coterie.errors import RequestError
-from coterie.experts import ranks, resume, schedule
+from coterie.experts import ranks, resume
 from coterie.experts.interrupt import Interrupt
-from coterie.experts.loop import Calendar, Continue, Loop, Seeds, StopEarly, Watch, require_finite
+from coterie.experts.loop import Calendar, Loop, Seeds, StopEarly, Watch, require_finite
 from coterie.experts.train_settings import Train
 from coterie.experts.training_rows import Loss, Rows
 from coterie.models import device
 from coterie.models.quiet import quiet, seeded
 from coterie.progress import bar, say
 
-if TYPE_CHECKING:
-    from transformers import TrainerCallback
 
-    from coterie.experts.loop import Loop
+def factor(step: int, steps: int, train: Train) -> float:
+    """Share of the peak learning rate at ``step`` of ``steps`` (from 0).
+
+    Warm-up of W steps rises in a straight line and reaches the peak at step W; it does not start at zero, so that no
+    step is wasted. ``cosine`` falls to ``floor`` at ``steps``, ``linear`` to zero; ``wsd`` stays at the peak and falls in a
+    straight line to ``floor`` over the last ``decay`` share.
+    """
+    warm = round(train.warmup * steps)
+    if step < warm:
+        return (step + 1) / (warm + 1)
+    if train.schedule == "constant":
+        return 1.0
+    begin = max(steps - round(train.decay * steps), warm) if train.schedule == "wsd" else warm
+    progress = min(max(step - begin, 0) / max(steps - begin, 1), 1.0)
+    if train.schedule == "linear":
+        return 1.0 - progress
+    if train.schedule == "cosine":
+        progress = (1.0 - math.cos(math.pi * progress)) / 2
+    return 1.0 - (1.0 - train.floor) * progress
+
+
+def optimizer(model: nn.Module, train: Train) -> torch.optim.AdamW:
+    """Fused AdamW over what is trainable; weight decay on matrices only, not on norms and biases."""
+    moving = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in moving if p.ndim >= 2], "weight_decay": train.weight_decay},
+        {"params": [p for p in moving if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [g for g in groups if g["params"]], lr=train.learning_rate, betas=(train.beta1, train.beta2), fused=True
+    )
 
 
 @dataclass
@@ -179,7 +209,6 @@ def watched(job: Job) -> Iterator[Loop]:
         if (found := resume.newest(job.home)) is not None:
             say(f"  {job.label}: goes on from {found.name}")
             loop.checkpoint = str(found)
-            callbacks.append(Continue(loop, found))
         for callback in callbacks:
             loop.add_callback(callback)
         yield loop
@@ -200,7 +229,7 @@ def seen(loop: Loop) -> np.ndarray:
 
 
 def _loop(job: Job, steps: int) -> Loop:
-    adamw = schedule.optimizer(job.model, job.train)
+    adamw = optimizer(job.model, job.train)
     try:
         loop = Loop(
             home=job.home,
@@ -208,7 +237,7 @@ def _loop(job: Job, steps: int) -> Loop:
             model=job.model,
             args=arguments(job, steps),
             rows=job.rows,
-            optimizers=(adamw, schedule.scheduler(adamw, steps, job.train)),
+            optimizers=(adamw, LambdaLR(adamw, partial(factor, steps=steps, train=job.train))),
         )
     except (ImportError, RuntimeError, ValueError) as error:
         if isinstance(error, RequestError) or not job.train.report_to:

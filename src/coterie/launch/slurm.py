@@ -22,8 +22,7 @@ from typing import TYPE_CHECKING
 
 from coterie.errors import RequestError
 from coterie.launch import process
-from coterie.launch.job_queue import Job
-from coterie.launch.local import THREADS, command
+from coterie.launch.job_queue import THREADS, Job, command
 
 if TYPE_CHECKING:
     import submitit

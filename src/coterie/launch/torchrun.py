@@ -48,21 +48,17 @@ def on_ranks(work: Callable[[], Figures], *, processes: int, label: str) -> Figu
         environment = {"OMP_NUM_THREADS": str(max((os.cpu_count() or 1) // processes, 1)), **os.environ}
         agent = process.start(command, folder / "log.txt", environment)
         try:
-            _follow(agent, process.Lines(folder / "progress.txt"))
+            progress = process.Lines(folder / "progress.txt")
+            while agent.returncode is None:
+                with suppress(subprocess.TimeoutExpired):
+                    agent.wait(timeout=0.2)
+                for line in progress.new():
+                    say(line)
         finally:
             process.end([agent], signal.SIGTERM)
         if agent.returncode == 0:
             return pickle.loads((folder / "result").read_bytes())
         raise _error(folder, label)
-
-
-def _follow(agent: process.Process, progress: process.Lines) -> None:
-    """Pass on rank 0's lines until all ranks have ended."""
-    while agent.returncode is None:
-        with suppress(subprocess.TimeoutExpired):
-            agent.wait(timeout=0.2)
-        for line in progress.new():
-            say(line)
 
 
 def _error(folder: Path, label: str) -> CoterieError:

@@ -21,7 +21,8 @@ TOKENIZER_FILES = {
 }
 """Files of a tokenizer that may stand beside the weights."""
 
-MODEL_FILES = frozenset({"config.json", "generation_config.json", "adapter_config.json", "model.safetensors.index.json"})
+FILES = TOKENIZER_FILES | {"config.json", "generation_config.json", "adapter_config.json", "model.safetensors.index.json"}
+"""The same, and those of a model besides its weights."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -30,12 +31,8 @@ def contents(artifact: Artifact) -> str:
     beside them are left out, so that a retrained but equal model serves the same."""
     if artifact.planned:
         return artifact.content("model")
-    found = digest({name: hash for name, hash in artifact.files.items() if _decides(name)})
+    found = digest({name: hash for name, hash in artifact.files.items() if name in FILES or name.endswith(".safetensors")})
     return Content(found, artifact.whole or artifact.digest)
-
-
-def _decides(name: str) -> bool:
-    return name in TOKENIZER_FILES or name in MODEL_FILES or name.endswith(".safetensors")
 
 
 def checkpoint(path_or_id: str | Path, revision: str | None = None) -> Artifact:
@@ -62,12 +59,8 @@ def checkpoint(path_or_id: str | Path, revision: str | None = None) -> Artifact:
     shards = weight_files(folder)
     _check_finite(shards)
     _check_complete(folder)
-    files = {p.name: sha256(p) for p in sorted(folder.iterdir()) if p.is_file() and (p in shards or _kept(p.name))}
+    files = {p.name: sha256(p) for p in sorted(folder.iterdir()) if p.is_file() and (p in shards or p.name in FILES)}
     return Artifact("weights", digest(files), folder.absolute(), files)
-
-
-def _kept(name: str) -> bool:
-    return name in TOKENIZER_FILES or name in MODEL_FILES
 
 
 def _download(name: str, revision: str | None) -> Path:
@@ -153,6 +146,6 @@ def _check_finite(shards: list[Path]) -> None:
 
 
 def _check_complete(folder: Path) -> None:
-    from coterie.models.strict_loading import load_strictly
+    from coterie.models.quiet import load_strictly
 
     load_strictly(folder, device_map="meta")

@@ -21,7 +21,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from coterie.errors import RequestError
-from coterie.models.local_files import refuse_remote_code
+from coterie.models.local_files import read_json, refuse_remote_code
+from coterie.models.parameters import no_layers
 from coterie.models.stack import shape_of
 from coterie.models.stack_blocks import Factors
 from coterie.spec.settings import check_name
@@ -112,14 +113,9 @@ def _config(folder: Path) -> LoraConfig:
     from peft import LoraConfig
 
     path = folder / "adapter_config.json"
-    try:
-        given = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RequestError(
-            "no adapter is here", where=str(folder), expected="a directory with adapter_config.json"
-        ) from None
-    except ValueError as error:
-        raise RequestError("cannot be read as JSON", where=str(path), found=str(error)) from None
+    if not path.is_file():
+        raise RequestError("no adapter is here", where=str(folder), expected="a directory with adapter_config.json")
+    given = read_json(path)
     if given.get("peft_type") != "LORA":
         raise RequestError(
             "not a LoRA adapter", where=str(path), expected="peft_type LORA", found=str(given.get("peft_type"))
@@ -243,13 +239,7 @@ def fresh(places: Shapes, targets: str | tuple[str, ...], r: int, alpha: float, 
     config = LoraConfig(target_modules=targets if isinstance(targets, str) else list(targets))
     named = [n for n in places if targets == "all-linear" or check_target_module_exists(config, n)]
     if not named:
-        raise RequestError(
-            "the adapter finds none of its layers",
-            where="lora.targets",
-            found=str(targets),
-            expected="names of linear layers",
-            do="use all-linear, or names such as q_proj",
-        )
+        raise no_layers(targets)
     generator = torch.Generator().manual_seed(seed)
     adapter = {}
     for name in named:

@@ -18,8 +18,7 @@ from coterie.spec.json_types import Figures
 from coterie.store.artifact import FORMATS
 from coterie.store.durable import HOST, dead, discard, explained, owner, owner_of
 from coterie.store.lease import Lock
-from coterie.store.objects import DamageError, manifest_of, objects, read_object, set_aside, stats, unseal
-from coterie.store.roots import read_roots
+from coterie.store.objects import DamageError, manifest_of, objects, read_object, read_roots, set_aside, stats, unseal
 from coterie.store.store import Store
 
 

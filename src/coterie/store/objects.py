@@ -17,6 +17,7 @@ import json
 import os
 import stat
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from coterie.errors import WorkError
@@ -24,7 +25,7 @@ from coterie.progress import say
 from coterie.spec.digest import canonical_json
 from coterie.spec.json_types import Figures
 from coterie.store.artifact import sha256
-from coterie.store.durable import make_directory, sync, write_synced
+from coterie.store.durable import HOST, make_directory, replace_synced, sync, write_synced
 
 Fingerprint = tuple[int, int, int, int, int]
 Signature = tuple[tuple[str, int, int, int, int, int], ...]
@@ -219,3 +220,55 @@ def set_aside(root: Path, damage: DamageError, label: str = "") -> None:
         ) from None
     what = label or f"{path.parent.name} {path.stem[:12]}"
     say(f"  damaged: {what} ({damage.reason}); set aside as {place}, to be made again")
+
+
+@dataclass(frozen=True)
+class Root:
+    """One run."""
+
+    host: str
+    out: Path
+    """Its OUT directory; once that is deleted, prune lets go of what only this run needed."""
+    actions: Mapping[str, str | None]
+    """Action key -> digest of the object, None while it is being made."""
+    path: Path
+
+
+def write_root(root: Path, out: Path, actions: Mapping[str, str | None]) -> None:
+    value = {"host": HOST, "out": str(out), "actions": dict(actions)}
+    replace_synced(_path(root, out), seal(value), root / "temp")
+
+
+def read_root(root: Path, out: Path) -> Mapping[str, str | None]:
+    """What was written for ``out`` before; nothing if it cannot be read."""
+    try:
+        actions: Mapping[str, str | None] = unseal(_path(root, out))["actions"]
+        return actions
+    except (FileNotFoundError, DamageError):
+        return {}
+
+
+def read_roots(root: Path) -> list[Root]:
+    """All runs, by OUT.
+
+    Raises:
+        WorkError: one cannot be read, so that nobody knows what it rests on.
+    """
+    roots = []
+    for path in sorted((root / "roots").glob("*.json")):
+        try:
+            value = unseal(path)
+        except (DamageError, OSError) as error:
+            raise WorkError(
+                "what a run rests on cannot be read",
+                where=str(path),
+                found=str(getattr(error, "reason", error)),
+                do="run it again with the same --out, or delete this file to give up what only that run needs",
+            ) from None
+        roots.append(Root(value["host"], Path(value["out"]), value["actions"], path))
+    return sorted(roots, key=lambda it: it.out)
+
+
+def _path(root: Path, out: Path) -> Path:
+    name = hashlib.sha256(f"{HOST}:{out}".encode()).hexdigest()
+    return root / "roots" / f"{name}.json"

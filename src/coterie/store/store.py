@@ -34,12 +34,13 @@ from coterie.store.objects import (
     objects,
     publish,
     read_object,
+    read_root,
     seal,
     set_aside,
     signature,
     unseal,
+    write_root,
 )
-from coterie.store.roots import read_root, write_root
 
 
 def default_root() -> Path:

@@ -21,7 +21,7 @@ from coterie.errors import WorkError
 from coterie.experts import loop, resume
 from coterie.experts import training_files as outcome
 from coterie.experts.expert_actions import train_expert
-from coterie.experts.interrupt import Interrupt
+from coterie.experts.loop import Interrupt
 from coterie.experts.training_request import Request
 from coterie.models.checkpoint import checkpoint
 from coterie.store import Artifact, Store

@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import signal
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import FrameType
 
 import numpy as np
 import torch
@@ -25,7 +28,7 @@ from coterie.errors import WorkError
 from coterie.experts import ranks, resume
 from coterie.experts.train_settings import EarlyStopping
 from coterie.experts.training_rows import Batch, Loss, Rows, as_is
-from coterie.progress import Bar
+from coterie.progress import Bar, say
 from coterie.spec.json_types import Figures
 
 
@@ -258,3 +261,36 @@ class StopEarly(TrainerCallback):
         if self.loop.best.stale >= self.rule.patience:
             control.should_training_stop = control.should_log = True
             control.should_save = False  # what comes next is the end, and a resumed run would train past it
+
+
+class Interrupt(TrainerCallback):
+    """Ctrl-C ends a run between two steps: KeyboardInterrupt once the checkpoint is written; a second one ends it at once."""
+
+    def __init__(self) -> None:
+        self.pressed = False
+        self.before: signal.Handlers | Callable[[int, FrameType | None], object] | int | None = None
+
+    def __enter__(self) -> Interrupt:
+        if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
+            self.before = signal.signal(signal.SIGINT, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._restore()
+
+    def _restore(self) -> None:
+        if self.before is not None:
+            signal.signal(signal.SIGINT, self.before)
+            self.before = None
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.pressed = True
+        self._restore()
+        say("  stopping after this step, with a checkpoint; once more stops at once")
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
+        control.should_save |= self.pressed
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
+        if self.pressed:
+            raise KeyboardInterrupt

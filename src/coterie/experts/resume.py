@@ -60,7 +60,9 @@ def save(home: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], tex
 
 def newest(home: Path) -> Path | None:
     """The newest checkpoint that verifies; says of each skipped one why."""
-    _collect(home)
+    for temp in home.glob("saving~*"):
+        if dead(temp.name):  # left half-written
+            shutil.rmtree(temp, ignore_errors=True)
     for folder in _checkpoints(home):
         problem = _problem(folder)
         if problem is None:
@@ -116,10 +118,3 @@ def _problem(folder: Path) -> str | None:
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"its manifest cannot be read ({error})"
     return None
-
-
-def _collect(home: Path) -> None:
-    """Remove what processes that are gone left half-written."""
-    for temp in home.glob("saving~*"):
-        if dead(temp.name):
-            shutil.rmtree(temp, ignore_errors=True)

@@ -23,8 +23,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from coterie.errors import RequestError
 from coterie.experts import ranks, resume
-from coterie.experts.interrupt import Interrupt
-from coterie.experts.loop import Calendar, Loop, Seeds, StopEarly, Watch, require_finite
+from coterie.experts.loop import Calendar, Interrupt, Loop, Seeds, StopEarly, Watch, require_finite
 from coterie.experts.train_settings import Train
 from coterie.experts.training_rows import Loss, Rows
 from coterie.models import device

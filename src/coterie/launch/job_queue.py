@@ -143,7 +143,8 @@ class Local:
 
     def start(self, job: Job, log: Path) -> None:
         seat = next(i for i, name in enumerate(self._seats) if name is None or self.processes[name].returncode is not None)
-        environment = {**os.environ, **share(seat, self.at_once, os.environ.get("CUDA_VISIBLE_DEVICES"), _gpus())}
+        gpus = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))  # without torch
+        environment = {**os.environ, **share(seat, self.at_once, os.environ.get("CUDA_VISIBLE_DEVICES"), gpus)}
         for name in THREADS:
             environment.setdefault(name, str(max((os.cpu_count() or 1) // self.at_once, 1)))
         self._seats[seat] = job.name
@@ -167,8 +168,3 @@ def share(seat: int, seats: int, visible: str | None, gpus: int) -> dict[str, st
     if len(every) < 2 or seats < 2:
         return {}
     return {"CUDA_VISIBLE_DEVICES": ",".join(every[seat::seats] or [every[seat % len(every)]])}
-
-
-def _gpus() -> int:
-    """GPUs of this machine, without torch."""
-    return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))

@@ -50,6 +50,8 @@ def checkpoint(path_or_id: str | Path, revision: str | None = None) -> Artifact:
         folder = _download(str(path_or_id), revision)
     elif revision is not None:
         raise RequestError("a local directory has no revision", where=str(folder), found=revision, do="remove base.revision")
+    from coterie.models.quiet import load_strictly
+
     config = read_json(folder / "config.json")
     refuse_remote_code(folder)
     if "model_type" not in config:
@@ -58,7 +60,7 @@ def checkpoint(path_or_id: str | Path, revision: str | None = None) -> Artifact:
         )
     shards = weight_files(folder)
     _check_finite(shards)
-    _check_complete(folder)
+    load_strictly(folder, device_map="meta")
     files = {p.name: sha256(p) for p in sorted(folder.iterdir()) if p.is_file() and (p in shards or p.name in FILES)}
     return Artifact("weights", digest(files), folder.absolute(), files)
 
@@ -143,9 +145,3 @@ def _check_finite(shards: list[Path]) -> None:
                         )
         except SafetensorError as error:
             raise RequestError("damaged weights", where=str(shard), found=str(error), do="fetch the file again") from None
-
-
-def _check_complete(folder: Path) -> None:
-    from coterie.models.quiet import load_strictly
-
-    load_strictly(folder, device_map="meta")

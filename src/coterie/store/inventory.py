@@ -7,7 +7,6 @@ Nothing is swept while any process uses the store, and what a killed sweep leave
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -47,9 +46,9 @@ class Verified:
     """(path inside the store, reason); each was set aside if the store can be written."""
 
 
-def records(root: Path) -> Iterator[Path]:
+def records(root: Path) -> list[Path]:
     """The file of every action's record."""
-    yield from sorted((root / "actions").glob("*/*.json"))
+    return sorted((root / "actions").glob("*/*.json"))
 
 
 def ls(store: Store) -> list[Row]:
@@ -70,13 +69,13 @@ def ls(store: Store) -> list[Row]:
         return [
             Row(
                 kind,
-                it.name,
-                labels.get(it.name) or _summary(it),
-                sum({(info.st_dev, info.st_ino): info.st_size for info in stats(it)}.values()),
-                tuple(dict.fromkeys(kept.get(it.name, []))),
+                folder.name,
+                labels.get(folder.name) or canonical_json(manifest_of(folder).get("spec", {}))[:60],
+                sum({(info.st_dev, info.st_ino): info.st_size for info in stats(folder)}.values()),
+                tuple(dict.fromkeys(kept.get(folder.name, []))),
             )
             for kind in FORMATS
-            for it in objects(store.root, kind)
+            for folder in objects(store.root, kind)
         ]
 
 
@@ -90,7 +89,7 @@ def verify(store: Store) -> Verified:
     with explained(store.root, "the check", "read"), bar("verify", unit="bytes") as progress:
         store.enter()
         everything = [folder for kind in FORMATS for folder in objects(store.root, kind)]
-        for path in everything + list(records(store.root)):
+        for path in everything + records(store.root):
             try:
                 if path.suffix:
                     unseal(path)
@@ -116,10 +115,6 @@ def _unsealed(path: Path) -> Figures:
         return unseal(path)
     except (FileNotFoundError, DamageError):
         return {}
-
-
-def _summary(folder: Path) -> str:
-    return canonical_json(manifest_of(folder).get("spec", {}))[:60]
 
 
 @dataclass
@@ -209,7 +204,7 @@ def _mark(root: Path, quarantine: bool) -> tuple[Pruned, list[Path]]:
             ahead += manifest_of(every[digest]).get("inputs", {}).values()
     report = Pruned(runs=[run.out for run in runs if run not in alive], kept=len(marked))
     report.objects = [folder for digest, folder in every.items() if digest not in marked]
-    report.records = [path for path in records(root) if _object_of(path) not in marked]
+    report.records = [path for path in records(root) if _unsealed(path).get("object") not in marked]
     report.work = [path for path in sorted((root / "work").glob("*")) if path.name not in keys]
     users = {made_by[1] for path in (root / "users").glob("*") if (made_by := owner_of(path.name))} - {HOST}
     report.leftovers = [path for path in sorted((root / "temp").glob("*")) if _abandoned(path.name, users)]
@@ -223,13 +218,6 @@ def _abandoned(name: str, users: set[str]) -> bool:
     """Whether the maker of something temporary is gone: dead here, or on a host from which nobody is in the store."""
     made_by = owner_of(name)
     return dead(name) or (made_by is not None and made_by[1] != HOST and made_by[1] not in users)
-
-
-def _object_of(record: Path) -> str | None:
-    try:
-        return str(unseal(record)["object"])
-    except (DamageError, FileNotFoundError):
-        return None
 
 
 def _freed(paths: list[Path]) -> int:

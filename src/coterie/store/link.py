@@ -48,7 +48,8 @@ def link_tree(artifact: Artifact, target: Path, parts: Mapping[str, Artifact] | 
                 discard(left)
         if target.is_symlink() or target.exists():
             _refuse_foreign(target)
-            if _is_current(target, manifest, files):
+            here = target / "manifest.json"
+            if here.is_file() and here.read_bytes() == manifest and _all_there(target, files):
                 return target
         new, old = (target.with_name(f".{target.name}{owner()}") for _ in range(2))
         try:
@@ -119,11 +120,6 @@ def _refuse_foreign(target: Path) -> None:
             found=foreign[0],
             do="move it away, or choose another --out",
         )
-
-
-def _is_current(target: Path, manifest: bytes, files: _Files) -> bool:
-    here = target / "manifest.json"
-    return here.is_file() and here.read_bytes() == manifest and _all_there(target, files)
 
 
 def _all_there(target: Path, files: _Files) -> bool:

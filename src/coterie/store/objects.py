@@ -266,7 +266,7 @@ def read_roots(root: Path) -> list[Root]:
                 do="run it again with the same --out, or delete this file to give up what only that run needs",
             ) from None
         roots.append(Root(value["host"], Path(value["out"]), value["actions"], path))
-    return sorted(roots, key=lambda it: it.out)
+    return sorted(roots, key=lambda run: run.out)
 
 
 def _path(root: Path, out: Path) -> Path:

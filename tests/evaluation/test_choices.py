@@ -16,7 +16,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from coterie.errors import RequestError, WorkError
 from coterie.evaluation.choices import Asked, _mark, evaluate_choices, score_options
-from coterie.evaluation.evaluation_files import tables
+from coterie.evaluation.compare import tables
 from coterie.evaluation.metrics import Choices
 from coterie.evaluation.questions import Question, read_questions
 from coterie.mixtures.load import load

@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from coterie.errors import RequestError, WorkError
-from coterie.evaluation.evaluation_files import tables
+from coterie.evaluation.compare import tables
 from coterie.evaluation.losses import TokenLosses, evaluate_losses
 from coterie.evaluation.metrics import Losses
 from coterie.store import Artifact, DryStore, Store

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from coterie.api.workplace import Workplace
 from coterie.errors import RequestError
-from coterie.experts.adopt import FILES, adopt, adopt_model
+from coterie.experts.expert_actions import FILES, adopt, adopt_model
 from coterie.mixtures.load import load
 from coterie.mixtures.mixture import Mixture, Model
 from coterie.mixtures.outputs.outputs_files import OutputsConfig

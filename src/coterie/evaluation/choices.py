@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from coterie.errors import RequestError, WorkError
-from coterie.evaluation.compare import Figure, compare
-from coterie.evaluation.evaluation_files import Entry, write
+from coterie.evaluation.compare import Entry, Figure, compare, write
 from coterie.evaluation.questions import KINDS, Question, Questions
 from coterie.models import device
 from coterie.progress import bar

@@ -20,8 +20,7 @@ from safetensors.numpy import load_file, save_file
 
 from coterie.corpora.row_plan import find_column
 from coterie.errors import RequestError, WorkError
-from coterie.evaluation.compare import Figure, compare
-from coterie.evaluation.evaluation_files import Entry, write
+from coterie.evaluation.compare import Entry, Figure, compare, write
 from coterie.evaluation.leaks import leaked
 from coterie.store import Action, Artifact, Store
 

@@ -1,4 +1,4 @@
-"""The verbs: train one expert once, score it once.
+"""The verbs: train one expert once, take up one that was made elsewhere, score one once.
 
 Each states what decides its result (the action); only if the store lacks that does it import torch and transformers, so that
 a run that finds everything is quick.
@@ -6,15 +6,93 @@ a run that finds everything is quick.
 
 from __future__ import annotations
 
+import json
+import math
+import shutil
 from functools import partial
 from pathlib import Path
 
+from coterie.errors import RequestError
 from coterie.experts import ranks
 from coterie.experts.training_request import Request
 from coterie.models import device
-from coterie.models.checkpoint import contents
+from coterie.models.checkpoint import checkpoint, contents, require_same_base
+from coterie.models.local_files import refuse_remote_code
+from coterie.spec.digest import digest
 from coterie.spec.json_types import Figures
-from coterie.store import Action, Artifact, Store
+from coterie.store import Action, Artifact, Store, sha256
+
+FILES = ("adapter_config.json", "adapter_model.safetensors")
+
+
+def adopt(store: Store, folder: str | Path, base: Artifact, *, label: str) -> Artifact:
+    """An ``experts`` artifact of kind ``lora`` with the adapter's weights as they are.
+
+    Args:
+        folder: a PEFT adapter directory.
+        base: what it is to rest on. If the adapter says which base it was trained on (``facts.json``), it must be this one.
+
+    Raises:
+        RequestError: it is no whole, finite LoRA adapter of this base.
+    """
+    folder = Path(folder).expanduser()
+    for name in FILES:
+        if not (folder / name).is_file():
+            raise RequestError("no adapter is here", where=str(folder), expected=name, do="correct the expert's adapter")
+    refuse_remote_code(folder)
+    require_same_base(folder, base)
+    files = {name: sha256(folder / name) for name in FILES}
+    action = Action("experts", {"adopted": True}, {"adapter": digest(files), "base": contents(base)}, ("peft",))
+
+    def build(target: Path) -> None:
+        from coterie.models import lora_files
+        from coterie.models.initialise import copy_tokenizer
+        from coterie.models.open import open_model
+
+        model = open_model(base)
+        adapter = lora_files.read(folder, lora_files.linears(model))
+        for name in FILES:
+            shutil.copyfile(folder / name, target / name)
+        copy_tokenizer(base.path, target)
+        trained = sum(f.A_RI.numel() + f.B_OR.numel() for f in adapter.values())
+        total = trained + sum(p.numel() for p in model.parameters())
+        _write_figures(target, "lora", contents(base), total, trained)
+
+    return store.make(action, build, label=label)
+
+
+def adopt_model(store: Store, folder: str | Path, *, kind: str, label: str) -> Artifact:
+    """An ``experts`` artifact with a finished model's weights as they are.
+
+    Args:
+        folder: a Hugging Face model directory.
+
+    Raises:
+        RequestError: what is there is no whole, finite, safe model.
+    """
+    found = checkpoint(folder)
+    action = Action("experts", {"adopted": True, "kind": kind}, {"model": contents(found)})
+
+    def build(target: Path) -> None:
+        from safetensors import safe_open
+
+        count = 0
+        for name in found.files:
+            shutil.copyfile(found.file(name), target / name)
+            if name.endswith(".safetensors"):
+                with safe_open(found.file(name), framework="numpy") as file:
+                    count += sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118
+        _write_figures(target, kind, None, count, 0)
+
+    return store.make(action, build, label=label)
+
+
+def _write_figures(target: Path, kind: str, base: str | None, parameters: int, trained: int) -> None:
+    """The figures that a trained expert has, of one for which nothing was trained here, and an empty log."""
+    unknown = {"tokens": 0, "steps": 0, "loss": None, "precision": None}
+    facts = {"kind": kind, **unknown, "start": base, "base": base, "parameters": parameters, "trained_parameters": trained}
+    (target / "metrics.jsonl").write_text("")
+    (target / "facts.json").write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")
 
 
 def train_expert(request: Request) -> Artifact:

@@ -264,7 +264,7 @@ class StopEarly(TrainerCallback):
 
 
 class Interrupt(TrainerCallback):
-    """Ctrl-C ends a run between two steps: KeyboardInterrupt once the checkpoint is written; a second one ends it at once."""
+    """Ctrl-C ends a run between two steps: KeyboardInterrupt once a checkpoint is written; a second one ends it at once."""
 
     def __init__(self) -> None:
         self.pressed = False

@@ -17,8 +17,7 @@ from coterie.corpora.splits import split_tokens
 from coterie.corpora.tokenizer import make_tokenizer
 from coterie.corpora.windows import Window
 from coterie.errors import RequestError
-from coterie.experts.adopt import adopt, adopt_model
-from coterie.experts.expert_actions import score_expert, train_expert
+from coterie.experts.expert_actions import adopt, adopt_model, score_expert, train_expert
 from coterie.experts.expert_settings import Expert
 from coterie.experts.training_request import Request
 from coterie.mixtures.place import Place

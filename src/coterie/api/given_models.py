@@ -205,7 +205,7 @@ def _saved(model: PreTrainedModel | PeftModel, folder: Path) -> Path:
         with quiet():
             model.save_pretrained(folder)
         return folder
-    from coterie.experts.training_files import neutral
+    from coterie.models.lora_files import neutral
 
     names = list(model.peft_config)
     if len(names) != 1:

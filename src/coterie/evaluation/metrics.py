@@ -104,11 +104,7 @@ class Metric(Kind):
         return {}
 
     def questions(self) -> Questions | None:
-        """Questions that it asks.
-
-        Raises:
-            RequestError: their file is wrong; names file and line.
-        """
+        """Questions that it asks; RequestError, with file and line, if their file is wrong."""
         return None
 
     @abstractmethod

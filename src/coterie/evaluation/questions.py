@@ -50,11 +50,7 @@ class Questions:
 
 
 def read_questions(spec: QuestionSettings) -> Questions:
-    """Read the file a recipe names.
-
-    Raises:
-        RequestError: the file, a line of it or a column is wrong; names file and line.
-    """
+    """Read the file a recipe names; RequestError, with file and line, if it, a line of it or a column is wrong."""
     path = Path(spec.choices)
     try:
         lines = path.read_bytes().split(b"\n")

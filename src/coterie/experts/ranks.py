@@ -35,11 +35,8 @@ def batch_size(train: Train) -> int:
 
 
 def wanted(train: Train, where: str) -> int:
-    """Processes to start for ``train.parallel``.
-
-    Raises:
-        RequestError: not given, and not by the number of GPUs either; or they cannot share the batch evenly.
-    """
+    """Processes to start for ``train.parallel``; RequestError if nothing tells their number, or they cannot share the batch
+    evenly."""
     processes = train.processes
     if processes is None:
         if where == "cpu":

@@ -163,9 +163,17 @@ def _overruled(wrong: list[str], requested: dict[str, object], effective: dict[s
 
 @contextmanager
 def prepared(threads: int, seed: int) -> Iterator[int]:
-    """The threads, random numbers and silence of a training run; gives the number of threads."""
-    with _threads(threads) as count, seeded(seed), quiet():
-        yield count
+    """The threads (0: as many as before), random numbers and silence of a training run; gives the number of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    gc.freeze()  # the Trainer collects garbage on starting: half a second if every imported module is looked through
+    try:
+        with seeded(seed), quiet():
+            yield torch.get_num_threads()
+    finally:
+        gc.collect()  # the Trainer and its model refer to each other; all that is older is frozen and not looked through
+        gc.unfreeze()
+        torch.set_num_threads(before)
 
 
 def train_job(job: Job) -> Loop:
@@ -249,17 +257,3 @@ def _loop(job: Job, steps: int) -> Loop:
         ) from error
     require_effective(loop, job)
     return loop
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[int]:
-    """Use so many CPU threads (0: as many as before) inside."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    gc.freeze()  # the Trainer collects garbage on starting: half a second if every imported module is looked through
-    try:
-        yield torch.get_num_threads()
-    finally:
-        gc.collect()  # the Trainer and its model refer to each other; all that is older is frozen and not looked through
-        gc.unfreeze()
-        torch.set_num_threads(before)

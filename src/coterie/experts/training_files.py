@@ -14,6 +14,7 @@ from coterie.experts.training_request import Request
 from coterie.models import parameters
 from coterie.models.checkpoint import contents
 from coterie.models.initialise import copy_tokenizer
+from coterie.models.lora_files import neutral
 from coterie.spec.json_types import Figures
 
 
@@ -92,15 +93,3 @@ def write(request: Request, model: PreTrainedModel, folder: Path, figures: Figur
     copy_tokenizer(request.start.path, folder)
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (folder / "facts.json").write_text(json.dumps(figures, indent=1, sort_keys=True) + "\n")
-
-
-def neutral(folder: Path) -> None:
-    """Take out of an adapter directory what differs between machines and runs: the base's path (its digest is in the
-    facts), the order of a set, and a model card."""
-    (folder / "README.md").unlink(missing_ok=True)
-    path = folder / "adapter_config.json"
-    config = json.loads(path.read_text())
-    config["base_model_name_or_path"] = None
-    if isinstance(config["target_modules"], list):
-        config["target_modules"].sort()
-    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")

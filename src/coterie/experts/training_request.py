@@ -18,11 +18,7 @@ from coterie.store import Action, Artifact, Store
 
 @dataclass(frozen=True)
 class Request:
-    """An expert to be trained, once: what decides it, and how it is called.
-
-    Raises:
-        RequestError: early stopping without held-out data.
-    """
+    """An expert to be trained, once: what decides it, and how it is called. RequestError: early stopping needs ``valid``."""
 
     store: Store
     _: KW_ONLY

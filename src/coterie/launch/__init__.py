@@ -11,11 +11,8 @@ __all__ = ["Job", "Place", "on_ranks", "place", "run_jobs"]
 
 
 def place(jobs: int | None, slurm: Mapping[str, object] | None) -> Place | None:
-    """Where jobs run: SLURM if it is told anything, else this machine; None: there are to be no jobs.
-
-    Raises:
-        RequestError: it cannot be had, or not so.
-    """
+    """Where jobs run: SLURM if it is told anything, else this machine, None if there are to be none; RequestError if that
+    cannot be had."""
     if slurm is not None:
         from coterie.launch.slurm import Slurm
 

@@ -22,11 +22,7 @@ CONFIGURATIONS = (
 
 
 def read_json(path: Path) -> Figures:
-    """A JSON object in a file.
-
-    Raises:
-        RequestError: it is not there, or is none.
-    """
+    """A JSON object in a file; RequestError if it is not there, or is none."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

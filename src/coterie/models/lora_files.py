@@ -57,11 +57,8 @@ def linears(base: PreTrainedModel) -> dict[str, tuple[int, int]]:
 
 
 def read(folder: Path, places: Shapes) -> Adapter:
-    """An adapter of a base whose linears are ``places``.
-
-    Raises:
-        RequestError: it is no LoRA adapter, not whole, not finite, or not of this base; names the first tensor.
-    """
+    """An adapter of a base whose linears are ``places``; RequestError if it is no LoRA adapter, not whole, not finite, or
+    not of this base; it names the first tensor."""
     refuse_remote_code(folder)
     config = _config(folder)
     tensors = _tensors(folder)
@@ -216,10 +213,7 @@ def write(adapter: Mapping[str, Factors], places: Shapes, folder: Path, dropout:
     )
     folder.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(str(folder))
-    path = folder / "adapter_config.json"
-    given = json.loads(path.read_text())
-    given["target_modules"] = sorted(given["target_modules"])  # a set: its order differs between runs
-    path.write_text(json.dumps(given, indent=2, sort_keys=True) + "\n")
+    neutral(folder)
     tensors = {}
     for name, factors in adapter.items():
         tensors[f"{PREFIX}{name}.lora_A.weight"] = factors.A_RI.detach().cpu().contiguous().clone()
@@ -227,12 +221,21 @@ def write(adapter: Mapping[str, Factors], places: Shapes, folder: Path, dropout:
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
-def fresh(places: Shapes, targets: str | tuple[str, ...], r: int, alpha: float, seed: int) -> Adapter:
-    """A new expert as PEFT starts one: A uniform as a linear's weight, B zero, so that it changes nothing yet.
+def neutral(folder: Path) -> None:
+    """Take out of an adapter directory what differs between machines and runs: the base's path (its digest is in the
+    facts), the order of a set, and a model card."""
+    (folder / "README.md").unlink(missing_ok=True)
+    path = folder / "adapter_config.json"
+    config = json.loads(path.read_text())
+    config["base_model_name_or_path"] = None
+    if isinstance(config["target_modules"], list):
+        config["target_modules"].sort()
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
-    Raises:
-        RequestError: no linear is called so.
-    """
+
+def fresh(places: Shapes, targets: str | tuple[str, ...], r: int, alpha: float, seed: int) -> Adapter:
+    """A new expert as PEFT starts one: A uniform as a linear's weight, B zero, so that it changes nothing yet. RequestError
+    if no linear is called so."""
     from peft import LoraConfig
     from peft.tuners.tuners_utils import check_target_module_exists
 

@@ -32,22 +32,14 @@ class Table(dict[str, N]):
         self.noun, self.also = noun, also
 
     def add(self, made: N) -> N:
-        """Make one more known.
-
-        Raises:
-            ValueError: its tag is taken.
-        """
+        """Make one more known; ValueError if its tag is taken."""
         if made.tag in (*self.also, *self):
             raise ValueError(f"{made.tag!r} is the name of a {self.noun} already")
         self[made.tag] = made
         return made
 
     def check(self, name: str) -> str:
-        """A validator for settings.
-
-        Raises:
-            PydanticCustomError: no such name; with those there are, the most similar first.
-        """
+        """A validator for settings; its PydanticCustomError lists the names that there are, the most similar first."""
         known = (*self.also, *self)
         if name not in known:
             names = near(name, known)

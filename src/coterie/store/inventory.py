@@ -52,11 +52,8 @@ def records(root: Path) -> list[Path]:
 
 
 def ls(store: Store) -> list[Row]:
-    """Every object of a store. Reads no more than names, sizes and manifests.
-
-    Raises:
-        WorkError: the store, or what a run rests on, cannot be read.
-    """
+    """Every object of a store. Reads no more than names, sizes and manifests. WorkError if the store, or what a run rests
+    on, cannot be read."""
     with explained(store.root, "the list", "read"):
         kept: dict[str, list[Path]] = {}
         for root in read_roots(store.root):
@@ -80,11 +77,8 @@ def ls(store: Store) -> list[Row]:
 
 
 def verify(store: Store) -> Verified:
-    """Hash every byte of a store; what does not verify is set aside and made again when it is asked for.
-
-    Raises:
-        WorkError: the store cannot be read.
-    """
+    """Hash every byte of a store; what does not verify is set aside and made again when it is asked for. WorkError if the
+    store cannot be read."""
     report = Verified()
     with explained(store.root, "the check", "read"), bar("verify", unit="bytes") as progress:
         store.enter()

@@ -41,11 +41,8 @@ class Lock:
         self._handle: int | None = None
 
     def take(self, *, shared: bool = False) -> bool:
-        """Try once; False if another holds it. While held, changes between shared and exclusive.
-
-        Raises:
-            OSError: it cannot be known: no locks here, or the lock's file cannot be opened.
-        """
+        """Try once; False if another holds it. While held, changes between shared and exclusive. OSError if it cannot be
+        known: no locks here, or the lock's file cannot be opened."""
         if fcntl is None:
             raise OSError(errno.ENOSYS, "this platform has no flock")
         handle = self._open() if self._handle is None else self._handle

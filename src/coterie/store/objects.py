@@ -41,11 +41,8 @@ class DamageError(Exception):
 
 
 def walk(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
-    """(path inside, stat) of every file and directory below ``folder``, children before their directory, by name.
-
-    Raises:
-        ValueError: something else lies there: a link, a pipe, a device.
-    """
+    """(path inside, stat) of every file and directory below ``folder``, children before their directory, by name; ValueError
+    if something else lies there: a link, a pipe, a device."""
     with os.scandir(folder) as entries:
         children = sorted(entries, key=lambda entry: entry.name)
     for entry in children:
@@ -249,11 +246,7 @@ def read_root(root: Path, out: Path) -> Mapping[str, str | None]:
 
 
 def read_roots(root: Path) -> list[Root]:
-    """All runs, by OUT.
-
-    Raises:
-        WorkError: one cannot be read, so that nobody knows what it rests on.
-    """
+    """All runs, by OUT; WorkError if one cannot be read, so that nobody knows what it rests on."""
     roots = []
     for path in sorted((root / "roots").glob("*.json")):
         try:

@@ -1,4 +1,4 @@
-"""At the layers: what a recipe says of a mixture, what must be true of its experts, and the merged model that comes of it."""
+"""At the layers: what a recipe says of a mixture, what must be true of its experts, and the merged model made of them."""
 
 from __future__ import annotations
 

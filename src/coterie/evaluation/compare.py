@@ -231,12 +231,8 @@ class Tables(TypedDict):
 
 
 def write(folder: Path, about: Mapping[str, object], comparison: Comparison, entry: Callable[[Figure], Entry]) -> None:
-    """Write ``evaluation.json``: what was evaluated, and its figures by position of model and group.
-
-    Args:
-        about: kind, seed, digests of models and data, counts.
-        entry: a figure in the words of this kind of evaluation.
-    """
+    """Write ``evaluation.json``: what was evaluated (kind, seed, digests, counts), and its figures by position of model and
+    group, each as ``entry`` puts it in the words of this kind of evaluation."""
     c = comparison
     figures: dict[str, object] = {
         "models": [[entry(f) for f in row] for row in c.models],

@@ -102,12 +102,8 @@ class _Sketches:
 
 
 def find_leaks(evaluated: Sequence[Text], trained: Iterable[Text]) -> Found:
-    """Documents that were trained on, and those of which at least half was.
-
-    Args:
-        evaluated: documents to evaluate; held in memory.
-        trained: documents that anything evaluated was trained on; read once, in order.
-    """
+    """Documents that were trained on, and those of which at least half was. What is evaluated is held in memory; what was
+    trained on is read once, in order."""
     sketches = _Sketches(evaluated)
     contents: set[str] = set()
     known: list[Text] = []

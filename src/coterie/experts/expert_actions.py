@@ -62,14 +62,8 @@ def adopt(store: Store, folder: str | Path, base: Artifact, *, label: str) -> Ar
 
 
 def adopt_model(store: Store, folder: str | Path, *, kind: str, label: str) -> Artifact:
-    """An ``experts`` artifact with a finished model's weights as they are.
-
-    Args:
-        folder: a Hugging Face model directory.
-
-    Raises:
-        RequestError: what is there is no whole, finite, safe model.
-    """
+    """An ``experts`` artifact with the weights of a finished Hugging Face model directory as they are; RequestError if that
+    is no whole, finite, safe model."""
     found = checkpoint(folder)
     action = Action("experts", {"adopted": True, "kind": kind}, {"model": contents(found)})
 

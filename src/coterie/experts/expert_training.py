@@ -23,11 +23,7 @@ from coterie.models.packed_inputs import needs_mask
 
 
 class ExpertTraining:
-    """What was asked for, with the model open and the data in order.
-
-    Attributes:
-        job: for `coterie.experts.training`.
-    """
+    """A request with its model open and its data in order, as a ``job`` for `coterie.experts.training`."""
 
     def __init__(self, request: Request) -> None:
         self.request, self.model = request, opened(request)

@@ -34,12 +34,8 @@ KEEP = 2
 
 
 def save(home: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], texts: Mapping[str, str]) -> Path:
-    """Write ``checkpoint-<step>`` under ``home`` and drop all but the newest ones.
-
-    Args:
-        tensors: for each safetensors file its tensors by name.
-        texts: for each other file its text.
-    """
+    """Write ``checkpoint-<step>`` under ``home``, of safetensors files by name and other files' texts, and drop all but the
+    newest ones."""
     target, temp = home / f"checkpoint-{step}", home / f"saving{owner()}"
     make_directory(temp)
     for name, group in tensors.items():

@@ -19,11 +19,8 @@ from coterie.spec.json_types import Figures
 
 
 def check_moved(loop: Loop, before: dict[str, str]) -> None:
-    """Every parameter declared trainable has had a gradient and has changed; every other is what it was, bit by bit.
-
-    Args:
-        before: fingerprints of the start.
-    """
+    """Every parameter declared trainable has had a gradient and has changed since its fingerprint ``before``; every other is
+    what it was, bit by bit."""
     after, moving, kept = parameters.fingerprints(loop.model), loop.moving, "nothing of this run is published"
     for name in before:
         if name not in moving:
@@ -50,12 +47,7 @@ def check_moved(loop: Loop, before: dict[str, str]) -> None:
 
 
 def facts(request: Request, loop: Loop, tokens: int, *, loss: float | None) -> Figures:
-    """The figures beside the weights.
-
-    Args:
-        tokens: seen so far.
-        loss: nats a token, held-out if there was something held out.
-    """
+    """The figures beside the weights; ``loss`` in nats a token, held-out if there was something held out."""
     return {
         "kind": request.kind,
         "tokens": tokens,
@@ -70,11 +62,7 @@ def facts(request: Request, loop: Loop, tokens: int, *, loss: float | None) -> F
 
 
 def log(loop: Loop, tokens: np.ndarray) -> list[Figures]:
-    """The lines of metrics.jsonl: no times, so that equal runs log equal bytes.
-
-    Args:
-        tokens: seen after each step.
-    """
+    """The lines of metrics.jsonl, from the tokens seen after each step: no times, so that equal runs log equal bytes."""
     lines = []
     for entry in loop.state.log_history:
         if "loss" in entry or "eval_loss" in entry:

@@ -26,15 +26,8 @@ TORCHRUN = ("-m", "torch.distributed.run", "--standalone")
 
 
 def on_ranks(work: Callable[[], Figures], *, processes: int, label: str) -> Figures:
-    """Do some work on every rank.
-
-    Args:
-        work: a function of a module, with its arguments as `functools.partial` holds them.
-        processes: ranks on this machine.
-        label: what it is, for people.
-
-    Returns:
-        what rank 0 returned.
+    """Do some work, a function of a module with its arguments as `functools.partial` holds them, on so many ranks of this
+    machine; gives what rank 0 returned.
 
     Raises:
         CoterieError: as raised on a rank.

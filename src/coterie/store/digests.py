@@ -38,12 +38,7 @@ class FileDigests:
         self._notes: dict[str, Note] | None = None
 
     def digest(self, path: Path) -> str:
-        """sha256 of a file.
-
-        Raises:
-            RequestError: it is not there or cannot be read.
-            WorkError: it changed while it was read.
-        """
+        """sha256 of a file; RequestError if it cannot be read, WorkError if it changed meanwhile."""
         name = str(path.absolute())
         try:
             before = fingerprint(path.stat())

@@ -141,11 +141,7 @@ def unseal(path: Path) -> Figures:
 
 
 def publish(folder: Path, root: Path, statement: Mapping[str, object]) -> tuple[str, dict[str, str]]:
-    """Move a finished temp directory to ``root/<kind>/<digest>``.
-
-    Returns:
-        the object's digest, and the sha256 of each file.
-    """
+    """Move a finished temp directory to ``root/<kind>/<digest>``; gives the digest, and the sha256 of each file."""
     digests: dict[str, str] = {}
     sizes: dict[str, int] = {}
     try:

@@ -15,7 +15,7 @@ from tests.run.small import recipe
 import coterie
 from coterie import progress
 from coterie.errors import WorkError
-from coterie.experts import training_files as outcome
+from coterie.experts import expert_training as outcome
 from coterie.store import Store, verify
 
 

@@ -43,8 +43,8 @@ class Best:
 
 
 class Loop(Trainer):
-    """One training run, with checkpoints below ``home``. ``loss`` is of the model, a batch and the counted targets of the step;
-    the model's own by default."""
+    """One training run, with checkpoints below ``home``. ``loss`` is of the model, a batch and the counted targets of the
+    step; the model's own by default."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer

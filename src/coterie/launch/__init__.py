@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from coterie.launch.job_queue import Job, Local, Place, run_jobs
-from coterie.launch.torchrun import on_ranks
+from coterie.launch.process import on_ranks
 
 __all__ = ["Job", "Place", "on_ranks", "place", "run_jobs"]
 

@@ -33,8 +33,7 @@ def initialise(
     action = Action("weights", spec=spec, inputs={"tokenizer": contents(tokenizer)}, libraries=("torch", "transformers"))
 
     def build(folder: Path) -> None:
-        _write(_config(base, spec["context"], tokenizer.path), spec["seed"], folder)
-        copy_tokenizer(tokenizer.path, folder)
+        _write(_config(base, spec["context"], tokenizer.path), spec["seed"], tokenizer, folder)
 
     return store.make(action, build, label=label)
 
@@ -46,19 +45,19 @@ def reinitialise(store: Store, model: Artifact, *, seed: int, label: str = "fres
     def build(folder: Path) -> None:
         from transformers import AutoConfig
 
-        _write(AutoConfig.from_pretrained(model.path, local_files_only=True, trust_remote_code=False), seed, folder)
-        copy_tokenizer(model.path, folder)
+        _write(AutoConfig.from_pretrained(model.path, local_files_only=True, trust_remote_code=False), seed, model, folder)
 
     return store.make(action, build, label=label)
 
 
-def _write(config: PreTrainedConfig, seed: int, folder: Path) -> None:
+def _write(config: PreTrainedConfig, seed: int, tokenizer: Artifact, folder: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     from coterie.models.quiet import quiet, seeded
 
     with quiet(), seeded(seed):
         AutoModelForCausalLM.from_config(config).float().save_pretrained(folder)
+    copy_tokenizer(tokenizer.path, folder)
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:

@@ -37,8 +37,8 @@ def read_json(path: Path) -> Figures:
 
 
 def refuse_remote_code(folder: Path) -> None:
-    """No code that comes with weights is run, nor kernels of a hub: RequestError if a configuration in the folder of a model,
-    an adapter, a tokenizer or a mixture (its base and experts too) names such."""
+    """No code that comes with weights is run, nor kernels of a hub: RequestError if a configuration in the folder of a
+    model, an adapter, a tokenizer or a mixture (its base and experts too) names such."""
     for place in (folder, folder / "base", *folder.glob("experts/*")):
         for file in (place / name for name in CONFIGURATIONS):
             for key, value in _walk(read_json(file)) if file.is_file() else ():

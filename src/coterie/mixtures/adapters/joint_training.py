@@ -23,8 +23,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from coterie.corpora.blocks import Blocks
 from coterie.corpora.order import Order
 from coterie.errors import RequestError, WorkError
+from coterie.experts import expert_training as outcome
 from coterie.experts import ranks
-from coterie.experts import training_files as outcome
 from coterie.experts.loop import Loop
 from coterie.experts.scores import mean_nll
 from coterie.experts.train_settings import Train

@@ -24,9 +24,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from coterie.corpora.blocks import Blocks
 from coterie.corpora.order import Order
 from coterie.errors import RequestError, WorkError
+from coterie.experts import expert_training as outcome
 from coterie.experts import loop as loops
 from coterie.experts import ranks
-from coterie.experts import training_files as outcome
 from coterie.experts.train_settings import Train
 from coterie.experts.training import Job, prepared, seen, train_job
 from coterie.experts.training_rows import Rows, require_fit

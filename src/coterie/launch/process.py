@@ -1,5 +1,5 @@
-"""Processes of this machine that this process owns: started apart, their lines in a file, ended together; or the ranks of one
-piece of work, started by torchrun.
+"""Processes of this machine that this process owns: started apart, their lines in a file, ended together; or the ranks of
+one piece of work, started by torchrun.
 
 The work goes to the ranks as a pickle in a folder that only this user can read; what rank 0 returns, and the error of the
 rank that failed first, come back the same way, so that a person reads one message and not one traceback a rank. All of it

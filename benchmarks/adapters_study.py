@@ -34,8 +34,7 @@ from coterie.corpora.order import Order
 from coterie.errors import CoterieError
 from coterie.experts.scores import mean_nll
 from coterie.experts.train_settings import Train
-from coterie.experts.training import prepared, train_job
-from coterie.experts.training_job import Job
+from coterie.experts.training import Job, prepared, train_job
 from coterie.experts.training_rows import Rows
 from coterie.models.open import open_model
 from coterie.recipe import read

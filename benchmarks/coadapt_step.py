@@ -21,7 +21,7 @@ import torch
 from train_overhead import processor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from coterie.experts import schedule
+from coterie.experts import training
 from coterie.experts.train_settings import Train
 from coterie.mixtures.outputs.coadaptation import Together
 from coterie.models.device import pick
@@ -60,7 +60,7 @@ def main() -> None:
     alone = expert(99, asked.length).to(where).train()
     ids = torch.randint(V, (asked.batch, asked.length), device=where)
     position = torch.arange(asked.length, device=where).expand_as(ids)
-    together_adamw, alone_adamw = (schedule.optimizer(m, Train()) for m in (model, alone))
+    together_adamw, alone_adamw = (training.optimizer(m, Train()) for m in (model, alone))
 
     def adapt(active: int) -> None:
         (model.loss(ids, position, ids, active) / ids.numel()).backward()

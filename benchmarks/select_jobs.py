@@ -21,7 +21,7 @@ from pathlib import Path
 from select_profile import write
 
 from coterie import launch
-from coterie.launch.local import THREADS
+from coterie.launch.job_queue import THREADS
 from coterie.recipe import read
 from coterie.run import jobs as parallel
 from coterie.select.profiled_corpus import profile_corpus

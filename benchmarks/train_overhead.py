@@ -27,6 +27,7 @@ from coterie.corpora.blocks import Blocks
 from coterie.experts import loop
 from coterie.experts.expert_actions import train_expert
 from coterie.experts.train_settings import Train
+from coterie.experts.training_request import Request
 from coterie.models import device
 from coterie.models.initialise import initialise
 from coterie.models.open import open_model
@@ -143,7 +144,7 @@ def main() -> None:
 
         loop.Calendar.on_step_end = turn
         started = begun[0] = clock()
-        train_expert(store, start=start, blocks=[blocks], train=settings, seed=0, label="benchmark")
+        train_expert(Request(store, start=start, blocks=[blocks], train=settings, seed=0, label="benchmark"))
         whole = since(started)[0] - sum(t[k][0] for t in turns for k in range(3))
 
     once = turns[0][0][0] - turns[0][1][0] + whole  # the first turn holds the start

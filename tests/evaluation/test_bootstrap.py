@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from coterie.evaluation.bootstrap import intervals
+from coterie.evaluation.compare import intervals
 
 
 def one(above: np.ndarray, below: np.ndarray, resamples: int, seed: int) -> list[float]:
@@ -54,7 +54,7 @@ def test_draws_are_shared_by_rows_and_independent_of_chunks(monkeypatch: pytest.
     above, below, group = rng.random((3, 50)), rng.random((3, 50)) + 1, rng.integers(0, 4, 50)
     whole = intervals(above, below, group, 4, resamples=64, seed=3)
     assert np.allclose(intervals(above[1:2], below[1:2], group, 4, resamples=64, seed=3), whole[1:2])
-    monkeypatch.setattr("coterie.evaluation.bootstrap._CHUNK", 120)
+    monkeypatch.setattr("coterie.evaluation.compare._CHUNK", 120)
     assert np.allclose(intervals(above, below, group, 4, resamples=64, seed=3), whole)
 
 

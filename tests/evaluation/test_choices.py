@@ -16,7 +16,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from coterie.errors import RequestError, WorkError
 from coterie.evaluation.choices import Asked, _mark, evaluate_choices, score_options
-from coterie.evaluation.evaluation_files import tables
+from coterie.evaluation.compare import tables
 from coterie.evaluation.metrics import Choices
 from coterie.evaluation.questions import Question, read_questions
 from coterie.mixtures.load import load
@@ -121,7 +121,7 @@ def test_what_is_not_finite_is_never_published(tokenizer: PreTrainedTokenizerFas
 def test_ties_share_the_pick_and_length_does_not_decide() -> None:
     kinds = ("correct", "past", "future")
     items = [question("", "a", "b", "c", kinds=kinds), question("", "a", "b"), question("", "a", "b")]
-    marks = _mark(items, {"scores": [[(-2.0, 1), (-4.0, 2), (-9.0, 3)], [(-6.0, 4), (-2.0, 1)], None]})
+    marks = _mark(items, [[(-2.0, 1), (-4.0, 2), (-9.0, 3)], [(-6.0, 4), (-2.0, 1)], None])
     assert marks["answered"].tolist() == [True, True, False]
     assert marks["correct"].tolist() == [0.5, 1.0, 0.0]
     assert marks["past"].tolist() == [0.5, 0.0, 0.0]

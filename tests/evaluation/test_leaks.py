@@ -11,11 +11,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coterie.evaluation.leaks import SKETCH, Text, find_leaks, runs
+from coterie.evaluation.leaks import SKETCH, Text, find_leaks
+from coterie.evaluation.leaks import runs as batches
 
 
 def text(id_: str, words: str) -> Text:
     return Text(id_, "hash of " + " ".join(words.split()), words)
+
+
+def runs(words: str) -> np.ndarray:
+    return np.concatenate([made.hash_S for made in batches([words])])
 
 
 def tuples(words: str) -> set[tuple[str, ...]]:
@@ -57,7 +62,13 @@ def test_half_is_enough() -> None:
 
 def test_text_without_spaces_has_runs_too() -> None:
     assert len(runs("天地玄黃宇宙洪荒日月盈昃")) == 5
+    assert len(runs("กขคงจฉชซฌญ")) == 3
     assert len(runs("")) == 0
+
+
+def test_case_does_not_hide_a_copy_in_any_script() -> None:
+    words = "съешь же ещё этих мягких французских булок да выпей чаю élan être"
+    assert np.isin(runs(words.upper()), runs(words)).all()
 
 
 @pytest.mark.parametrize("share", [0.2, 0.45, 0.55, 0.9])

@@ -12,8 +12,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from coterie.errors import RequestError, WorkError
-from coterie.evaluation.evaluation_files import tables
-from coterie.evaluation.losses import TokenLosses, evaluate_losses, paired
+from coterie.evaluation.compare import tables
+from coterie.evaluation.losses import TokenLosses, evaluate_losses
 from coterie.evaluation.metrics import Losses
 from coterie.store import Artifact, DryStore, Store
 
@@ -201,10 +201,11 @@ def test_paired_is_the_difference_and_surer_than_either(store: Store, make_block
     corpora = {"a": make_blocks("a", 40), "b": make_blocks("b", 40, seed=1)}
     models = random_models(["x"], corpora)
     models["y"] = {c: scored("y", s.load()[0] + np.float32(0.1)) for c, s in models["x"].items()}
-    result = run(store, SPEC, corpora, models, ["x", "y"])
-    found = paired(result["artifact"], 1, 0)
-    assert found.value == pytest.approx(0.1, abs=1e-6)
-    assert found.ci95 == pytest.approx([0.1, 0.1], abs=1e-5)
-    assert paired(result["artifact"], 1, 0, group=0).documents == 80
+    result = run(store, SPEC, corpora, models, ["x", "y"], against=["x"])
+    found = result["differences"]["y"]["best_expert"]
+    assert found["all"]["nll"] == pytest.approx(0.1, abs=1e-6)
+    assert found["all"]["ci95"] == pytest.approx([0.1, 0.1], abs=1e-5)
+    assert found["a"]["documents"] == 80
+    assert np.isfinite(load_file(result["artifact"].file("documents.safetensors"))["sums"]).all()
     entry = result["evaluation"]["x"]["all"]["ci95"]
     assert entry[1] - entry[0] > 0.1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -11,8 +12,8 @@ from hypothesis import strategies as st
 from tests.models.architectures import make
 
 from coterie.experts.loop import marks
-from coterie.experts.schedule import factor, optimizer, scheduler
 from coterie.experts.train_settings import Train
+from coterie.experts.training import factor, optimizer
 
 SHAPES = ("cosine", "linear", "constant", "wsd")
 
@@ -65,7 +66,7 @@ def test_the_scheduler_follows_the_trace() -> None:
     train = Train(schedule="wsd", learning_rate=0.02, decay=0.5)
     model = make("llama")
     adamw = optimizer(model, train)
-    schedule = scheduler(adamw, 20, train)
+    schedule = torch.optim.lr_scheduler.LambdaLR(adamw, partial(factor, steps=20, train=train))
     for step in range(20):
         assert adamw.param_groups[0]["lr"] == pytest.approx(0.02 * factor(step, 20, train))
         adamw.step()

@@ -12,6 +12,7 @@ from tests.experts.making import LENGTH, base, blocks, settings
 from coterie.corpora.blocks import Blocks
 from coterie.experts import scores as scoring
 from coterie.experts.expert_actions import score_expert, train_expert
+from coterie.experts.training_request import Request
 from coterie.models.open import open_model
 from coterie.store import Store
 
@@ -54,7 +55,7 @@ def test_an_expert_is_run_once_and_never_again(store: Store) -> None:
 
 def test_an_adapter_is_scored_on_its_base(store: Store) -> None:
     start, source = base(store), blocks(store, 13)
-    adapter = train_expert(store, start=start, blocks=[source], kind="lora", train=settings(), seed=1)
+    adapter = train_expert(Request(store, start=start, blocks=[source], kind="lora", train=settings(), seed=1))
     adapted, plain = score_expert(store, adapter, source, base=start), score_expert(store, start, source)
     assert adapted.facts["nll"] < plain.facts["nll"]
 

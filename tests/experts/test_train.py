@@ -13,10 +13,11 @@ from tests.experts.making import LENGTH, base, blocks, settings
 from coterie.corpora.blocks import Blocks
 from coterie.corpora.order import Order
 from coterie.errors import RequestError
-from coterie.experts import loop, schedule
+from coterie.experts import loop, training
 from coterie.experts.expert_actions import score_expert, train_expert
 from coterie.experts.scores import mean_nll
 from coterie.experts.train_settings import Train
+from coterie.experts.training_request import Request
 from coterie.experts.training_rows import Rows
 from coterie.models.open import open_model
 from coterie.store import Artifact, DryStore, Store
@@ -38,11 +39,11 @@ def plain_loop(start: Artifact, sources: list[Blocks], settings: Train, seed: in
     order = Order([s.tokens_per_block for s in sources], None, seed, tokens=settings.tokens)
     rows_a_step = settings.batch_size * settings.accumulation
     steps = -(-len(order) // rows_a_step)
-    adamw = schedule.optimizer(model, settings)
+    adamw = training.optimizer(model, settings)
     losses = []
     for step in range(steps):
         for group in adamw.param_groups:
-            group["lr"] = settings.learning_rate * schedule.factor(step, steps, settings)
+            group["lr"] = settings.learning_rate * training.factor(step, steps, settings)
         total, count = torch.zeros(()), 0
         for i in range(step * rows_a_step, min((step + 1) * rows_a_step, len(order))):
             source, b = sources[order.source[i]], order.block[i]
@@ -72,7 +73,7 @@ def test_training_is_the_plain_loop(store: Store, init: str, changes: dict) -> N
     and 6 (labels, loss and shift) would each move the weights."""
     start, sources = base(store, init), [blocks(store, 15), blocks(store, 9, seed=1, masked=0.9)]
     asked = settings(tokens=400, log_every=1, **changes)
-    expert = train_expert(store, start=start, blocks=sources, train=asked, seed=7)
+    expert = train_expert(Request(store, start=start, blocks=sources, train=asked, seed=7))
     expected, losses = plain_loop(start, [Blocks.open(s) for s in sources], asked, 7)
     found = weights(expert)
     for name, tensor in found.items():
@@ -90,11 +91,13 @@ def test_batch_times_accumulation(store: Store) -> None:
     made = [
         weights(
             train_expert(
-                store,
-                start=base(store),
-                blocks=[source],
-                train=settings(tokens=500, batch_size=b, accumulation=8 // b),
-                seed=1,
+                Request(
+                    store,
+                    start=base(store),
+                    blocks=[source],
+                    train=settings(tokens=500, batch_size=b, accumulation=8 // b),
+                    seed=1,
+                )
             )
         )
         for b in (8, 4, 2)
@@ -117,7 +120,7 @@ def test_the_order_is_followed_row_by_row(store: Store, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(loop.Loop, "training_step", noted)
     asked = settings(tokens=None, epochs=2.5, batch_size=3, accumulation=2)
-    train_expert(store, start=base(store), blocks=sources, train=asked, seed=5)
+    train_expert(Request(store, start=base(store), blocks=sources, train=asked, seed=5))
     order = Order([s.tokens_per_block for s in opened], None, 5, epochs=2.5)
     assert len(seen) == len(order)
     for ids_T, s, b in zip(seen, order.source, order.block, strict=True):
@@ -130,7 +133,7 @@ def test_the_order_is_followed_row_by_row(store: Store, monkeypatch: pytest.Monk
 def test_weights_of_the_mix_are_shares(store: Store) -> None:
     sources = [blocks(store, 20), blocks(store, 20, seed=1)]
     one, same, other = (
-        train_expert(store, start=base(store), blocks=sources, weights=w, train=settings(), seed=1)
+        train_expert(Request(store, start=base(store), blocks=sources, weights=w, train=settings(), seed=1))
         for w in ([1, 3], [2, 6], [3, 1])
     )
     assert one.digest == same.digest
@@ -138,7 +141,7 @@ def test_weights_of_the_mix_are_shares(store: Store) -> None:
 
 
 def test_the_budget_in_tokens_and_the_figures(store: Store) -> None:
-    expert = train_expert(store, start=base(store), blocks=[blocks(store, 15)], train=settings(tokens=400), seed=1)
+    expert = train_expert(Request(store, start=base(store), blocks=[blocks(store, 15)], train=settings(tokens=400), seed=1))
     facts, log = expert.facts, lines(expert)
     assert 400 <= facts["tokens"] < 400 + LENGTH
     assert facts["steps"] == log[-1]["step"]
@@ -146,7 +149,7 @@ def test_the_budget_in_tokens_and_the_figures(store: Store) -> None:
     assert log[-1]["tokens"] == facts["tokens"]
     assert [line["step"] for line in log[:-1]] == list(range(3, log[-1]["step"], 3))
     for line in log:
-        expected = 3e-3 * schedule.factor(line["step"] - 1, facts["steps"], settings(tokens=400))
+        expected = 3e-3 * training.factor(line["step"] - 1, facts["steps"], settings(tokens=400))
         assert line["learning_rate"] == pytest.approx(expected)
     assert facts["trained_parameters"] == facts["parameters"] == sum(t.numel() for t in weights(expert).values())
     assert set(log[0]) == {"step", "tokens", "loss", "learning_rate", "grad_norm"}
@@ -164,7 +167,7 @@ def test_blocks_that_do_not_fit_the_model_are_refused(store: Store, size: dict, 
         save_file({**arrays, "ids": arrays["ids"] + 1}, other / "blocks.safetensors")
         source = Artifact("blocks", "other", other, {"blocks.safetensors": "other"})
     for refused in (
-        lambda: train_expert(store, start=start, blocks=[source], train=settings(), seed=1),
+        lambda: train_expert(Request(store, start=start, blocks=[source], train=settings(), seed=1)),
         lambda: score_expert(store, start, source),
     ):
         with pytest.raises(RequestError, match="do not fit") as caught:
@@ -174,7 +177,7 @@ def test_blocks_that_do_not_fit_the_model_are_refused(store: Store, size: dict, 
 
 def test_one_epoch_if_no_budget_is_given(store: Store) -> None:
     source = blocks(store, 15)
-    expert = train_expert(store, start=base(store), blocks=[source], train=settings(tokens=None), seed=1)
+    expert = train_expert(Request(store, start=base(store), blocks=[source], train=settings(tokens=None), seed=1))
     assert expert.facts["tokens"] == source.facts["tokens"]
 
 
@@ -194,10 +197,12 @@ def test_precision_is_the_one_asked_for(store: Store, precision: str, monkeypatc
 
     monkeypatch.setattr(torch.nn.functional, "linear", noted)
     other = "bf16" if precision == "fp32" else "fp32"
-    train_expert(store, start=base(store), blocks=[blocks(store)], train=settings(tokens=60, precision=other), seed=1)
+    train_expert(
+        Request(store, start=base(store), blocks=[blocks(store)], train=settings(tokens=60, precision=other), seed=1)
+    )
     dtypes.clear()
     expert = train_expert(
-        store, start=base(store), blocks=[blocks(store)], train=settings(tokens=60, precision=precision), seed=1
+        Request(store, start=base(store), blocks=[blocks(store)], train=settings(tokens=60, precision=precision), seed=1)
     )
     assert expert.facts["precision"] == precision
     assert (torch.bfloat16 in dtypes) == (precision == "bf16")
@@ -208,7 +213,7 @@ def test_what_bf16_changes_is_bounded(store: Store) -> None:
     """Autocast rounds products to 8 bits: the loss moves by less than 1 %, a step by less than its own length."""
     start, source, valid = base(store), blocks(store), blocks(store, 10, seed=5)
     fp32, bf16 = (
-        train_expert(store, start=start, blocks=[source], valid=valid, train=settings(precision=p), seed=1)
+        train_expert(Request(store, start=start, blocks=[source], valid=valid, train=settings(precision=p), seed=1))
         for p in ("fp32", "bf16")
     )
     assert fp32.digest != bf16.digest
@@ -221,7 +226,7 @@ def test_what_bf16_changes_is_bounded(store: Store) -> None:
 def test_gradient_checkpointing_changes_nothing(store: Store) -> None:
     start, source = base(store), blocks(store)
     plain, saving = (
-        weights(train_expert(store, start=start, blocks=[source], train=settings(gradient_checkpointing=g), seed=1))
+        weights(train_expert(Request(store, start=start, blocks=[source], train=settings(gradient_checkpointing=g), seed=1)))
         for g in (False, True)
     )
     for name, tensor in plain.items():
@@ -231,14 +236,18 @@ def test_gradient_checkpointing_changes_nothing(store: Store) -> None:
 def test_tracking_backends(store: Store) -> None:
     source = blocks(store)
     with pytest.raises(RequestError, match="tracking backend"):
-        train_expert(store, start=base(store), blocks=[source], train=settings(report_to=("no-such-backend",)), seed=1)
+        train_expert(
+            Request(store, start=base(store), blocks=[source], train=settings(report_to=("no-such-backend",)), seed=1)
+        )
     pytest.importorskip("tensorboard")
     tracked = train_expert(
-        store, start=base(store), blocks=[source], train=settings(report_to=("tensorboard",)), seed=1, label="x"
+        Request(store, start=base(store), blocks=[source], train=settings(report_to=("tensorboard",)), seed=1, label="x")
     )
     assert list((store.root / "tracking").rglob("events.out*"))
     other = Store(store.root.parent / "other")
-    assert train_expert(other, start=base(other), blocks=[source], train=settings(), seed=1).digest == tracked.digest
+    assert (
+        train_expert(Request(other, start=base(other), blocks=[source], train=settings(), seed=1)).digest == tracked.digest
+    )
 
 
 # Held-out loss, early stopping, snapshots
@@ -246,7 +255,7 @@ def test_tracking_backends(store: Store) -> None:
 
 def test_the_held_out_loss_is_that_of_the_scores(store: Store) -> None:
     valid = blocks(store, 6, seed=9)
-    expert = train_expert(store, start=base(store), blocks=[blocks(store)], valid=valid, train=settings(), seed=1)
+    expert = train_expert(Request(store, start=base(store), blocks=[blocks(store)], valid=valid, train=settings(), seed=1))
     scores = score_expert(store, expert, valid)
     assert expert.facts["loss"] == pytest.approx(scores.facts["nll"], abs=1e-6)
     assert expert.facts["loss"] == pytest.approx(mean_nll(open_model(expert), Blocks.open(valid)), abs=1e-7)
@@ -256,7 +265,7 @@ def test_early_stopping_keeps_the_best_weights(store: Store) -> None:
     valid = blocks(store, 6, seed=9)
     rule = {"every": 100, "patience": 2}
     asked = settings(tokens=5000, learning_rate=0.05, schedule="constant", early_stopping=rule)
-    expert = train_expert(store, start=base(store), blocks=[blocks(store)], valid=valid, train=asked, seed=1)
+    expert = train_expert(Request(store, start=base(store), blocks=[blocks(store)], valid=valid, train=asked, seed=1))
     held_out = [(line["eval_loss"], line["step"]) for line in lines(expert) if "eval_loss" in line]
     best = min(held_out)
     assert expert.facts["tokens"] < 4000
@@ -265,13 +274,13 @@ def test_early_stopping_keeps_the_best_weights(store: Store) -> None:
     assert expert.facts["loss"] == pytest.approx(best[0], abs=1e-7)
     assert mean_nll(open_model(expert), Blocks.open(valid)) == pytest.approx(best[0], abs=1e-7)
     with pytest.raises(RequestError, match="held-out"):
-        train_expert(store, start=base(store), blocks=[blocks(store)], train=asked, seed=1)
+        train_expert(Request(store, start=base(store), blocks=[blocks(store)], train=asked, seed=1))
 
 
 def test_a_snapshot_is_the_expert_that_was_trained_so_far(store: Store) -> None:
     source = blocks(store)
     plain = {"schedule": "constant", "warmup": 0.0}
-    expert = train_expert(store, start=base(store), blocks=[source], train=settings(snapshots=200, **plain), seed=1)
+    expert = train_expert(Request(store, start=base(store), blocks=[source], train=settings(snapshots=200, **plain), seed=1))
     listed = expert.facts["snapshots"]
     assert [entry["tokens"] // 200 for entry in listed] == [1, 2, 3]
     for entry in listed:
@@ -279,13 +288,13 @@ def test_a_snapshot_is_the_expert_that_was_trained_so_far(store: Store) -> None:
         assert snapshot.kind == "experts"
         assert snapshot.facts["tokens"] == entry["tokens"]
         shorter = train_expert(
-            store, start=base(store), blocks=[source], train=settings(**plain, tokens=entry["tokens"]), seed=1
+            Request(store, start=base(store), blocks=[source], train=settings(**plain, tokens=entry["tokens"]), seed=1)
         )
         assert shorter.facts["steps"] == entry["step"]
         for name, tensor in weights(shorter).items():
             assert torch.equal(weights(snapshot)[name], tensor)
     again = Store(store.root)
-    reused = train_expert(again, start=base(again), blocks=[source], train=settings(snapshots=200, **plain), seed=1)
+    reused = train_expert(Request(again, start=base(again), blocks=[source], train=settings(snapshots=200, **plain), seed=1))
     assert reused.digest == expert.digest
     assert {entry["digest"] for entry in listed} <= {a.digest for a in again.used.values()}  # or prune would take them
 
@@ -300,7 +309,7 @@ def test_what_decides_the_expert_is_in_its_key_and_nothing_else(store: Store, mo
     plain_inputs = {"start": base(store), "blocks": [blocks(store)], "train": settings(tokens=60), "seed": 1}
 
     def make(**changes: object) -> str:
-        return train_expert(Store(store.root), **(plain_inputs | changes)).digest
+        return train_expert(Request(Store(store.root), **(plain_inputs | changes))).digest
 
     first = make()
     assert make(label="another name") == first
@@ -322,15 +331,17 @@ def test_what_decides_the_expert_is_in_its_key_and_nothing_else(store: Store, mo
 
 def test_a_start_with_other_logs_is_the_same_start(store: Store) -> None:
     start, source = base(store), blocks(store)
-    first = train_expert(store, start=start, blocks=[source], train=settings(tokens=60), seed=1)
+    first = train_expert(Request(store, start=start, blocks=[source], train=settings(tokens=60), seed=1))
     other = Artifact("experts", "other", start.path, {**start.files, "metrics.jsonl": "x", "facts.json": "y"})
-    assert train_expert(store, start=other, blocks=[source], train=settings(tokens=60), seed=1).digest == first.digest
+    assert (
+        train_expert(Request(store, start=other, blocks=[source], train=settings(tokens=60), seed=1)).digest == first.digest
+    )
 
 
 def test_a_dry_run_opens_nothing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     dry = DryStore(store.root)
     monkeypatch.setattr("coterie.corpora.blocks.Blocks.open", lambda artifact: pytest.fail("opened"))
-    expert = train_expert(dry, start=base(dry), blocks=[blocks(dry)], train=settings(), seed=1, label="x")
+    expert = train_expert(Request(dry, start=base(dry), blocks=[blocks(dry)], train=settings(), seed=1, label="x"))
     assert expert.planned
     assert score_expert(dry, expert, blocks(dry)).planned
     assert [step.tokens for step in dry.steps.values() if step.kind == "experts"] == [700]
@@ -341,7 +352,7 @@ def test_randomness_and_threads_outside_are_left_alone(store: Store) -> None:
     torch.manual_seed(0)
     np.random.seed(0)
     before = torch.random.get_rng_state(), np.random.get_state()[1].copy()
-    train_expert(store, start=start, blocks=[source], train=settings(tokens=60, threads=2), seed=1)
+    train_expert(Request(store, start=start, blocks=[source], train=settings(tokens=60, threads=2), seed=1))
     assert torch.equal(torch.random.get_rng_state(), before[0])
     assert (np.random.get_state()[1] == before[1]).all()
     assert torch.get_num_threads() == 1

@@ -12,6 +12,7 @@ from tests.experts.making import base, blocks, settings
 from coterie.errors import RequestError, WorkError
 from coterie.experts import loop
 from coterie.experts.expert_actions import train_expert
+from coterie.experts.training_request import Request
 from coterie.store import Store
 
 torch.set_num_threads(1)
@@ -26,11 +27,13 @@ def published(store: Store) -> list[Path]:
 def test_a_diverged_run_stops_and_is_never_published(store: Store) -> None:
     with pytest.raises(WorkError, match="diverged") as caught:
         train_expert(
-            store,
-            start=base(store),
-            blocks=[blocks(store)],
-            train=settings(learning_rate=1e30, clip=0.0, schedule="constant", save_every=30),
-            seed=1,
+            Request(
+                store,
+                start=base(store),
+                blocks=[blocks(store)],
+                train=settings(learning_rate=1e30, clip=0.0, schedule="constant", save_every=30),
+                seed=1,
+            )
         )
     assert caught.value.where.startswith("step ")
     assert "learning_rate" in caught.value.do
@@ -53,7 +56,7 @@ def test_what_is_not_finite_is_named_with_its_step(
 
     monkeypatch.setattr(loop.Loop, "training_step", poisoned)
     with pytest.raises(WorkError, match=message) as caught:
-        train_expert(store, start=base(store), blocks=[blocks(store)], train=settings(), seed=1)
+        train_expert(Request(store, start=base(store), blocks=[blocks(store)], train=settings(), seed=1))
     assert what == "weight" or caught.value.where == "step 5"
     assert not published(store)
 
@@ -94,14 +97,14 @@ def test_the_environment_cannot_change_the_run(
     store: Store, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], refused: bool
 ) -> None:
     inputs = {"start": base(store), "blocks": [blocks(store)], "train": settings(), "seed": 1}
-    expected = train_expert(Store(store.root.parent / "other"), **inputs).digest
+    expected = train_expert(Request(Store(store.root.parent / "other"), **inputs)).digest
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     if not refused:
-        assert train_expert(store, **inputs).digest == expected
+        assert train_expert(Request(store, **inputs)).digest == expected
         return
     with pytest.raises(RequestError, match="environment") as caught:
-        train_expert(store, **inputs)
+        train_expert(Request(store, **inputs))
     assert "unset" in caught.value.do
     assert not published(store)
 
@@ -110,7 +113,7 @@ def test_settings_that_would_change_a_run_silently_are_off(store: Store, monkeyp
     kept: list[loop.Loop] = []
     plain = loop.Loop.train
     monkeypatch.setattr(loop.Loop, "train", lambda self, **given: (kept.append(self), plain(self, **given))[1])
-    train_expert(store, start=base(store), blocks=[blocks(store)], train=settings(), seed=1)
+    train_expert(Request(store, start=base(store), blocks=[blocks(store)], train=settings(), seed=1))
     args = kept[0].args
     assert not args.logging_nan_inf_filter
     assert args.label_smoothing_factor == 0.0

@@ -10,8 +10,7 @@ import pytest
 from tests.faults import harness as h
 from tests.faults.power import Disk
 
-from coterie.store import Store, durable
-from coterie.store import atomic_publish as publish
+from coterie.store import Store, durable, objects
 
 
 def _violations(tmp_path: Path, states: int, seed: int) -> list[str]:
@@ -69,7 +68,7 @@ def _skip(which):
 
     def weaken() -> None:
         real = durable.sync
-        for module in (durable, publish):
+        for module in (durable, objects):
             module.sync = lambda path: None if which(path) else real(path)
 
     return weaken

@@ -13,7 +13,7 @@ from coterie.corpora.blocks import Blocks, pack_blocks
 from coterie.corpora.documents import read_corpus
 from coterie.corpora.tokenizer import make_tokenizer
 from coterie.evaluation.choices import Asked, evaluate_choices
-from coterie.evaluation.evaluation_files import tables
+from coterie.evaluation.compare import tables
 from coterie.evaluation.leaks import check_leaks
 from coterie.evaluation.losses import TokenLosses, evaluate_losses
 from coterie.evaluation.metrics import Choices

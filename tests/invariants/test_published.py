@@ -15,7 +15,7 @@ from tests.run.small import recipe
 import coterie
 from coterie import progress
 from coterie.errors import WorkError
-from coterie.experts import training_files as outcome
+from coterie.experts import expert_training as outcome
 from coterie.store import Store, verify
 
 
@@ -41,7 +41,7 @@ def test_damage_is_set_aside_named_and_made_again(tmp_path, monkeypatch):
     raw[len(raw) // 2] ^= 1
     victim.chmod(0o644)
     victim.write_bytes(raw)
-    monkeypatch.setattr("coterie.store.atomic_publish.say", heard.append)
+    monkeypatch.setattr("coterie.store.objects.say", heard.append)
     coterie.run(asked(tmp_path), store=root, out=tmp_path / "again")
     assert any("set aside" in line for line in heard)
     assert list((root / "quarantine").iterdir())

@@ -18,6 +18,7 @@ from tests.experts.making import base, blocks, settings
 from coterie.errors import RequestError, WorkError
 from coterie.experts.expert_actions import train_expert
 from coterie.experts.train_settings import Train
+from coterie.experts.training_request import Request
 from coterie.store import Artifact, Store
 
 torch.set_num_threads(1)
@@ -32,12 +33,14 @@ CASES = {
 def expert(store: Store, **changes: object) -> Artifact:
     """The data is uneven on purpose: rows of the two ranks hold different numbers of targets."""
     return train_expert(
-        store,
-        start=base(store),
-        blocks=[blocks(store, 20, fill=0.4), blocks(store, 9, seed=1, masked=0.9)],
-        valid=blocks(store, 5, seed=2),
-        train=settings(**changes),
-        seed=4,
+        Request(
+            store,
+            start=base(store),
+            blocks=[blocks(store, 20, fill=0.4), blocks(store, 9, seed=1, masked=0.9)],
+            valid=blocks(store, 5, seed=2),
+            train=settings(**changes),
+            seed=4,
+        )
     )
 
 
@@ -97,7 +100,7 @@ def test_killed_ranks_end_and_the_next_run_goes_on_from_their_checkpoint(tmp_pat
 
 
 def _owners() -> list[str]:
-    """The folders that running ranks were given, with their owner's number."""
+    """The owners of running ranks, by number."""
     found = []
     for process in Path("/proc").glob("[0-9]*/cmdline"):
         try:
@@ -105,8 +108,7 @@ def _owners() -> list[str]:
         except OSError:
             continue
         if "coterie.launch.run_rank" in words:
-            request = Path(words[words.index("coterie.launch.run_rank") + 1]) / "request.json"
-            found.append(request.read_text() if request.exists() else "")
+            found.append(words[words.index("coterie.launch.run_rank") + 2])
     return found
 
 

@@ -18,10 +18,11 @@ from tests.experts.making import base, blocks, settings
 
 from coterie import progress
 from coterie.errors import WorkError
+from coterie.experts import expert_training as outcome
 from coterie.experts import loop, resume
-from coterie.experts import training_files as outcome
 from coterie.experts.expert_actions import train_expert
-from coterie.experts.interrupt import Interrupt
+from coterie.experts.loop import Interrupt
+from coterie.experts.training_request import Request
 from coterie.models.checkpoint import checkpoint
 from coterie.store import Artifact, Store
 
@@ -109,13 +110,15 @@ class Case:
                 (folder / "config.json").write_text(json.dumps(config | {"resid_pdrop": 0.3, "attn_pdrop": 0.3}))
             start = checkpoint(folder)
         return train_expert(
-            store,
-            start=start,
-            blocks=[blocks(store, 20), blocks(store, 9, seed=1)],
-            valid=blocks(store, 5, seed=2) if self.held_out else None,
-            train=settings(**({"save_every": 130} | self.changes)),
-            seed=4,
-            **self.expert,
+            Request(
+                store,
+                start=start,
+                blocks=[blocks(store, 20), blocks(store, 9, seed=1)],
+                valid=blocks(store, 5, seed=2) if self.held_out else None,
+                train=settings(**({"save_every": 130} | self.changes)),
+                seed=4,
+                **self.expert,
+            )
         )
 
 

@@ -19,7 +19,7 @@ from tests.run.small import recipe
 from coterie import launch
 from coterie.errors import RequestError, WorkError
 from coterie.launch import Job, run_jobs
-from coterie.launch.local import THREADS, Local, share
+from coterie.launch.job_queue import THREADS, Local, share
 from coterie.store import Store, prune
 
 GOOD, BAD = ("recipe", "train"), ("report", "nowhere")

@@ -14,7 +14,7 @@ import yaml
 from tests.run.small import recipe
 
 import coterie
-from coterie.launch.local import Local
+from coterie.launch.job_queue import Local
 from coterie.recipe import read
 from coterie.run import jobs as parallel
 from coterie.run.parts import Parts

@@ -20,7 +20,7 @@ from tests.tiny import gpt2, llama, write_tokenizer
 import coterie
 from coterie.corpora.tokenizer import make_tokenizer
 from coterie.errors import RequestError
-from coterie.experts.adopt import adopt, adopt_model
+from coterie.experts.expert_actions import adopt, adopt_model
 from coterie.mixtures.export.write_checkpoint import export
 from coterie.mixtures.layers.expert_weights import Directory
 from coterie.mixtures.mixture_files import open_tokenizer

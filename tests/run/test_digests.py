@@ -25,7 +25,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import coterie
 from coterie.recipe import read
-from coterie.store import DryStore, address
+from coterie.store import DryStore, artifact
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden"
@@ -92,7 +92,7 @@ def settings_of(path: Path, folder: Path) -> list[str]:
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda p: f"{p.parent.name}/{p.name}")
 def test_addresses_are_the_recorded_ones(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(address, "_version", lambda name: "any")
+    monkeypatch.setattr(artifact, "_version", lambda name: "any")
     monkeypatch.setattr("coterie.models.device.precision", lambda asked, where: "fp32" if asked == "auto" else asked)
     keys: dict[str, set[str]] = {}
     make = DryStore.make

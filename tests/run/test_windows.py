@@ -120,7 +120,7 @@ def test_documents_without_a_date_train_an_expert_of_their_own(tmp_path: Path) -
 
 
 def test_the_quickstarts_recipe_for_time(tmp_path: Path) -> None:
-    from coterie.quickstart import recipe as texts
+    from coterie.quickstart.texts import recipe as texts
 
     texts(tmp_path / "texts")
     few = ["train.tokens=3000", "base.hidden_size=16", "base.layers=1", "mixtures.1.router=uniform"]

@@ -11,7 +11,7 @@ import time
 import pytest
 from tests.faults import harness as h
 
-from coterie.store import Store, lease, owner
+from coterie.store import Store, durable, lease
 from coterie.store.lease import Lock
 
 
@@ -36,17 +36,17 @@ def _hold(path, seconds: float = 30) -> int:
 
 
 def test_owner_names():
-    name = "abc" + owner.owner()
-    assert owner.owner_of(name) == (os.getpid(), owner.HOST)
-    assert not owner.dead(name)
+    name = "abc" + durable.owner()
+    assert durable.owner_of(name) == (os.getpid(), durable.HOST)
+    assert not durable.dead(name)
     child = h.start(lambda: None)
     h.wait(child)
-    assert owner.dead(f"x~12345678.{child}.{owner.HOST}")
-    assert not owner.dead(f"x~12345678.{child}.another.host")
-    assert owner.owner_of(f"x~12345678.{child}.another.host") == (child, "another.host")
+    assert durable.dead(f"x~12345678.{child}.{durable.HOST}")
+    assert not durable.dead(f"x~12345678.{child}.another.host")
+    assert durable.owner_of(f"x~12345678.{child}.another.host") == (child, "another.host")
     for odd in ("", "x", "x~", "x~a.b.c", "a.1.b~"):
-        assert owner.owner_of(odd) is None
-        assert not owner.dead(odd)
+        assert durable.owner_of(odd) is None
+        assert not durable.dead(odd)
 
 
 def test_waiting_names_the_holder_now_and_then(tmp_path, monkeypatch, heard):
@@ -58,7 +58,7 @@ def test_waiting_names_the_holder_now_and_then(tmp_path, monkeypatch, heard):
     lines = heard.readouterr().err.splitlines()
     assert len(lines) >= 3
     for line in lines:
-        assert re.search(rf"waiting for expert code: process {child} on {re.escape(owner.HOST)} has it", line)
+        assert re.search(rf"waiting for expert code: process {child} on {re.escape(durable.HOST)} has it", line)
     assert h.wait(child) == 0
 
 

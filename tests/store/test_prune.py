@@ -15,7 +15,7 @@ from tests.faults import harness as h
 
 from coterie.errors import WorkError
 from coterie.store import Action, Store, lease, ls, prune
-from coterie.store.owner import HOST
+from coterie.store.durable import HOST
 
 
 def thing(store, number, inputs=()):
@@ -233,7 +233,7 @@ def test_damaged_root_stops_it(tmp_path):
 def test_runs_of_another_host_are_never_presumed_gone(tmp_path, monkeypatch):
     """Their OUT may be on that host's own disk."""
     root = tmp_path / "store"
-    monkeypatch.setattr("coterie.store.roots.HOST", "far")
+    monkeypatch.setattr("coterie.store.objects.HOST", "far")
     run(root, tmp_path / "out", [0])
     monkeypatch.undo()
     shutil.rmtree(tmp_path / "out")

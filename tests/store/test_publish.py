@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 from tests.faults import harness as h
 
-from coterie.store.atomic_publish import publish, set_aside
-from coterie.store.check import DamageError, read_object
 from coterie.store.durable import discard
+from coterie.store.objects import DamageError, publish, read_object, set_aside
 
 
 def _publish(root, name):

@@ -24,7 +24,7 @@ from coterie.api.workplace import Workplace
 from coterie.corpora.blocks import Blocks
 from coterie.corpora.given_texts import Texts, given
 from coterie.errors import RequestError
-from coterie.evaluation.evaluation_files import Entry, Tables, tables
+from coterie.evaluation.compare import Entry, Tables, tables
 from coterie.evaluation.losses import TokenLosses, evaluate_losses
 from coterie.mixtures.mixture import Mixture, Model
 from coterie.mixtures.mixture_files import require_same_tokenizer, require_same_vocabulary

@@ -22,7 +22,7 @@ from coterie.mixtures.place import Place
 from coterie.mixtures.seats import Seat
 from coterie.progress import say
 from coterie.store import Artifact
-from coterie.store.owner import owner
+from coterie.store.durable import owner
 
 
 def of_memory(

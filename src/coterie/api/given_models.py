@@ -17,19 +17,18 @@ from transformers import PreTrainedModel
 
 from coterie.api.workplace import Workplace
 from coterie.errors import RequestError
-from coterie.experts.adopt import FILES, adopt, adopt_model
+from coterie.experts.expert_actions import FILES, adopt, adopt_model
 from coterie.mixtures.load import load
 from coterie.mixtures.mixture import Mixture, Model
 from coterie.mixtures.outputs.outputs_files import OutputsConfig
 from coterie.mixtures.seats import Seat
 from coterie.models.checkpoint import checkpoint, contents, weight_files
-from coterie.models.missing_model import no_model
+from coterie.models.local_files import no_model
 from coterie.models.quiet import quiet
 from coterie.spec.settings import check_name
 from coterie.store import Artifact, Store
-from coterie.store.durable import discard
+from coterie.store.durable import discard, owner
 from coterie.store.link import origin
-from coterie.store.owner import owner
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -206,7 +205,7 @@ def _saved(model: PreTrainedModel | PeftModel, folder: Path) -> Path:
         with quiet():
             model.save_pretrained(folder)
         return folder
-    from coterie.experts.training_files import neutral
+    from coterie.models.lora_files import neutral
 
     names = list(model.peft_config)
     if len(names) != 1:

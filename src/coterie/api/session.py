@@ -24,7 +24,7 @@ from coterie.experts.expert_actions import score_expert
 from coterie.mixtures.mixture_files import context_of
 from coterie.mixtures.place import Place
 from coterie.mixtures.seats import Seat, seated
-from coterie.store.owner import owner
+from coterie.store.durable import owner
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -16,6 +16,7 @@ from coterie.corpora.given_texts import Texts, given
 from coterie.errors import RequestError
 from coterie.experts.expert_actions import train_expert
 from coterie.experts.train_settings import EarlyStopping, Train
+from coterie.experts.training_request import Request
 from coterie.mixtures.load import load
 from coterie.mixtures.mixture import Mixture, Model, Span
 from coterie.mixtures.seats import Seat
@@ -119,16 +120,18 @@ def train(
             raise RequestError("early stopping needs held-out texts", where="early_stopping", do="give valid=")
         held_out = session.blocks("valid texts" if valid is not None else name, "valid", span)
     made = train_expert(
-        workplace.store,
-        start=start.artifact,
-        base=start.base,
-        blocks=[session.blocks(name, "train", span)],
-        valid=held_out,
-        kind=kind,
-        train=how,
-        lora=lora,
-        seed=seed,
-        label=f"expert {label}",
+        Request(
+            workplace.store,
+            start=start.artifact,
+            base=start.base,
+            blocks=[session.blocks(name, "train", span)],
+            valid=held_out,
+            kind=kind,
+            train=how,
+            lora=lora,
+            seed=seed,
+            label=f"expert {label}",
+        )
     )
     folder = Path(out) if out is not None else workplace.folder / label
     if out is not None:

@@ -8,8 +8,7 @@ import weakref
 from pathlib import Path
 
 from coterie.store import Store
-from coterie.store.durable import discard, make_directory
-from coterie.store.owner import owner
+from coterie.store.durable import discard, make_directory, owner
 
 
 class Workplace:

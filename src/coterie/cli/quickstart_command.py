@@ -19,7 +19,7 @@ def command(
     dry_run: DryOption = False,
 ) -> None:
     """Train small experts on text that every machine has, mix them, and compare. Takes about three minutes on 2 cores."""
-    from coterie.quickstart import recipe
+    from coterie.quickstart.texts import recipe
     from coterie.run import run
 
     run(recipe(out / "texts"), store=store, out=out, settings=set or (), dry_run=dry_run)

@@ -18,7 +18,7 @@ def command(
 ) -> None:
     """Print every key that a recipe may hold, with type, default and meaning."""
     from coterie.recipe.reference import markdown, sections
-    from coterie.spec.named import near
+    from coterie.spec.kind import near
 
     if part is None:
         typer.echo(markdown(), nl=False)

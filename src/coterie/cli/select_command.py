@@ -208,7 +208,7 @@ def _profiled(
     from coterie.run import jobs as parallel
     from coterie.select.profiled_corpus import profile_corpus
     from coterie.store import Store
-    from coterie.store.default_root import default_root
+    from coterie.store.store import default_root
 
     label, chosen_from = _recipe(sources, settings, corpus)
     root = Store(store or default_root())
@@ -228,7 +228,7 @@ def _profiled(
 def _part(sources: list[Path], store: Path | None, settings: list[str] | None, corpus: str | None, part: str) -> None:
     from coterie.select.profile_shards import profile_parts
     from coterie.store import Store
-    from coterie.store.default_root import default_root
+    from coterie.store.store import default_root
 
     label, chosen_from = _recipe(sources, settings, corpus)
     number, _, of = part.partition("/")

@@ -71,7 +71,7 @@ def prune(
 
 def _open(root: Path | None) -> Store:
     from coterie.store import Store
-    from coterie.store.default_root import default_root
+    from coterie.store.store import default_root
 
     return Store(root or default_root())
 

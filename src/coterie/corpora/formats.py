@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coterie.corpora import lines
-from coterie.spec.named import Table, markdown_table
+from coterie.spec.kind import Table, markdown_table
 
 if TYPE_CHECKING:
     from coterie.corpora.source_file import Reader

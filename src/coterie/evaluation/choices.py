@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from coterie.errors import RequestError, WorkError
-from coterie.evaluation.compare import Figure, compare
-from coterie.evaluation.evaluation_files import Entry, write
+from coterie.evaluation.compare import Entry, Figure, compare, write
 from coterie.evaluation.questions import KINDS, Question, Questions
 from coterie.models import device
 from coterie.progress import bar
@@ -32,6 +31,8 @@ if TYPE_CHECKING:
 
 Score = tuple[float, int]
 """log P of an option in nats, and its number of tokens."""
+Scores = list[list[Score] | None]
+"""Of the options of each question; None where the model has no expert for the date."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,8 @@ def evaluate_choices(
 
     def build(folder: Path) -> None:
         items = questions.items
-        marked = [_mark(items, json.loads(a.file("answers.json").read_text())) for a in answers]
+        scored: list[Scores] = [json.loads(a.file("answers.json").read_text())["scores"] for a in answers]
+        marked = [_mark(items, scores) for scores in scored]
         groups, group_Q = ["all"], np.zeros(len(items), int)
         if by is not None:
             values = [f"{by}=all" if q.group == "all" else str(q.group) for q in items]
@@ -111,7 +113,7 @@ def evaluate_choices(
             "seed": seed,
             "bootstrap": resamples,
             "documents": len(items),
-            "tokens": max(map(_tokens, answers)),
+            "tokens": max(sum(tokens for options in scores for _, tokens in options or ()) for scores in scored),
             "data": [questions.digest],
             "groups": groups,
             "sources": [models[n].digest for n in names],
@@ -147,7 +149,7 @@ def score_options(
     *,
     batch_size: int = 16,
     label: str = "questions",
-) -> list[list[Score] | None]:
+) -> Scores:
     """log P(option | prompt) of every option of every question, and its number of tokens.
 
     Args:
@@ -197,13 +199,7 @@ def _target_logp(model: PreTrainedModel, ids_BT: Tensor, times: list[date | None
 def _may_answer(model: PreTrainedModel, time: date | None) -> bool:
     """Whether a mixture has an expert for this date."""
     eligibility = getattr(model, "eligibility", None)
-    if eligibility is None:
-        return True
-    try:
-        eligibility.mask([time and time.toordinal()])
-    except RequestError:
-        return False
-    return True
+    return eligibility is None or bool(eligibility.mask([time and time.toordinal()], none_is_error=False).any())
 
 
 def _rows(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, question: Question) -> Iterator[tuple[list[int], int]]:
@@ -236,11 +232,11 @@ def _rows(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, question: 
         yield begin + prompt_ids[max(len(prompt_ids) - room, 0) :] + option_ids, len(option_ids)
 
 
-def _mark(questions: Sequence[Question], answers: Mapping[str, list[list[Score] | None]]) -> dict[str, np.ndarray]:
+def _mark(questions: Sequence[Question], answers: Scores) -> dict[str, np.ndarray]:
     """For each question whether it was answered, and the shares of the pick that are correct and of each other kind.
     Options that tie share the pick, so that an order of the options is no advantage."""
     marks = {k: np.zeros(len(questions)) for k in (*KINDS, "answered")}
-    for q, (question, scores) in enumerate(zip(questions, answers["scores"], strict=True)):
+    for q, (question, scores) in enumerate(zip(questions, answers, strict=True)):
         if scores is None:
             continue
         marks["answered"][q] = 1
@@ -252,12 +248,6 @@ def _mark(questions: Sequence[Question], answers: Mapping[str, list[list[Score] 
                 marks[kind][q] += 1 / len(picked)
     marks["answered"] = marks["answered"].astype(bool)
     return marks
-
-
-def _tokens(answers: Artifact) -> int:
-    """Tokens of all options that a model was asked about."""
-    scores = json.loads(answers.file("answers.json").read_text())["scores"]
-    return sum(tokens for options in scores for _, tokens in options or ())
 
 
 def _entry(figure: Figure) -> Entry:

@@ -7,18 +7,87 @@ paired.
 The references are picked on the very documents they are scored on. That flatters them a little, so a mixture that beats
 `best_expert` here beats it honestly, and `oracle` is a bound, not a model.
 
-Letters: M models, X rows (models, references, differences), D documents, G groups.
+How sure a figure is, says the Poisson bootstrap of a ratio of sums over documents.
+
+Each resample draws every document Poisson(1) times, independently. It differs from drawing D documents with replacement only
+in that the number drawn is not fixed, which a ratio does not feel, and one matrix product then serves every model, so that
+differences between models are paired without further work. Its price: with fewer than about ten documents intervals are
+rough, as any bootstrap's are.
+
+Over all groups each keeps its share (a stratified bootstrap): which documents were drawn is chance, how many tokens of each
+corpus a recipe evaluates is not. Else one long document more or less would move the mix of corpora, and with it every loss.
+
+Source: Chamandy, Muralidharan, Najmi, Naidu (2012), Estimating uncertainty for massive data streams.
+
+Letters: M models, X rows (models, references, differences), D documents, G groups, R resamples.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from coterie.evaluation.bootstrap import intervals
+from coterie.store import Artifact
+
+_CHUNK = 2_000_000
+"""Draws held at once."""
+
+
+def intervals(
+    above_XD: Float[np.ndarray, "X D"],
+    below_XD: Float[np.ndarray, "X D"],
+    group_D: Int[np.ndarray, " D"],
+    groups: int,
+    *,
+    resamples: int,
+    seed: int,
+    level: float = 0.95,
+) -> Float[np.ndarray, "X G+1 2"]:
+    """Ends of the interval of ``above / below`` in each group and, last, over all of them. NaN where there is nothing.
+
+    Args:
+        above_XD, below_XD: numerator and denominator of each document, such as nats and tokens; both 0 where a model
+            has no answer.
+        group_D: the group of each document, from 0 to ``groups - 1``.
+    """
+    rng = np.random.default_rng(seed)
+    tails = [(1 - level) / 2, (1 + level) / 2]
+    ends_XG2 = np.full((len(above_XD), groups + 1, 2), np.nan)
+    if not resamples:
+        return ends_XG2
+    total_RX = np.zeros((resamples, len(above_XD)))
+    weight_X = below_XD.sum(1)
+    for g in range(groups):
+        members = np.flatnonzero(group_D == g)
+        some = below_XD[:, members].sum(1) > 0
+        if some.any():
+            ratio_RX = _resampled(above_XD[some][:, members], below_XD[some][:, members], resamples, rng)
+            ends_XG2[some, g] = np.quantile(ratio_RX, tails, axis=0).T
+            total_RX[:, some] += ratio_RX * (below_XD[some][:, members].sum(1) / weight_X[some])
+    ends_XG2[weight_X > 0, -1] = np.quantile(total_RX[:, weight_X > 0], tails, axis=0).T
+    return ends_XG2
+
+
+def _resampled(
+    above_XD: Float[np.ndarray, "X D"], below_XD: Float[np.ndarray, "X D"], resamples: int, rng: np.random.Generator
+) -> Float[np.ndarray, "R X"]:
+    """The ratio in each resample; a row whose documents it misses altogether has its own ratio there."""
+    documents = above_XD.shape[1]
+    ratio_RX = np.empty((resamples, len(above_XD)))
+    step = max(1, _CHUNK // documents)
+    for start in range(0, resamples, step):
+        counts_RD = rng.poisson(1.0, (min(step, resamples - start), documents)).astype(np.float64)
+        below_RX = counts_RD @ below_XD.T
+        missed_RX = below_RX == 0
+        ratio_RX[start : start + step] = counts_RD @ above_XD.T / np.where(missed_RX, 1, below_RX)
+        ratio_RX[start : start + step] += missed_RX * (above_XD.sum(1) / below_XD.sum(1))
+    return ratio_RX
 
 
 @dataclass(frozen=True)
@@ -143,3 +212,73 @@ def _figures(
             ]
         )
     return out
+
+
+Entry = dict[str, object]
+"""A figure in the words of one kind of evaluation, such as ``nll``, ``ci95``, ``tokens``; of a reference, its ``expert``."""
+
+
+class Tables(TypedDict):
+    """The parts of `summary.json` that one evaluation fills."""
+
+    evaluation: dict[str, dict[str, Entry]]
+    """``{MODEL: {GROUP: entry}}``, the references `best_expert` and `oracle` among the models."""
+    differences: dict[str, dict[str, dict[str, Entry]]]
+    """``{MODEL: {REFERENCE: {GROUP: entry}}}``, model minus reference: the figure, ci95 and documents."""
+    sources: Entry
+    """Where the figures come from: ``artifact`` (the evaluation's digest), ``models`` (digest of each), ``data`` (digest by
+    corpus, or of the file), seed, resamples, token and document counts, and what was removed as trained on."""
+
+
+def write(folder: Path, about: Mapping[str, object], comparison: Comparison, entry: Callable[[Figure], Entry]) -> None:
+    """Write ``evaluation.json``: what was evaluated (kind, seed, digests, counts), and its figures by position of model and
+    group, each as ``entry`` puts it in the words of this kind of evaluation."""
+    c = comparison
+    figures: dict[str, object] = {
+        "models": [[entry(f) for f in row] for row in c.models],
+        "differences": [
+            {"model": m, "to": o, "figures": [{**entry(f), "documents": f.documents} for f in row]}
+            for m, o, row in c.differences
+        ],
+    }
+    if c.best is not None:
+        figures["best"] = c.best
+        figures["best_expert"] = [{**entry(f), "expert": c.best} for f in c.best_expert]
+        figures["oracle"] = [
+            entry(f) if expert is None else {**entry(f), "expert": expert}
+            for f, expert in zip(c.oracle_expert, [*c.oracle, None], strict=True)
+        ]
+    text = json.dumps({**about, "figures": figures}, indent=1, sort_keys=True, allow_nan=False)
+    (folder / "evaluation.json").write_text(text + "\n")
+
+
+def tables(evaluation: Artifact, models: Sequence[str], corpora: Sequence[str] = (), *, key: str = "nll") -> Tables:
+    """The figures of an evaluation, with names.
+
+    Args:
+        evaluation: from `evaluate_losses` or `evaluate_choices`.
+        models, corpora: names, in the order in which they were given there.
+        key: of the figure that differences are of.
+    """
+    about = json.loads(evaluation.file("evaluation.json").read_text())
+    figures, data, sources = (about.pop(key) for key in ("figures", "data", "sources"))
+    groups = [*(about.pop("groups") or corpora), "all"]
+
+    def named(row: Sequence[dict]) -> dict[str, Entry]:
+        return {g: f | ({"expert": models[f["expert"]]} if "expert" in f else {}) for g, f in zip(groups, row, strict=True)}
+
+    evaluated = {name: named(row) for name, row in zip(models, figures["models"], strict=True)}
+    for reference in ("best_expert", "oracle"):
+        if reference in figures:
+            evaluated[reference] = named(figures[reference])
+    differences: dict[str, dict[str, dict[str, Entry]]] = {}
+    for d in figures["differences"]:
+        reference = "best_expert" if d["to"] == figures.get("best") else models[d["to"]]
+        kept = [{k: v for k, v in f.items() if k in (key, "ci95", "documents")} for f in d["figures"]]
+        differences.setdefault(models[d["model"]], {})[reference] = named(kept)
+    about |= {
+        "artifact": evaluation.digest,
+        "data": dict(zip(corpora, data, strict=True)) if corpora else {"file": data[0]},
+        "models": dict(zip(models, sources, strict=True)),
+    }
+    return {"evaluation": evaluated, "differences": differences, "sources": about}

@@ -13,7 +13,6 @@ Letters: D evaluated documents, W words, H hashes.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,6 +24,8 @@ import polars as pl
 from jaxtyping import Int, UInt64
 
 from coterie.evaluation.questions import Questions
+from coterie.select.sketch import Shingles, shingles
+from coterie.select.words import batches, words
 from coterie.store import Action, Artifact, Store
 
 WORDS = 8
@@ -35,13 +36,11 @@ NEAR = 0.5
 """Share of the runs that makes a near-duplicate."""
 _NAMED = 100
 """Near-duplicates that are named; all are counted."""
-_BATCH = 500
-"""Training documents looked up at once."""
+_BATCH = 1 << 20
+"""Characters of texts looked at together."""
 _SLOT_BITS = 22
-_FACTOR = np.uint64(0x9E3779B97F4A7C15)
-
-# a word, or one character of a script that writes without spaces
-_WORD = re.compile(r"[\u0e00-\u0eff\u2e80-\u9fff\uac00-\ud7af]|[^\W\u0e00-\u0eff\u2e80-\u9fff\uac00-\ud7af]+")
+_ALONE = re.compile(r"[\u0e00-\u0eff]")
+"""Letters of scripts that write without spaces, besides those that `words` takes one by one: Thai and Lao."""
 
 
 @dataclass(frozen=True)
@@ -63,34 +62,18 @@ class Found:
     """(evaluated document, share of its runs in the training documents, the one in which most of them were met first)."""
 
 
-class _WordHashes(dict[str, int]):
-    """64 bits for each word; the same on every machine, unlike `hash`."""
-
-    def __missing__(self, word: str) -> int:
-        value = int.from_bytes(hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
-        if len(self) < 2_000_000:
-            self[word] = value
-        return value
-
-
-def runs(text: str, hashes: _WordHashes | None = None) -> UInt64[np.ndarray, " H"]:
-    """A hash for each run of eight words, lower-cased and without punctuation; one for all of a shorter text."""
-    hashes = _WordHashes() if hashes is None else hashes
-    words_W = np.fromiter(map(hashes.__getitem__, _WORD.findall(text.lower())), np.uint64)
-    if not len(words_W):
-        return words_W
-    size = min(WORDS, len(words_W))
-    runs_H = np.zeros(len(words_W) - size + 1, np.uint64)
-    for k in range(size):  # a polynomial in an odd factor, modulo 2^64
-        runs_H = runs_H * _FACTOR + words_W[k : len(words_W) - size + 1 + k]
-    return runs_H * _FACTOR ^ np.uint64(size)
+def runs(texts: Iterable[str]) -> Iterator[Shingles]:
+    """A hash for each run of eight words, without case and punctuation; one for all of a shorter text. In batches."""
+    for batch in batches((_ALONE.sub(r" \g<0> ", text.lower()) for text in texts), _BATCH):
+        yield shingles(words(batch), WORDS)
 
 
 class _Sketches:
     """A few runs of each evaluated document, to be looked up while training documents stream past."""
 
-    def __init__(self, evaluated: Sequence[Text], hashes: _WordHashes) -> None:
-        sketches = [np.unique(runs(d.text, hashes))[:SKETCH] for d in evaluated]
+    def __init__(self, evaluated: Sequence[Text]) -> None:
+        made = (hash_H for some in runs(d.text for d in evaluated) for hash_H in np.split(some.hash_S, some.first_D1[1:-1]))
+        sketches = [np.unique(hash_H)[:SKETCH] for hash_H in made]
         self.hash_H = np.unique(np.concatenate([np.empty(0, np.uint64), *sketches]))
         self.place_D = [np.searchsorted(self.hash_H, s) for s in sketches]
         self.first_H = np.full(len(self.hash_H), -1)
@@ -119,34 +102,25 @@ class _Sketches:
 
 
 def find_leaks(evaluated: Sequence[Text], trained: Iterable[Text]) -> Found:
-    """Documents that were trained on, and those of which at least half was.
-
-    Args:
-        evaluated: documents to evaluate; held in memory.
-        trained: documents that anything evaluated was trained on; read once, in order.
-    """
-    hashes = _WordHashes()
-    sketches = _Sketches(evaluated, hashes)
+    """Documents that were trained on, and those of which at least half was. What is evaluated is held in memory; what was
+    trained on is read once, in order."""
+    sketches = _Sketches(evaluated)
     contents: set[str] = set()
     known: list[Text] = []
     """Training documents without their text, for naming."""
-    batch: list[np.ndarray] = []
 
-    def flush() -> None:
-        source = np.repeat(np.arange(len(known) - len(batch), len(known)), [len(b) for b in batch])
-        sketches.look_up(np.concatenate(batch), source)
-        batch.clear()
+    def distinct() -> Iterator[str]:
+        for document in trained:
+            if document.content not in contents:
+                contents.add(document.content)
+                known.append(Text(document.id, document.content, ""))
+                yield document.text
 
-    for document in trained:
-        if document.content in contents:
-            continue
-        contents.add(document.content)
-        known.append(Text(document.id, document.content, ""))
-        batch.append(runs(document.text, hashes))
-        if len(batch) == _BATCH:
-            flush()
-    if batch:
-        flush()
+    done = 0
+    for made in runs(distinct()):
+        size_D = np.diff(made.first_D1)
+        sketches.look_up(made.hash_S, np.repeat(np.arange(done, done + len(size_D)), size_D))
+        done += len(size_D)
     exact, near = [], []
     for d, document in enumerate(evaluated):
         share, like = sketches.share(d)

@@ -20,8 +20,7 @@ from safetensors.numpy import load_file, save_file
 
 from coterie.corpora.row_plan import find_column
 from coterie.errors import RequestError, WorkError
-from coterie.evaluation.compare import Figure, compare
-from coterie.evaluation.evaluation_files import Entry, write
+from coterie.evaluation.compare import Entry, Figure, compare, write
 from coterie.evaluation.leaks import leaked
 from coterie.store import Action, Artifact, Store
 
@@ -64,11 +63,6 @@ class _Documents:
     """For each corpus, which of nll_NT are counted, and the document of each of those."""
     removed: list[str]
     """Ids of documents left out because they were trained on."""
-
-    @property
-    def count(self) -> int:
-        """Number of groups."""
-        return len(self.counted) if self.groups is None else len(self.groups)
 
 
 def evaluate_losses(
@@ -132,7 +126,7 @@ def evaluate_losses(
             documents.tokens_D,
             answered_MD,
             documents.group_D,
-            documents.count,
+            len(documents.groups or documents.counted),
             experts=action.spec["experts"],
             against=action.spec["against"],
             lowest=True,
@@ -254,28 +248,3 @@ def _entry(figure: Figure) -> Entry:
         "documents": figure.documents,
         "skipped": figure.skipped,
     }
-
-
-def paired(
-    evaluation: Artifact, a: int, b: int, *, group: int | None = None, resamples: int = 1000, seed: int = 0
-) -> Figure:
-    """Model ``a`` minus model ``b`` in nats a token, over the documents that both answer, with a paired interval.
-
-    Args:
-        evaluation: from `evaluate_losses`, with models and groups in the order given there; a group of None means all.
-    """
-    rows = load_file(evaluation.file("documents.safetensors"))
-    part = rows["group"] == group if group is not None else slice(None)
-    compared = compare(
-        rows["sums"][[a, b]][:, part],
-        rows["tokens"][part],
-        rows["answered"][[a, b]][:, part].astype(bool),
-        rows["group"][part],
-        int(rows["group"].max()) + 1,
-        experts=(),
-        against=[1],
-        lowest=True,
-        resamples=resamples,
-        seed=seed,
-    )
-    return compared.differences[0][2][-1]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 from pydantic import Field
 
-from coterie.evaluation.question_settings import QuestionSettings
+from coterie.evaluation.questions import Questions, QuestionSettings, read_questions
 from coterie.report.measure import ACCURACY, NLL, Measure
 from coterie.spec.kind import Kind
 from coterie.spec.settings import Count, Name, Whole
@@ -21,18 +21,14 @@ from coterie.spec.settings import Count, Name, Whole
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from coterie.evaluation.questions import Questions
     from coterie.store import Artifact, Store
 
 
 class Evaluating(Protocol):
     """What a metric may ask of the run whose models it measures."""
 
-    @property
-    def store(self) -> Store: ...
-
-    @property
-    def seed(self) -> int: ...
+    store: Store
+    seed: int
 
     @property
     def experts(self) -> Mapping[str, Artifact]: ...
@@ -40,12 +36,10 @@ class Evaluating(Protocol):
     @property
     def references(self) -> Sequence[str]:
         """Models that all others are compared with."""
-        ...
 
     @property
     def leaks(self) -> Artifact | None:
         """What is evaluated and was trained on; see `coterie.evaluation.leaks`."""
-        ...
 
     def models(self, undated: Sequence[str], what: str) -> Mapping[str, Artifact]:
         """Experts, mixtures and references by name, in order.
@@ -54,7 +48,6 @@ class Evaluating(Protocol):
             undated: what of the evaluation has no dates; mixtures that need one are left out, with a note.
             what: what those are, for the note.
         """
-        ...
 
     def has_dates(self, corpus: str) -> bool: ...
 
@@ -62,11 +55,9 @@ class Evaluating(Protocol):
 
     def scores(self, model: str, blocks: Artifact) -> Artifact:
         """A model's log-probabilities on blocks."""
-        ...
 
     def opener(self, model: str) -> Callable[[], tuple[PreTrainedModel, PreTrainedTokenizerBase]]:
         """Opens a model and its tokenizer."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -113,11 +104,7 @@ class Metric(Kind):
         return {}
 
     def questions(self) -> Questions | None:
-        """Questions that it asks.
-
-        Raises:
-            RequestError: their file is wrong; names file and line.
-        """
+        """Questions that it asks; RequestError, with file and line, if their file is wrong."""
         return None
 
     @abstractmethod
@@ -186,8 +173,6 @@ class Choices(QuestionSettings, Metric):
     """Resamples of the questions for the 95 % interval."""
 
     def questions(self) -> Questions:
-        from coterie.evaluation.questions import read_questions
-
         return read_questions(self)
 
     def evaluate(self, run: Evaluating) -> Evaluated:

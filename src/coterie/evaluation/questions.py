@@ -10,8 +10,8 @@ from pathlib import Path
 
 from coterie.dates import day
 from coterie.errors import RequestError
-from coterie.evaluation.question_settings import QuestionSettings
 from coterie.spec.digest import digest
+from coterie.spec.settings import Name, Spec
 
 KINDS = ("correct", "past", "future", "irrelevant")
 
@@ -50,11 +50,7 @@ class Questions:
 
 
 def read_questions(spec: QuestionSettings) -> Questions:
-    """Read the file a recipe names.
-
-    Raises:
-        RequestError: the file, a line of it or a column is wrong; names file and line.
-    """
+    """Read the file a recipe names; RequestError, with file and line, if it, a line of it or a column is wrong."""
     path = Path(spec.choices)
     try:
         lines = path.read_bytes().split(b"\n")
@@ -159,3 +155,26 @@ def _date(value: object, spec: QuestionSettings, where: str) -> date:
         raise RequestError(
             f"the column {spec.time!r} is no date", where=where, expected=error.expected, found=repr(value)
         ) from None
+
+
+class QuestionSettings(Spec):
+    """A JSONL file of questions, and the columns of what is asked."""
+
+    name: Name
+    """Name of the evaluation."""
+    choices: str
+    """JSONL file with a question, options and the index of the right one."""
+    question: str = "question"
+    """Column of the question."""
+    options: str = "options"
+    """Column of the list of options."""
+    label: str = "label"
+    """Column of the index of the right option."""
+    kinds: str | None = "option_kinds"
+    """Column of the options' kinds (`correct`, `past`, `future`, `irrelevant`), if there is one."""
+    time: str | None = None
+    """Column of the date as of which the question is asked."""
+    by: str | None = None
+    """Group by this column; one group `all` without it."""
+    template: str = "{question} "
+    """What is put before each option."""

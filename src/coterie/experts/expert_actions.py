@@ -1,4 +1,4 @@
-"""The verbs: train one expert once, score it once.
+"""The verbs: train one expert once, take up one that was made elsewhere, score one once.
 
 Each states what decides its result (the action); only if the store lacks that does it import torch and transformers, so that
 a run that finds everything is quick.
@@ -6,46 +6,91 @@ a run that finds everything is quick.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import math
+import shutil
 from functools import partial
 from pathlib import Path
 
 from coterie.errors import RequestError
-from coterie.experts.expert_settings import ExpertKind
-from coterie.experts.train_settings import Train
-from coterie.experts.training_request import Request, snapshot
-from coterie.launch import on_ranks
+from coterie.experts import ranks
+from coterie.experts.training_request import Request
 from coterie.models import device
-from coterie.models.checkpoint import contents
-from coterie.models.lora_settings import Lora
+from coterie.models.checkpoint import checkpoint, contents, require_same_base
+from coterie.models.local_files import refuse_remote_code
+from coterie.spec.digest import digest
 from coterie.spec.json_types import Figures
-from coterie.store import Action, Artifact, Store
+from coterie.store import Action, Artifact, Store, sha256
+
+FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
-def train_expert(
-    store: Store,
-    *,
-    start: Artifact,
-    blocks: Sequence[Artifact],
-    weights: Sequence[float] | None = None,
-    valid: Artifact | None = None,
-    kind: ExpertKind = "full",
-    train: Train,
-    lora: Lora | None = None,
-    seed: int,
-    base: Artifact | None = None,
-    label: str = "expert",
-) -> Artifact:
-    """An expert: a Hugging Face model directory (``full``, ``ffn``) or a PEFT adapter directory (``lora``).
+def adopt(store: Store, folder: str | Path, base: Artifact, *, label: str) -> Artifact:
+    """An ``experts`` artifact of kind ``lora`` with the adapter's weights as they are.
 
     Args:
-        start: the weights to start from; an adapter needs the ``base`` it rests on, and can only be trained on as ``lora``.
-        blocks: training blocks, one artifact a source.
-        weights: share of the tokens of each source; by default in proportion to their sizes.
-        valid: held-out blocks: the loss in the facts, and early stopping.
-        kind: train all weights, the feed-forward ones, or an adapter with settings ``lora``.
-        train: budget, optimizer, schedule.
-        seed: of the order of the data, dropout and an adapter's start.
+        folder: a PEFT adapter directory.
+        base: what it is to rest on. If the adapter says which base it was trained on (``facts.json``), it must be this one.
+
+    Raises:
+        RequestError: it is no whole, finite LoRA adapter of this base.
+    """
+    folder = Path(folder).expanduser()
+    for name in FILES:
+        if not (folder / name).is_file():
+            raise RequestError("no adapter is here", where=str(folder), expected=name, do="correct the expert's adapter")
+    refuse_remote_code(folder)
+    require_same_base(folder, base)
+    files = {name: sha256(folder / name) for name in FILES}
+    action = Action("experts", {"adopted": True}, {"adapter": digest(files), "base": contents(base)}, ("peft",))
+
+    def build(target: Path) -> None:
+        from coterie.models import lora_files
+        from coterie.models.initialise import copy_tokenizer
+        from coterie.models.open import open_model
+
+        model = open_model(base)
+        adapter = lora_files.read(folder, lora_files.linears(model))
+        for name in FILES:
+            shutil.copyfile(folder / name, target / name)
+        copy_tokenizer(base.path, target)
+        trained = sum(f.A_RI.numel() + f.B_OR.numel() for f in adapter.values())
+        total = trained + sum(p.numel() for p in model.parameters())
+        _write_figures(target, "lora", contents(base), total, trained)
+
+    return store.make(action, build, label=label)
+
+
+def adopt_model(store: Store, folder: str | Path, *, kind: str, label: str) -> Artifact:
+    """An ``experts`` artifact with the weights of a finished Hugging Face model directory as they are; RequestError if that
+    is no whole, finite, safe model."""
+    found = checkpoint(folder)
+    action = Action("experts", {"adopted": True, "kind": kind}, {"model": contents(found)})
+
+    def build(target: Path) -> None:
+        from safetensors import safe_open
+
+        count = 0
+        for name in found.files:
+            shutil.copyfile(found.file(name), target / name)
+            if name.endswith(".safetensors"):
+                with safe_open(found.file(name), framework="numpy") as file:
+                    count += sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118
+        _write_figures(target, kind, None, count, 0)
+
+    return store.make(action, build, label=label)
+
+
+def _write_figures(target: Path, kind: str, base: str | None, parameters: int, trained: int) -> None:
+    """The figures that a trained expert has, of one for which nothing was trained here, and an empty log."""
+    unknown = {"tokens": 0, "steps": 0, "loss": None, "precision": None}
+    facts = {"kind": kind, **unknown, "start": base, "base": base, "parameters": parameters, "trained_parameters": trained}
+    (target / "metrics.jsonl").write_text("")
+    (target / "facts.json").write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")
+
+
+def train_expert(request: Request) -> Artifact:
+    """An expert: a Hugging Face model directory (``full``, ``ffn``) or a PEFT adapter directory (``lora``).
 
     Returns:
         an ``experts`` artifact. With ``train.snapshots`` its facts list the snapshots, artifacts of their own.
@@ -54,49 +99,11 @@ def train_expert(
         RequestError: the request cannot be met.
         WorkError: the run diverged, or a parameter did not do what it was declared to; nothing is published.
     """
-    if train.early_stopping is not None and valid is None:
-        raise RequestError(
-            "early stopping needs held-out data", where="train.early_stopping", do="give the corpus a valid split"
-        )
-    assert (lora is None) or kind == "lora"
-    lora = (lora or Lora()) if kind == "lora" else None
-    where = device.pick()
-    precision = device.precision(train.precision, where)
-    shares = [w / sum(weights) for w in weights] if weights is not None and len(blocks) > 1 else None
-    spec = {
-        "kind": kind,
-        "train": train.identity(),
-        "lora": lora.model_dump(mode="json") if lora else None,
-        "seed": seed,
-        "weights": shares,
-    }
-    inputs = {"start": contents(start)}
-    inputs |= {f"blocks.{i}": source.content("blocks.safetensors") for i, source in enumerate(blocks)}
-    inputs |= {"valid": valid.content("blocks.safetensors")} if valid else {}
-    inputs |= {"base": contents(base)} if base else {}
-    libraries = ("torch", "transformers", "peft") if lora else ("torch", "transformers")
-    action = Action("experts", spec, inputs, libraries, device.numerics(where, precision))
-
-    request = Request(
-        store=store,
-        action=action,
-        start=start,
-        base=base,
-        sources=tuple(blocks),
-        weights=shares,
-        valid=valid,
-        kind=kind,
-        train=train,
-        lora=lora,
-        seed=seed,
-        label=label,
-        where=where,
-        precision=precision,
-    )
-    made = store.make(action, partial(_train, request), label=label, tokens=train.tokens)
+    store, train, label = request.store, request.train, request.label
+    made = store.make(request.action, partial(_train, request), label=label, tokens=train.tokens)
     if train.snapshots and not made.planned:
         for entry in made.facts["snapshots"]:  # a run that reuses the expert rests on its snapshots too
-            earlier = snapshot(action, entry["step"])
+            earlier = request.snapshot(entry["step"])
             if found := store.find(earlier, f"{label} at {entry['tokens']:,} tokens"):
                 store.used.setdefault(earlier.key, found)
     return made
@@ -104,29 +111,17 @@ def train_expert(
 
 def _train(request: Request, folder: Path) -> Figures:
     """Train, check, write into ``folder``; returns what the record says of the making."""
-    from coterie.experts import ranks
     from coterie.experts.expert_training import ExpertTraining
     from coterie.experts.training import prepared, watched
 
-    train = request.train
-    if train.parallel and ranks.count() == 1:
-        payload = {"request": request.payload(), "folder": str(folder)}
-        processes = ranks.wanted(train, request.where)
-        return on_ranks("coterie.experts.expert_actions:train_on_rank", payload, processes=processes, label=request.label)
-    with prepared(train.threads, request.seed) as threads:
+    if request.train.parallel and ranks.count() == 1:
+        return ranks.run(partial(_train, request, folder), request.train, request.where, request.label)
+    with prepared(request.train.threads, request.seed) as threads:
         training = ExpertTraining(request)
         with watched(training.job) as loop:
             loop.train(resume_from_checkpoint=loop.checkpoint)
         training.write(loop, folder)
     return {"threads": threads, "device": request.where}
-
-
-def train_on_rank(payload: Figures) -> Figures:
-    """The same on one of several ranks; the first one writes."""
-    from coterie.experts import ranks
-
-    made = _train(Request.of(payload["request"]), Path(payload["folder"]))
-    return made | {"processes": ranks.count()}
 
 
 def score_expert(

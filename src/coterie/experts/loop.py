@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import signal
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import FrameType
 
 import numpy as np
 import torch
@@ -25,7 +28,7 @@ from coterie.errors import WorkError
 from coterie.experts import ranks, resume
 from coterie.experts.train_settings import EarlyStopping
 from coterie.experts.training_rows import Batch, Loss, Rows, as_is
-from coterie.progress import Bar
+from coterie.progress import Bar, say
 from coterie.spec.json_types import Figures
 
 
@@ -40,12 +43,8 @@ class Best:
 
 
 class Loop(Trainer):
-    """One training run; see `coterie.experts.train` for its settings.
-
-    Args:
-        home: where checkpoints go.
-        loss: of the model, a batch and the counted targets of the step; the model's own by default.
-    """
+    """One training run, with checkpoints below ``home``. ``loss`` is of the model, a batch and the counted targets of the
+    step; the model's own by default."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
@@ -198,6 +197,10 @@ class Watch(TrainerCallback):
         self.loop, self.every = loop, every
         self.first_bad = torch.zeros((), dtype=torch.long, device=loop.args.device)
 
+    def on_train_begin(self, *_: object, **__: object) -> None:
+        if self.loop.checkpoint is not None:
+            self.loop.continue_log(Path(self.loop.checkpoint))
+
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         bad = ~torch.isfinite(self.loop.loss_sum + self.loop.grad_norm) & (self.first_bad == 0)
         self.first_bad += bad * state.global_step
@@ -256,11 +259,34 @@ class StopEarly(TrainerCallback):
             control.should_save = False  # what comes next is the end, and a resumed run would train past it
 
 
-class Continue(TrainerCallback):
-    """On resuming, takes up the log where the checkpoint left it."""
+class Interrupt(TrainerCallback):
+    """Ctrl-C ends a run between two steps: KeyboardInterrupt once a checkpoint is written; a second one ends it at once."""
 
-    def __init__(self, loop: Loop, checkpoint: Path) -> None:
-        self.loop, self.checkpoint = loop, checkpoint
+    def __init__(self) -> None:
+        self.pressed = False
+        self.before: signal.Handlers | Callable[[int, FrameType | None], object] | int | None = None
 
-    def on_train_begin(self, *_: object, **__: object) -> None:
-        self.loop.continue_log(self.checkpoint)
+    def __enter__(self) -> Interrupt:
+        if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
+            self.before = signal.signal(signal.SIGINT, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._restore()
+
+    def _restore(self) -> None:
+        if self.before is not None:
+            signal.signal(signal.SIGINT, self.before)
+            self.before = None
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.pressed = True
+        self._restore()
+        say("  stopping after this step, with a checkpoint; once more stops at once")
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
+        control.should_save |= self.pressed
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
+        if self.pressed:
+            raise KeyboardInterrupt

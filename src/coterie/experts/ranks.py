@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 
 from coterie.errors import RequestError
 from coterie.experts.train_settings import Train
+from coterie.launch import on_ranks
+from coterie.spec.json_types import Figures
 
 
 def count() -> int:
@@ -32,11 +35,8 @@ def batch_size(train: Train) -> int:
 
 
 def wanted(train: Train, where: str) -> int:
-    """Processes to start for ``train.parallel``.
-
-    Raises:
-        RequestError: not given, and not by the number of GPUs either; or they cannot share the batch evenly.
-    """
+    """Processes to start for ``train.parallel``; RequestError if nothing tells their number, or they cannot share the batch
+    evenly."""
     processes = train.processes
     if processes is None:
         if where == "cpu":
@@ -59,3 +59,11 @@ def wanted(train: Train, where: str) -> int:
             do="change batch_size, accumulation or processes",
         )
     return processes
+
+
+def run(work: Callable[[], Figures], train: Train, where: str, label: str) -> Figures:
+    """Do a training's work in this process, or on the ranks that ``train.parallel`` asks for; rank 0's figures."""
+    if not train.parallel or count() > 1:
+        return work()
+    processes = wanted(train, where)
+    return on_ranks(work, processes=processes, label=label) | {"processes": processes}

@@ -28,19 +28,14 @@ from torch import Tensor, nn
 from coterie.progress import say
 from coterie.spec.json_types import Figures
 from coterie.store import sha256
-from coterie.store.durable import make_directory, sync
-from coterie.store.owner import dead, owner
+from coterie.store.durable import dead, make_directory, owner, sync
 
 KEEP = 2
 
 
 def save(home: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], texts: Mapping[str, str]) -> Path:
-    """Write ``checkpoint-<step>`` under ``home`` and drop all but the newest ones.
-
-    Args:
-        tensors: for each safetensors file its tensors by name.
-        texts: for each other file its text.
-    """
+    """Write ``checkpoint-<step>`` under ``home``, of safetensors files by name and other files' texts, and drop all but the
+    newest ones."""
     target, temp = home / f"checkpoint-{step}", home / f"saving{owner()}"
     make_directory(temp)
     for name, group in tensors.items():
@@ -61,7 +56,9 @@ def save(home: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], tex
 
 def newest(home: Path) -> Path | None:
     """The newest checkpoint that verifies; says of each skipped one why."""
-    _collect(home)
+    for temp in home.glob("saving~*"):
+        if dead(temp.name):  # left half-written
+            shutil.rmtree(temp, ignore_errors=True)
     for folder in _checkpoints(home):
         problem = _problem(folder)
         if problem is None:
@@ -117,10 +114,3 @@ def _problem(folder: Path) -> str | None:
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"its manifest cannot be read ({error})"
     return None
-
-
-def _collect(home: Path) -> None:
-    """Remove what processes that are gone left half-written."""
-    for temp in home.glob("saving~*"):
-        if dead(temp.name):
-            shutil.rmtree(temp, ignore_errors=True)

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from coterie.launch.job_queue import Job, Place, run_jobs
-from coterie.launch.local import Local
-from coterie.launch.torchrun import on_ranks
+from coterie.launch.job_queue import Job, Local, Place, run_jobs
+from coterie.launch.process import on_ranks
 
 __all__ = ["Job", "Place", "on_ranks", "place", "run_jobs"]
 
 
 def place(jobs: int | None, slurm: Mapping[str, object] | None) -> Place | None:
-    """Where jobs run: SLURM if it is told anything, else this machine; None: there are to be no jobs.
-
-    Raises:
-        RequestError: it cannot be had, or not so.
-    """
+    """Where jobs run: SLURM if it is told anything, else this machine, None if there are to be none; RequestError if that
+    cannot be had."""
     if slurm is not None:
         from coterie.launch.slurm import Slurm
 

@@ -8,7 +8,7 @@ import signal
 import sys
 from importlib import import_module
 
-from coterie.launch.orphans import end_with
+from coterie.launch.process import end_with
 
 if __name__ == "__main__":
     end_with(int(sys.argv[1]))

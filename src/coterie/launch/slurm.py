@@ -22,70 +22,24 @@ from typing import TYPE_CHECKING
 
 from coterie.errors import RequestError
 from coterie.launch import process
-from coterie.launch.job_queue import Job
-from coterie.launch.local import THREADS, command
+from coterie.launch.job_queue import THREADS, Job, command
 
 if TYPE_CHECKING:
     import submitit
     from submitit.helpers import DelayedSubmission
 
 OF_SUBMITIT = {
-    "account",
-    "comment",
-    "constraint",
-    "cpus_per_gpu",
-    "cpus_per_task",
-    "exclude",
-    "exclusive",
-    "gpus_per_node",
-    "gpus_per_task",
-    "gres",
-    "mail_type",
-    "mail_user",
-    "mem",
-    "mem_per_cpu",
-    "mem_per_gpu",
-    "nodelist",
-    "partition",
-    "qos",
-    "setup",
-    "signal_delay_s",
-    "time",
-    "wckey",
+    *"account comment constraint cpus_per_gpu cpus_per_task exclude exclusive gpus_per_node gpus_per_task gres".split(),
+    *"mail_type mail_user mem mem_per_cpu mem_per_gpu nodelist partition qos setup signal_delay_s time wckey".split(),
 }
-OF_SBATCH = {
-    "begin",
-    "deadline",
-    "gpu_bind",
-    "gpus",
-    "hint",
-    "licenses",
-    "nice",
-    "prefer",
-    "priority",
-    "reservation",
-    "switches",
-    "threads_per_core",
-    "tmp",
-}
+OF_SBATCH = set(
+    "begin deadline gpu_bind gpus hint licenses nice prefer priority reservation switches threads_per_core tmp".split()
+)
 """Names that submitit has, and those of `sbatch` that it passes on. A job is one process: nodes and tasks are left out."""
 
 GOES_ON = {
-    "PENDING",
-    "RUNNING",
-    "SUSPENDED",
-    "CONFIGURING",
-    "COMPLETING",
-    "REQUEUED",
-    "REQUEUE_FED",
-    "REQUEUE_HOLD",
-    "RESIZING",
-    "RESV_DEL_HOLD",
-    "SIGNALING",
-    "SPECIAL_EXIT",
-    "STAGE_OUT",
-    "STOPPED",
-    "PREEMPTED",
+    *"PENDING RUNNING SUSPENDED CONFIGURING COMPLETING REQUEUED REQUEUE_FED REQUEUE_HOLD RESIZING RESV_DEL_HOLD".split(),
+    *"SIGNALING SPECIAL_EXIT STAGE_OUT STOPPED PREEMPTED".split(),
 }
 """States after which a job may still end by itself."""
 

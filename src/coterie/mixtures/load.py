@@ -16,8 +16,7 @@ from coterie.mixtures.mixture import Mixture
 from coterie.mixtures.mixture_files import open_tokenizer, special_tokens
 from coterie.mixtures.outputs.outputs_files import OutputsConfig
 from coterie.mixtures.outputs.outputs_mixture import OutputsMixture
-from coterie.models.local_files import refuse_remote_code
-from coterie.models.missing_model import no_model
+from coterie.models.local_files import no_model, refuse_remote_code
 from coterie.models.open import open_model
 from coterie.routing.output_routers import OutputRouter, Uniform
 

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
 from pydantic import model_validator
 
 from coterie.errors import RequestError
-from coterie.spec.kind import Kind
-from coterie.spec.named import near
+from coterie.spec.kind import Kind, near
 from coterie.spec.settings import Name
 
 if TYPE_CHECKING:

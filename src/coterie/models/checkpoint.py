@@ -15,25 +15,14 @@ from coterie.spec.digest import digest
 from coterie.store import Artifact, sha256
 from coterie.store.artifact import Content
 
-TOKENIZER_FILES = frozenset(
-    {
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "special_tokens_map.json",
-        "added_tokens.json",
-        "vocab.json",
-        "vocab.txt",
-        "merges.txt",
-        "tokenizer.model",
-        "spiece.model",
-        "sentencepiece.bpe.model",
-        "chat_template.jinja",
-        "chat_template.json",
-    }
-)
+TOKENIZER_FILES = {
+    *"tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json vocab.json chat_template.json".split(),
+    *"vocab.txt merges.txt tokenizer.model spiece.model sentencepiece.bpe.model chat_template.jinja".split(),
+}
 """Files of a tokenizer that may stand beside the weights."""
 
-MODEL_FILES = frozenset({"config.json", "generation_config.json", "adapter_config.json", "model.safetensors.index.json"})
+FILES = TOKENIZER_FILES | {"config.json", "generation_config.json", "adapter_config.json", "model.safetensors.index.json"}
+"""The same, and those of a model besides its weights."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -42,12 +31,8 @@ def contents(artifact: Artifact) -> str:
     beside them are left out, so that a retrained but equal model serves the same."""
     if artifact.planned:
         return artifact.content("model")
-    found = digest({name: hash for name, hash in artifact.files.items() if _decides(name)})
+    found = digest({name: hash for name, hash in artifact.files.items() if name in FILES or name.endswith(".safetensors")})
     return Content(found, artifact.whole or artifact.digest)
-
-
-def _decides(name: str) -> bool:
-    return name in TOKENIZER_FILES or name in MODEL_FILES or name.endswith(".safetensors")
 
 
 def checkpoint(path_or_id: str | Path, revision: str | None = None) -> Artifact:
@@ -65,6 +50,8 @@ def checkpoint(path_or_id: str | Path, revision: str | None = None) -> Artifact:
         folder = _download(str(path_or_id), revision)
     elif revision is not None:
         raise RequestError("a local directory has no revision", where=str(folder), found=revision, do="remove base.revision")
+    from coterie.models.quiet import load_strictly
+
     config = read_json(folder / "config.json")
     refuse_remote_code(folder)
     if "model_type" not in config:
@@ -73,13 +60,9 @@ def checkpoint(path_or_id: str | Path, revision: str | None = None) -> Artifact:
         )
     shards = weight_files(folder)
     _check_finite(shards)
-    _check_complete(folder)
-    files = {p.name: sha256(p) for p in sorted(folder.iterdir()) if p.is_file() and (p in shards or _kept(p.name))}
+    load_strictly(folder, device_map="meta")
+    files = {p.name: sha256(p) for p in sorted(folder.iterdir()) if p.is_file() and (p in shards or p.name in FILES)}
     return Artifact("weights", digest(files), folder.absolute(), files)
-
-
-def _kept(name: str) -> bool:
-    return name in TOKENIZER_FILES or name in MODEL_FILES
 
 
 def _download(name: str, revision: str | None) -> Path:
@@ -162,9 +145,3 @@ def _check_finite(shards: list[Path]) -> None:
                         )
         except SafetensorError as error:
             raise RequestError("damaged weights", where=str(shard), found=str(error), do="fetch the file again") from None
-
-
-def _check_complete(folder: Path) -> None:
-    from coterie.models.strict_loading import load_strictly
-
-    load_strictly(folder, device_map="meta")

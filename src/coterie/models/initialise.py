@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from coterie.models.architecture import Architecture
 from coterie.models.checkpoint import TOKENIZER_FILES, contents
+from coterie.spec.json_types import Settings
 from coterie.store import Action, Artifact, Store
 
 if TYPE_CHECKING:
@@ -32,8 +33,7 @@ def initialise(
     action = Action("weights", spec=spec, inputs={"tokenizer": contents(tokenizer)}, libraries=("torch", "transformers"))
 
     def build(folder: Path) -> None:
-        _write(_config(base, spec["context"], tokenizer.path), spec["seed"], folder)
-        copy_tokenizer(tokenizer.path, folder)
+        _write(_config(base, spec["context"], tokenizer.path), spec["seed"], tokenizer, folder)
 
     return store.make(action, build, label=label)
 
@@ -45,19 +45,19 @@ def reinitialise(store: Store, model: Artifact, *, seed: int, label: str = "fres
     def build(folder: Path) -> None:
         from transformers import AutoConfig
 
-        _write(AutoConfig.from_pretrained(model.path, local_files_only=True, trust_remote_code=False), seed, folder)
-        copy_tokenizer(model.path, folder)
+        _write(AutoConfig.from_pretrained(model.path, local_files_only=True, trust_remote_code=False), seed, model, folder)
 
     return store.make(action, build, label=label)
 
 
-def _write(config: PreTrainedConfig, seed: int, folder: Path) -> None:
+def _write(config: PreTrainedConfig, seed: int, tokenizer: Artifact, folder: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     from coterie.models.quiet import quiet, seeded
 
     with quiet(), seeded(seed):
         AutoModelForCausalLM.from_config(config).float().save_pretrained(folder)
+    copy_tokenizer(tokenizer.path, folder)
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
@@ -68,36 +68,27 @@ def copy_tokenizer(source: Path, target: Path) -> None:
 
 
 def _config(base: Architecture, context: int, tokenizer: Path) -> PreTrainedConfig:
-    from transformers import AutoTokenizer, GPT2Config, LlamaConfig, Qwen3Config
+    from transformers import AutoConfig, AutoTokenizer
 
     words = AutoTokenizer.from_pretrained(tokenizer, local_files_only=True, trust_remote_code=False)
-    special = {
-        "vocab_size": len(words),
-        "bos_token_id": words.bos_token_id if words.bos_token_id is not None else words.eos_token_id,
-        "eos_token_id": words.eos_token_id,
-        "pad_token_id": words.pad_token_id,
-        "tie_word_embeddings": base.tie_embeddings,
-    }
     if base.init == "gpt2":
-        return GPT2Config(
-            n_embd=base.hidden_size,
-            n_layer=base.layers,
-            n_head=base.heads,
-            n_inner=base.intermediate_size,
-            n_positions=context,
-            resid_pdrop=0.0,
-            embd_pdrop=0.0,
-            attn_pdrop=0.0,
-            **special,
-        )
-    config = {"llama": LlamaConfig, "qwen3": Qwen3Config}[base.init]
-    return config(
+        own: Settings = {"n_inner": base.intermediate_size, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    else:
+        own = {
+            "num_key_value_heads": base.kv_heads or base.heads,
+            "head_dim": base.hidden_size // base.heads,
+            "intermediate_size": base.intermediate_size or -(-8 * base.hidden_size // 96) * 32,
+        }
+    return AutoConfig.for_model(
+        base.init,
+        vocab_size=len(words),
+        bos_token_id=words.bos_token_id if words.bos_token_id is not None else words.eos_token_id,
+        eos_token_id=words.eos_token_id,
+        pad_token_id=words.pad_token_id,
+        tie_word_embeddings=base.tie_embeddings,
         hidden_size=base.hidden_size,
         num_hidden_layers=base.layers,
         num_attention_heads=base.heads,
-        num_key_value_heads=base.kv_heads or base.heads,
-        head_dim=base.hidden_size // base.heads,
-        intermediate_size=base.intermediate_size or -(-8 * base.hidden_size // 96) * 32,
         max_position_embeddings=context,
-        **special,
+        **own,
     )

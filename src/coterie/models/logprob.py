@@ -9,7 +9,6 @@ B rows, T positions (T-1 of them are predicted), D width, V vocabulary, C tokens
 from __future__ import annotations
 
 from typing import cast
-from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float, Int
@@ -20,8 +19,6 @@ from coterie.models import packed_inputs as packing
 
 CHUNK = 2**22
 """Logits held at once: 16 MB in fp32."""
-
-_whole: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
 def target_logp(
@@ -80,24 +77,16 @@ def _head(model: nn.Module, hidden_CD: Tensor) -> Tensor:
     return logits_CV if cap is None else torch.tanh(logits_CV / cap) * cap
 
 
+@packing.measured_once
 def _needs_whole_logits(model: nn.Module) -> bool:
-    """Whether the model does something else to its logits than `_head` does. Measured once, on a few tokens."""
-    if model not in _whole:
-        _whole[model] = not _head_is_known(model)
-    return _whole[model]
-
-
-@torch.no_grad()
-def _head_is_known(model: nn.Module) -> bool:
+    """Whether the model does something else to its logits than `_head` does."""
     device = next(model.parameters()).device
     ids_BT = torch.arange(4, device=device)[None] % _plain(model).config.get_text_config().vocab_size
-    training = model.training
-    model.eval()
     try:
         whole = model(input_ids=ids_BT, use_cache=False).logits
         parts = _head(model, _decoder(model)(input_ids=ids_BT, use_cache=False)[0])
-        return torch.allclose(whole.float(), parts.float(), rtol=1e-3, atol=1e-4)  # a training model's forward gives fp32
+        return not torch.allclose(
+            whole.float(), parts.float(), rtol=1e-3, atol=1e-4
+        )  # a training model's forward gives fp32
     except (AttributeError, TypeError):
-        return False
-    finally:
-        model.train(training)
+        return True

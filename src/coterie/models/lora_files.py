@@ -21,7 +21,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from coterie.errors import RequestError
-from coterie.models.local_files import refuse_remote_code
+from coterie.models.local_files import read_json, refuse_remote_code
+from coterie.models.parameters import no_layers
 from coterie.models.stack import shape_of
 from coterie.models.stack_blocks import Factors
 from coterie.spec.settings import check_name
@@ -56,11 +57,8 @@ def linears(base: PreTrainedModel) -> dict[str, tuple[int, int]]:
 
 
 def read(folder: Path, places: Shapes) -> Adapter:
-    """An adapter of a base whose linears are ``places``.
-
-    Raises:
-        RequestError: it is no LoRA adapter, not whole, not finite, or not of this base; names the first tensor.
-    """
+    """An adapter of a base whose linears are ``places``; RequestError if it is no LoRA adapter, not whole, not finite, or
+    not of this base; it names the first tensor."""
     refuse_remote_code(folder)
     config = _config(folder)
     tensors = _tensors(folder)
@@ -112,14 +110,9 @@ def _config(folder: Path) -> LoraConfig:
     from peft import LoraConfig
 
     path = folder / "adapter_config.json"
-    try:
-        given = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RequestError(
-            "no adapter is here", where=str(folder), expected="a directory with adapter_config.json"
-        ) from None
-    except ValueError as error:
-        raise RequestError("cannot be read as JSON", where=str(path), found=str(error)) from None
+    if not path.is_file():
+        raise RequestError("no adapter is here", where=str(folder), expected="a directory with adapter_config.json")
+    given = read_json(path)
     if given.get("peft_type") != "LORA":
         raise RequestError(
             "not a LoRA adapter", where=str(path), expected="peft_type LORA", found=str(given.get("peft_type"))
@@ -220,10 +213,7 @@ def write(adapter: Mapping[str, Factors], places: Shapes, folder: Path, dropout:
     )
     folder.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(str(folder))
-    path = folder / "adapter_config.json"
-    given = json.loads(path.read_text())
-    given["target_modules"] = sorted(given["target_modules"])  # a set: its order differs between runs
-    path.write_text(json.dumps(given, indent=2, sort_keys=True) + "\n")
+    neutral(folder)
     tensors = {}
     for name, factors in adapter.items():
         tensors[f"{PREFIX}{name}.lora_A.weight"] = factors.A_RI.detach().cpu().contiguous().clone()
@@ -231,25 +221,28 @@ def write(adapter: Mapping[str, Factors], places: Shapes, folder: Path, dropout:
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
-def fresh(places: Shapes, targets: str | tuple[str, ...], r: int, alpha: float, seed: int) -> Adapter:
-    """A new expert as PEFT starts one: A uniform as a linear's weight, B zero, so that it changes nothing yet.
+def neutral(folder: Path) -> None:
+    """Take out of an adapter directory what differs between machines and runs: the base's path (its digest is in the
+    facts), the order of a set, and a model card."""
+    (folder / "README.md").unlink(missing_ok=True)
+    path = folder / "adapter_config.json"
+    config = json.loads(path.read_text())
+    config["base_model_name_or_path"] = None
+    if isinstance(config["target_modules"], list):
+        config["target_modules"].sort()
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
-    Raises:
-        RequestError: no linear is called so.
-    """
+
+def fresh(places: Shapes, targets: str | tuple[str, ...], r: int, alpha: float, seed: int) -> Adapter:
+    """A new expert as PEFT starts one: A uniform as a linear's weight, B zero, so that it changes nothing yet. RequestError
+    if no linear is called so."""
     from peft import LoraConfig
     from peft.tuners.tuners_utils import check_target_module_exists
 
     config = LoraConfig(target_modules=targets if isinstance(targets, str) else list(targets))
     named = [n for n in places if targets == "all-linear" or check_target_module_exists(config, n)]
     if not named:
-        raise RequestError(
-            "the adapter finds none of its layers",
-            where="lora.targets",
-            found=str(targets),
-            expected="names of linear layers",
-            do="use all-linear, or names such as q_proj",
-        )
+        raise no_layers(targets)
     generator = torch.Generator().manual_seed(seed)
     adapter = {}
     for name in named:

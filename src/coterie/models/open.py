@@ -11,8 +11,7 @@ from transformers import PreTrainedModel
 from coterie.errors import RequestError, WorkError
 from coterie.models.checkpoint import checkpoint, require_same_base
 from coterie.models.local_files import refuse_remote_code
-from coterie.models.quiet import quiet
-from coterie.models.strict_loading import load_strictly
+from coterie.models.quiet import load_strictly, quiet
 from coterie.store import Artifact
 
 Openable = Artifact | Path | str

@@ -10,6 +10,8 @@ B rows, T positions.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
 from typing import cast
 from weakref import WeakKeyDictionary
 
@@ -20,7 +22,23 @@ from transformers import PreTrainedConfig
 
 from coterie.errors import RequestError
 
-_masked: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+
+def measured_once(measure: Callable[[nn.Module], bool]) -> Callable[[nn.Module], bool]:
+    """A property of a model, measured in evaluation mode on a few tokens when it is first asked for."""
+    known: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+
+    @wraps(measure)
+    def remembered(model: nn.Module) -> bool:
+        if model not in known:
+            training = model.training
+            try:
+                with torch.no_grad():
+                    known[model] = measure(model.eval())
+            finally:
+                model.train(training)
+        return known[model]
+
+    return remembered
 
 
 def inputs(
@@ -44,17 +62,10 @@ def block_mask(position_BT: Int[Tensor, "B T"]) -> Bool[Tensor, "B 1 T T"]:
     return (same_BTT & torch.ones_like(same_BTT[0]).tril())[:, None]
 
 
+@measured_once
 def needs_mask(model: nn.Module) -> bool:
-    """Whether restarting positions do not suffice for this model. Measured once, on a few tokens."""
-    if model not in _masked:
-        _masked[model] = _measure(model)
-    return _masked[model]
-
-
-@torch.no_grad()
-def _measure(model: nn.Module) -> bool:
-    training, device, config = model.training, next(model.parameters()).device, cast(PreTrainedConfig, model.config)
-    model.eval()
+    """Whether restarting positions do not suffice for this model."""
+    device, config = next(model.parameters()).device, cast(PreTrainedConfig, model.config)
     try:
         ids_BT = torch.arange(9, device=device)[None] % config.get_text_config().vocab_size
         position_BT = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 0, 1]], device=device)
@@ -71,8 +82,6 @@ def _measure(model: nn.Module) -> bool:
             found=str(error),
             do="use another architecture",
         ) from None
-    finally:
-        model.train(training)
     raise RequestError(
         "this architecture does not keep packed documents apart", where=type(model).__name__, do="use another architecture"
     )

@@ -46,13 +46,17 @@ def add_adapter(model: PreTrainedModel, lora: Lora) -> PreTrainedModel:
         )
         return cast(PreTrainedModel, get_peft_model(model, config))  # PEFT passes on what a model of transformers has
     except ValueError as error:
-        raise RequestError(
-            "the adapter finds none of its layers",
-            where="lora.targets",
-            found=str(lora.targets),
-            expected="names of linear layers",
-            do="use all-linear, or names such as q_proj",
-        ) from error
+        raise no_layers(lora.targets) from error
+
+
+def no_layers(targets: str | tuple[str, ...]) -> RequestError:
+    return RequestError(
+        "the adapter finds none of its layers",
+        where="lora.targets",
+        found=str(targets),
+        expected="names of linear layers",
+        do="use all-linear, or names such as q_proj",
+    )
 
 
 def shape_of_adapter(model: PreTrainedModel) -> tuple[int, float]:

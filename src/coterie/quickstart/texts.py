@@ -11,10 +11,24 @@ from collections.abc import Iterator
 from datetime import date, timedelta
 from pathlib import Path
 
+import yaml
+
 from coterie.errors import RequestError
+from coterie.spec.json_types import Settings
 
 CODE_BYTES = 1_500_000
 """Source to read; the quickstart trains for seconds, so more would not be seen."""
+RECIPE, TIME = (Path(__file__).with_name(name) for name in ("quickstart.yaml", "time.yaml"))
+
+
+def recipe(folder: Path) -> Settings:
+    """The quickstart's recipe, its texts written to ``folder``; beside them a recipe for windows of time, to try next."""
+    paths = write(folder)
+    (folder / TIME.name).write_text(TIME.read_text())
+    raw = yaml.safe_load(RECIPE.read_text())
+    for name, corpus in raw["corpora"].items():
+        corpus["path"] = str(paths[name].absolute())
+    return raw
 
 
 def write(folder: Path) -> dict[str, Path]:

@@ -16,7 +16,7 @@ from coterie.recipe.expand import expand, long_form
 from coterie.recipe.recipe import Recipe
 from coterie.recipe.select_forms import for_selecting, only_selects
 from coterie.spec.json_types import Figures
-from coterie.spec.named import near
+from coterie.spec.kind import near
 
 Key = tuple[str | int, ...]
 Lines = dict[Key, int | str]

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from coterie.evaluation.evaluation_files import Tables, tables
+from coterie.evaluation.compare import Tables, tables
 from coterie.evaluation.leaks import check_leaks
 from coterie.experts.expert_actions import score_expert
 from coterie.mixtures.place import Place

@@ -16,7 +16,7 @@ from coterie.run.plan import Goal, Plan
 from coterie.run.publish import Results, Run, show
 from coterie.run.summary import summarise
 from coterie.store import DryStore, Store
-from coterie.store.default_root import default_root
+from coterie.store.store import default_root
 
 STAGES = ("experts", "mixtures", "evaluation", "report")
 """How far to go: `coterie train`, `mix` and `evaluate` stop after one of these; `run` does everything."""

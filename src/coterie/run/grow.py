@@ -24,8 +24,8 @@ from coterie.run.parts import Parts
 from coterie.run.publish import Run
 from coterie.spec.json_types import Figures
 from coterie.store import Store, link_tree
-from coterie.store.default_root import default_root
 from coterie.store.durable import replace_synced
+from coterie.store.store import default_root
 
 SEEN = 100_000
 """Tokens of each corpus that the decision reads, of either split."""

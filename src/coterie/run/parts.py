@@ -17,9 +17,9 @@ from coterie.corpora.splits import split_tokens
 from coterie.corpora.tokenizer import make_tokenizer
 from coterie.corpora.windows import Window
 from coterie.errors import RequestError
-from coterie.experts.adopt import adopt, adopt_model
-from coterie.experts.expert_actions import score_expert, train_expert
+from coterie.experts.expert_actions import adopt, adopt_model, score_expert, train_expert
 from coterie.experts.expert_settings import Expert
+from coterie.experts.training_request import Request
 from coterie.mixtures.place import Place
 from coterie.mixtures.seats import Seat, seated
 from coterie.models.checkpoint import checkpoint
@@ -161,13 +161,15 @@ class Parts:
         if pretrain is None:
             return self.start
         return train_expert(
-            self.store,
-            start=self.start,
-            blocks=[self.blocks(name, "train") for name in pretrain.corpora],
-            weights=list(pretrain.corpora.values()),
-            train=pretrain.train.model_copy(update={"tokens": pretrain.tokens, "epochs": None}),
-            seed=self.seed,
-            label="base",
+            Request(
+                self.store,
+                start=self.start,
+                blocks=[self.blocks(name, "train") for name in pretrain.corpora],
+                weights=list(pretrain.corpora.values()),
+                train=pretrain.train.model_copy(update={"tokens": pretrain.tokens, "epochs": None}),
+                seed=self.seed,
+                label="base",
+            )
         )
 
     def expert(self, name: str) -> Artifact:
@@ -178,16 +180,18 @@ class Parts:
             return adopt_model(self.store, expert.model, kind=expert.kind, label=f"expert {name}")
         goes_on = self._goes_on_from_adapter(expert)
         return train_expert(
-            self.store,
-            start=self.expert(expert.from_) if goes_on else self.origin(name),
-            base=self.origin(name) if goes_on else None,
-            blocks=[self.data(name, "train")],
-            valid=self.data(name, "valid") if expert.train.early_stopping is not None else None,
-            kind=expert.kind,
-            train=expert.train,
-            lora=expert.lora,
-            seed=self.seed if expert.seed is None else expert.seed,
-            label=f"expert {name}",
+            Request(
+                self.store,
+                start=self.expert(expert.from_) if goes_on else self.origin(name),
+                base=self.origin(name) if goes_on else None,
+                blocks=[self.data(name, "train")],
+                valid=self.data(name, "valid") if expert.train.early_stopping is not None else None,
+                kind=expert.kind,
+                train=expert.train,
+                lora=expert.lora,
+                seed=self.seed if expert.seed is None else expert.seed,
+                label=f"expert {name}",
+            )
         )
 
     def origin(self, expert: str) -> Artifact:
@@ -239,15 +243,17 @@ class Parts:
         for name in first:
             spend(self.data(name, "train"), self._tokens(name))
         return train_expert(
-            self.store,
-            start=self.start,
-            blocks=[blocks for blocks, _ in spent.values()],
-            weights=[t for _, t in spent.values()],
-            train=self.recipe.single.train.model_copy(
-                update={"tokens": round(sum(t for _, t in spent.values())), "epochs": None}
-            ),
-            seed=self.seed,
-            label="single model",
+            Request(
+                self.store,
+                start=self.start,
+                blocks=[blocks for blocks, _ in spent.values()],
+                weights=[t for _, t in spent.values()],
+                train=self.recipe.single.train.model_copy(
+                    update={"tokens": round(sum(t for _, t in spent.values())), "epochs": None}
+                ),
+                seed=self.seed,
+                label="single model",
+            )
         )
 
     def _tokens(self, expert: str) -> float:

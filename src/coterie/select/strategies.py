@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from coterie.select.plan_settings import CLUSTER, Axis, Rank, named
-from coterie.spec.named import Table, markdown_table
+from coterie.spec.kind import Table, markdown_table
 
 if TYPE_CHECKING:
     import numpy as np

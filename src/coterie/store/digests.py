@@ -19,8 +19,8 @@ from pathlib import Path
 from coterie.errors import RequestError, WorkError
 from coterie.spec.digest import canonical_json
 from coterie.store.artifact import sha256
-from coterie.store.check import fingerprint
-from coterie.store.owner import HOST
+from coterie.store.durable import HOST
+from coterie.store.objects import fingerprint
 
 _SETTLED_NS = 3_000_000_000
 """A file changed less than this ago is not noted: a second change could still get the same time stamp."""
@@ -38,12 +38,7 @@ class FileDigests:
         self._notes: dict[str, Note] | None = None
 
     def digest(self, path: Path) -> str:
-        """sha256 of a file.
-
-        Raises:
-            RequestError: it is not there or cannot be read.
-            WorkError: it changed while it was read.
-        """
+        """sha256 of a file; RequestError if it cannot be read, WorkError if it changed meanwhile."""
         name = str(path.absolute())
         try:
             before = fingerprint(path.stat())

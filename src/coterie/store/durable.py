@@ -1,13 +1,47 @@
-"""Writing so that it outlives a power cut, and deleting what may be read-only."""
+"""Writing so that it outlives a power cut, deleting what may be read-only, and what to say when the system cannot write.
+
+What is temporary has a name that tells who made it, so that it can be known when its maker is gone. Never by age.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from coterie.store.owner import owner
+from coterie.errors import CoterieError, WorkError
+
+HOST = "".join(c if c.isalnum() or c in ".-" else "-" for c in socket.gethostname())[:100] or "unknown"
+
+
+def owner() -> str:
+    """``~<random>.<pid>.<host>``: ends the name of everything temporary."""
+    return f"~{os.urandom(4).hex()}.{os.getpid()}.{HOST}"
+
+
+def owner_of(name: str) -> tuple[int, str] | None:
+    """(pid, host) from a name that ends with ``owner()``."""
+    parts = name.rpartition("~")[2].split(".", 2)
+    return (int(parts[1]), parts[2]) if len(parts) == 3 and parts[1].isdigit() else None
+
+
+def dead(name: str) -> bool:
+    """Whether the process that a name ends with has certainly ended. Of other hosts nothing is certain."""
+    made_by = owner_of(name)
+    if made_by is None or made_by[1] != HOST or os.name == "nt":  # on Windows, signal 0 is no question
+        return False
+    try:
+        os.kill(made_by[0], 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def sync(path: Path) -> None:
@@ -58,3 +92,65 @@ def discard(path: Path) -> None:
         with contextlib.suppress(OSError):
             os.chmod(folder, 0o755)
     shutil.rmtree(path, ignore_errors=True)
+
+
+NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
+_FULL = ("No space left on device", "os error 28", "Disk quota exceeded", "os error 122", "There is not enough space")
+_NEARLY_NOTHING = 64 * 1024
+"""Bytes. Libraries that write in native code lose the errno, some even the text; but then the disk is seen to be full."""
+
+
+@contextmanager
+def explained(root: Path, label: str, verb: str = "written") -> Iterator[None]:
+    """Turn what goes wrong with files inside into a WorkError that names the place and the remedy."""
+    try:
+        yield
+    except CoterieError:
+        raise
+    except Exception as error:
+        free = _free(root)
+        if _is_full(error) or (free is not None and free < _NEARLY_NOTHING):
+            raise WorkError(
+                f"the disk is full: {label} could not be written",
+                where=str(root),
+                found=f"{(free or 0) / 1e9:.2f} GB free ({error})",
+                kept="everything that was finished before, and the newest checkpoint",
+                do="make room (coterie store prune) and run the same command again",
+            ) from error
+        if not isinstance(error, OSError):
+            raise
+        where = str(error.filename or root)
+        if error.errno in NOT_WRITABLE and Path(where).is_relative_to(root):
+            raise WorkError(
+                f"the store cannot be {verb}",
+                where=where,
+                found=f"{error.strerror} for user {_user()}",
+                kept="everything in it",
+                do="choose another store with --store, or correct its owner and permissions",
+            ) from error
+        raise WorkError(
+            f"{label}: files could not be {verb}",
+            where=where,
+            found=str(error),
+            kept="everything that was finished before",
+            do="see to that place, or choose another store with --store or another folder with --out",
+        ) from error
+
+
+def _is_full(error: BaseException | None) -> bool:
+    if error is None:
+        return False
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return any(text in str(error) for text in _FULL) or _is_full(error.__cause__ or error.__context__)
+
+
+def _free(root: Path) -> int | None:
+    try:
+        return shutil.disk_usage(root).free
+    except OSError:
+        return None
+
+
+def _user() -> str:
+    return str(os.getuid()) if hasattr(os, "getuid") else os.environ.get("USERNAME", "?")

@@ -18,8 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from coterie.progress import say
-from coterie.store.durable import make_directory
-from coterie.store.owner import owner, owner_of
+from coterie.store.durable import NOT_WRITABLE, make_directory, owner, owner_of
 
 try:
     import fcntl
@@ -29,7 +28,6 @@ except ImportError:  # Windows
 POLL, FIRST_NOTICE, NOTICE = 0.05, 0.3, 30.0
 """Seconds between attempts, before the first word about waiting, and between the words after it."""
 
-NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 _held: weakref.WeakSet[Lock] = weakref.WeakSet()
 _told: set[Path] = set()
@@ -43,11 +41,8 @@ class Lock:
         self._handle: int | None = None
 
     def take(self, *, shared: bool = False) -> bool:
-        """Try once; False if another holds it. While held, changes between shared and exclusive.
-
-        Raises:
-            OSError: it cannot be known: no locks here, or the lock's file cannot be opened.
-        """
+        """Try once; False if another holds it. While held, changes between shared and exclusive. OSError if it cannot be
+        known: no locks here, or the lock's file cannot be opened."""
         if fcntl is None:
             raise OSError(errno.ENOSYS, "this platform has no flock")
         handle = self._open() if self._handle is None else self._handle

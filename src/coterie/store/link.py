@@ -17,11 +17,9 @@ from pathlib import Path
 from coterie.errors import RequestError
 from coterie.spec.digest import canonical_json
 from coterie.store.artifact import Artifact, sha256
-from coterie.store.check import walk
-from coterie.store.durable import discard
-from coterie.store.owner import dead, owner
+from coterie.store.durable import dead, discard, explained, owner
+from coterie.store.objects import walk
 from coterie.store.store import Store
-from coterie.store.trouble import explained
 
 _Files = Mapping[str, tuple[Path, str]]
 """Name below the target -> where the file lies now, and its sha256."""
@@ -50,7 +48,8 @@ def link_tree(artifact: Artifact, target: Path, parts: Mapping[str, Artifact] | 
                 discard(left)
         if target.is_symlink() or target.exists():
             _refuse_foreign(target)
-            if _is_current(target, manifest, files):
+            here = target / "manifest.json"
+            if here.is_file() and here.read_bytes() == manifest and _all_there(target, files):
                 return target
         new, old = (target.with_name(f".{target.name}{owner()}") for _ in range(2))
         try:
@@ -121,11 +120,6 @@ def _refuse_foreign(target: Path) -> None:
             found=foreign[0],
             do="move it away, or choose another --out",
         )
-
-
-def _is_current(target: Path, manifest: bytes, files: _Files) -> bool:
-    here = target / "manifest.json"
-    return here.is_file() and here.read_bytes() == manifest and _all_there(target, files)
 
 
 def _all_there(target: Path, files: _Files) -> bool:

@@ -23,17 +23,32 @@ from typing import Any
 
 from coterie.progress import say
 from coterie.spec.digest import digest
-from coterie.store.address import Action
-from coterie.store.artifact import Artifact, Content, Planned
-from coterie.store.atomic_publish import publish, set_aside
-from coterie.store.check import DamageError, Signature, manifest_of, objects, read_object, seal, signature, unseal
+from coterie.store.artifact import Action, Artifact, Content, Planned, Step
 from coterie.store.digests import FileDigests
-from coterie.store.durable import discard, make_directory, replace_synced
+from coterie.store.durable import discard, explained, make_directory, owner, replace_synced
 from coterie.store.lease import Presence, lease
-from coterie.store.owner import owner
-from coterie.store.roots import read_root, write_root
-from coterie.store.step import Step
-from coterie.store.trouble import explained
+from coterie.store.objects import (
+    DamageError,
+    Signature,
+    manifest_of,
+    objects,
+    publish,
+    read_object,
+    read_root,
+    seal,
+    set_aside,
+    signature,
+    unseal,
+    write_root,
+)
+
+
+def default_root() -> Path:
+    """`$COTERIE_STORE`, else the user's cache folder."""
+    given = os.environ.get("COTERIE_STORE")
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(given) if given else Path(cache) / "coterie"
+
 
 Build = Callable[[Path], Mapping[str, Any] | None]
 
@@ -55,6 +70,9 @@ class Store:
         self._out: Path | None = None
         self._wanted: dict[str, str | None] = {}
         self._published: dict[str, dict[str, str]] = {}
+
+    def __reduce__(self) -> tuple[type[Store], tuple[Path]]:
+        return type(self), (self.root,)  # for other processes: nothing of what this one knows
 
     def make(self, action: Action, build: Build, *, label: str, tokens: int | None = None) -> Artifact:
         """The result of ``action``: found and verified, or built now.

@@ -11,8 +11,7 @@ import numpy as np
 from pydantic import Field
 from safetensors.numpy import load_file
 
-from coterie.evaluation.compare import Figure, compare
-from coterie.evaluation.evaluation_files import Entry, write
+from coterie.evaluation.compare import Entry, Figure, compare, write
 from coterie.evaluation.metrics import Evaluated, Evaluating, Metric
 from coterie.report.measure import Measure
 from coterie.store import Action, Artifact

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from coterie.errors import RequestError
-from coterie.launch import on_ranks
+from coterie.experts import ranks
 from coterie.mixtures.adapters.adapter_routers import ClosedFormGate, mixture_settings
 from coterie.mixtures.adapters.adapters_settings import AdaptersSettings
 from coterie.mixtures.place import Making
@@ -109,23 +110,19 @@ class AdaptersPlace(AdaptersSettings):
             payload = common | {
                 "joint": joint.model_dump(mode="json"),
                 "shares": shares,
-                "base": base.said(),
-                "blocks": [b.said() for b in blocks],
-                "valid": {name: b.said() for name, b in valid.items()},
-                "tokenizer": tokenizer.said(),
+                "base": base,
+                "blocks": blocks,
+                "valid": valid,
+                "tokenizer": tokenizer,
                 "label": label,
                 "where": where,
                 "precision": precision,
                 "home": str(run.store.scratch(action)),
                 "folder": str(folder),
             }
-            if train.parallel is None:
-                from coterie.mixtures.adapters import joint_training as training
+            from coterie.mixtures.adapters import joint_training as training
 
-                return training.train_joint(payload)
-            from coterie.experts import ranks
-
-            processes = ranks.wanted(train, where)
+            processes = ranks.wanted(train, where) if train.parallel else 1
             if getattr(self.router, "balance", 0) and train.batch_size % processes:
                 raise RequestError(
                     "the balance loss is of a whole forward pass, which the processes cannot share evenly",
@@ -134,8 +131,7 @@ class AdaptersPlace(AdaptersSettings):
                     found=str(processes),
                     do="change batch_size or processes",
                 )
-            target = "coterie.mixtures.adapters.joint_training:train_joint"
-            return on_ranks(target, payload, processes=processes, label=label)
+            return ranks.run(partial(training.train_joint, payload), train, where, label)
 
         return run.store.make(action, build, label=label, tokens=joint.tokens)
 

@@ -23,13 +23,12 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from coterie.corpora.blocks import Blocks
 from coterie.corpora.order import Order
 from coterie.errors import RequestError, WorkError
+from coterie.experts import expert_training as outcome
 from coterie.experts import ranks
-from coterie.experts import training_files as outcome
 from coterie.experts.loop import Loop
 from coterie.experts.scores import mean_nll
 from coterie.experts.train_settings import Train
-from coterie.experts.training import prepared, seen, train_job
-from coterie.experts.training_job import Job
+from coterie.experts.training import Job, prepared, seen, train_job
 from coterie.experts.training_rows import Rows, require_fit
 from coterie.mixtures.adapters import adapter_gate_fits as fitting
 from coterie.mixtures.adapters.adapter_routers import AdapterGate, Joint, mixture_settings
@@ -98,8 +97,8 @@ def train_joint(payload: Settings) -> Figures:
     """
     joint, names, folder = Joint.model_validate(payload["joint"]), payload["names"], Path(payload["folder"])
     run = Run(
-        base=Artifact.of(payload["base"]),
-        sources=[Artifact.of(b) for b in payload["blocks"]],
+        base=payload["base"],
+        sources=payload["blocks"],
         shares=payload["shares"],
         train=joint.train.model_copy(update={"tokens": joint.tokens}),
         gate=AdapterGate.model_validate(payload["router"]),
@@ -122,7 +121,7 @@ def train_joint(payload: Settings) -> Figures:
         model = AdaptersMixture(config, base, fresh, dropout=lora.dropout)
         _start_gates(model, run.seed)
         model.trainable(None, router=True)
-        held_out = {name: Blocks.open(Artifact.of(blocks)) for name, blocks in payload["valid"].items()}
+        held_out = {name: Blocks.open(blocks) for name, blocks in payload["valid"].items()}
         before = {name: mean_nll(model.base, blocks) for name, blocks in held_out.items()}
         loop = _train(run, model, dense_steps=joint.dense)
         for name in names:
@@ -137,7 +136,7 @@ def train_joint(payload: Settings) -> Figures:
                 facts = {"kind": "lora", "base": contents(run.base), "trained_together": list(names)}
                 (folder / "experts" / name / "facts.json").write_text(json.dumps(facts, sort_keys=True) + "\n")
             config.use_cache = True
-            write_configuration(config, Artifact.of(payload["tokenizer"]).path, folder)
+            write_configuration(config, payload["tokenizer"].path, folder)
             _record(run, loop, model, folder, {"before": before, "after": after})
             fitting.say_counts(run.label, model.counts())
     return {"threads": threads, "device": run.where, "processes": ranks.count()}

@@ -25,10 +25,8 @@ from coterie.errors import RequestError
 from coterie.mixtures.layers.layers_files import tensors_of
 from coterie.mixtures.layers.layers_mixture import LayersConfig, LayersMixture
 from coterie.mixtures.layers.tensor_shards import Stored
-from coterie.models.local_files import refuse_remote_code
-from coterie.models.missing_model import no_model
-from coterie.models.quiet import quiet
-from coterie.models.strict_loading import load_strictly
+from coterie.models.local_files import no_model, refuse_remote_code
+from coterie.models.quiet import load_strictly, quiet
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,7 @@ from coterie.mixtures.layers.tensor_shards import SHARD, Wanted, like, require_r
 from coterie.mixtures.mixture_files import SPECIAL_TOKENS
 from coterie.models.initialise import copy_tokenizer
 from coterie.spec.json_types import Settings
-from coterie.store.durable import discard, sync
-from coterie.store.owner import dead, owner
+from coterie.store.durable import dead, discard, owner, sync
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 CLOSE = 1e-3

@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from coterie.corpora.blocks import Blocks
 from coterie.corpora.order import Order
-from coterie.experts import training_files as outcome
-from coterie.experts.training import prepared, seen, train_job
-from coterie.experts.training_job import Job
+from coterie.experts import expert_training as outcome
+from coterie.experts.training import Job, prepared, seen, train_job
 from coterie.experts.training_rows import Batch, Rows, require_fit
 from coterie.mixtures.layers import layer_gate_fits as fitting
 from coterie.mixtures.layers import layers_files as files

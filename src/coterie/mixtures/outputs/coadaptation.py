@@ -24,12 +24,11 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from coterie.corpora.blocks import Blocks
 from coterie.corpora.order import Order
 from coterie.errors import RequestError, WorkError
+from coterie.experts import expert_training as outcome
 from coterie.experts import loop as loops
 from coterie.experts import ranks
-from coterie.experts import training_files as outcome
 from coterie.experts.train_settings import Train
-from coterie.experts.training import prepared, seen, train_job
-from coterie.experts.training_job import Job
+from coterie.experts.training import Job, prepared, seen, train_job
 from coterie.experts.training_rows import Rows, require_fit
 from coterie.mixtures.mixture_files import read_router, write_router
 from coterie.mixtures.seats import Eligible, eligibility
@@ -119,12 +118,12 @@ def make(payload: Settings) -> Figures:
 
 def _run(payload: Settings, train: Train) -> None:
     spec, label = payload["spec"], payload["label"]
-    origins = [Artifact.of(expert) for expert in payload["experts"]]
+    origins: list[Artifact] = payload["experts"]
     experts = [_opened(origin, payload["where"], name) for origin, name in zip(origins, payload["names"], strict=True)]
     recipe = OutputRouter.model_validate(spec["router"])
     router = recipe.build(len(experts), experts[0].config.vocab_size, spec["seed"])
     if payload["router"]:
-        router.load_state_dict(read_router(Artifact.of(payload["router"]).path))
+        router.load_state_dict(read_router(payload["router"].path))
     router.to(payload["where"])
     log_count_U = torch.tensor(spec["counts"], dtype=torch.float32).log()
     model = Together(
@@ -135,7 +134,7 @@ def _run(payload: Settings, train: Train) -> None:
         recipe.fitting or FitSettings(temperature=recipe.temperature),
     )
     before = parameters.fingerprints(model)
-    sources, valid = ([Blocks.open(Artifact.of(b)) for b in payload[key]] for key in ("blocks", "valid"))
+    sources, valid = ([Blocks.open(b) for b in payload[key]] for key in ("blocks", "valid"))
     for expert, *blocks in zip(experts, sources, valid, strict=True):
         for one in blocks:
             require_fit(expert, one)

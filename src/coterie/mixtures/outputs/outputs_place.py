@@ -8,10 +8,11 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from coterie.launch import on_ranks
+from coterie.experts import ranks
 from coterie.mixtures.outputs.outputs_settings import OutputsSettings
 from coterie.mixtures.place import Making
 from coterie.mixtures.seats import Seat, say_shared, slot_order
@@ -249,11 +250,11 @@ def coadapt(
 
     def build(folder: Path) -> Figures:
         payload = {
-            "experts": [seat.artifact.said() for seat in seats],
+            "experts": [seat.artifact for seat in seats],
             "names": [seat.name for seat in seats],
-            "router": fitted.said() if fitted else None,
-            "blocks": [b.said() for b in blocks],
-            "valid": [b.said() for b in valid],
+            "router": fitted,
+            "blocks": blocks,
+            "valid": valid,
             "train": adapt.model_dump(mode="json"),
             "spec": spec,
             "where": where,
@@ -263,15 +264,9 @@ def coadapt(
             "label": label,
             "folder": str(folder),
         }
-        if adapt.parallel is None:
-            from coterie.mixtures.outputs import coadaptation
+        from coterie.mixtures.outputs import coadaptation
 
-            return coadaptation.make(payload)
-        from coterie.experts import ranks
-
-        return on_ranks(
-            "coterie.mixtures.outputs.coadaptation:make", payload, processes=ranks.wanted(adapt, where), label=label
-        )
+        return ranks.run(partial(coadaptation.make, payload), adapt, where, label)
 
     return store.make(action, build, label=label, tokens=adapt.tokens)
 

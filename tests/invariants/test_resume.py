@@ -19,7 +19,7 @@ from tests.experts.making import base, blocks, settings
 from coterie import progress
 from coterie.errors import WorkError
 from coterie.experts import expert_training as outcome
-from coterie.experts import loop, resume
+from coterie.experts import loop
 from coterie.experts.expert_actions import train_expert
 from coterie.experts.loop import Interrupt
 from coterie.experts.training_request import Request
@@ -152,11 +152,11 @@ def test_killed_and_run_again_is_the_straight_run(tmp_path: Path, name: str) -> 
 @pytest.mark.parametrize(
     "point",
     [
-        in_call(resume, "save_file", 2, half=True),  # in the first save
-        in_call(resume, "save_file", 6, half=True),  # in the third
-        in_call(resume, "sync", 11),
+        in_call(training_checkpoints, "save_file", 2, half=True),  # in the first save
+        in_call(training_checkpoints, "save_file", 6, half=True),  # in the third
+        in_call(training_checkpoints, "sync", 11),
         in_call(os, "rename", 2),
-        in_call(resume.shutil, "rmtree", 8),
+        in_call(training_checkpoints.shutil, "rmtree", 8),
     ],
     ids=["first file", "later file", "flushing", "before the rename", "dropping old ones"],
 )
@@ -198,7 +198,7 @@ def half_done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Case, Artifact,
     straight = case.run(case.store())
     store = case.store()
     killed(lambda: case.run(store), after_step(9))
-    assert len(checkpoints(store)) == resume.KEEP
+    assert len(checkpoints(store)) == training_checkpoints.KEEP
     return case, straight, store.root
 
 
@@ -256,7 +256,7 @@ def test_a_full_disk_while_saving_keeps_the_checkpoints_before(tmp_path: Path, m
 
     case = Case(tmp_path, dropout=True)
     straight = case.run(case.store())
-    store, plain, calls = case.store(), resume.save_file, 0
+    store, plain, calls = case.store(), training_checkpoints.save_file, 0
 
     def full(*args: object, **rest: object) -> None:
         nonlocal calls
@@ -265,11 +265,11 @@ def test_a_full_disk_while_saving_keeps_the_checkpoints_before(tmp_path: Path, m
             raise OSError(errno.ENOSPC, "No space left on device")
         plain(*args, **rest)
 
-    monkeypatch.setattr(resume, "save_file", full)
+    monkeypatch.setattr(training_checkpoints, "save_file", full)
     with pytest.raises(WorkError, match="disk is full"):
         case.run(store)
     assert len(checkpoints(store)) == 1
-    monkeypatch.setattr(resume, "save_file", plain)
+    monkeypatch.setattr(training_checkpoints, "save_file", plain)
     assert case.run(Store(store.root)).digest == straight.digest
 
 

@@ -25,7 +25,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_callback import PrinterCallback
 
 from coterie.errors import WorkError
-from coterie.experts import ranks, resume
+from coterie.experts import ranks, training_checkpoints
 from coterie.experts.train_settings import EarlyStopping
 from coterie.experts.training_rows import Batch, Loss, Rows, as_is
 from coterie.progress import Bar, say
@@ -98,7 +98,7 @@ class Loop(Trainer):
         names = {parameter: name for name, parameter in self.moving.items()}
         files: dict[str, Mapping[str, Tensor]] = {
             "trainable": self.moving,
-            "optimizer": resume.optimizer_tensors(self.optimizer, names),
+            "optimizer": training_checkpoints.optimizer_tensors(self.optimizer, names),
         }
         if self.best_weights:
             files["best"] = self.best_weights
@@ -111,10 +111,10 @@ class Loop(Trainer):
             "snapshots": self.snapshots,
         }
         texts = {"state.json": json.dumps(history), "trainer_state.json": json.dumps(asdict(self.state))}
-        resume.save(self.home, self.state.global_step, files, texts)
+        training_checkpoints.save(self.home, self.state.global_step, files, texts)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        saved, moving = resume.tensors(Path(resume_from_checkpoint), "trainable"), self.moving
+        saved, moving = training_checkpoints.tensors(Path(resume_from_checkpoint), "trainable"), self.moving
         assert saved.keys() == moving.keys(), "a checkpoint of another model"
         for name, parameter in moving.items():
             parameter.data.copy_(saved[name])
@@ -124,12 +124,12 @@ class Loop(Trainer):
             return
         folder = Path(checkpoint)
         names = {parameter: name for name, parameter in self.moving.items()}
-        resume.load_optimizer(self.optimizer, names, resume.tensors(folder, "optimizer"))
-        history = resume.state(folder)
+        training_checkpoints.load_optimizer(self.optimizer, names, training_checkpoints.tensors(folder, "optimizer"))
+        history = training_checkpoints.state(folder)
         for group, rate in zip(self.optimizer.param_groups, history["rates"], strict=True):
             group["lr"] = rate
         self.lr_scheduler.load_state_dict(history["schedule"])
-        self.best, self.best_weights = Best(**history["best"]), resume.tensors(folder, "best")
+        self.best, self.best_weights = Best(**history["best"]), training_checkpoints.tensors(folder, "best")
         self.snapshots = history["snapshots"]
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
@@ -137,7 +137,7 @@ class Loop(Trainer):
 
     def continue_log(self, checkpoint: Path) -> None:
         """Take up the sum of losses where the last log line left it, so that the log is the one of a straight run."""
-        history = resume.state(checkpoint)
+        history = training_checkpoints.state(checkpoint)
         sums, rank = history["loss_sums"], self.args.process_index
         # Of other ranks than these (the same run may go on with more or fewer) the mean is what the log would show.
         self._tr_loss += sums[rank] if len(sums) == self.args.world_size else sum(sums) / len(sums)

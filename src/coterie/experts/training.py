@@ -22,7 +22,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from coterie.errors import RequestError
-from coterie.experts import ranks, resume
+from coterie.experts import ranks, training_checkpoints
 from coterie.experts.loop import Calendar, Interrupt, Loop, Seeds, StopEarly, Watch, require_finite
 from coterie.experts.train_settings import Train
 from coterie.experts.training_rows import Loss, Rows
@@ -213,7 +213,7 @@ def watched(job: Job) -> Iterator[Loop]:
         callbacks: list[TrainerCallback] = [Seeds(job.seed), *job.callbacks, interrupt, calendar, watch]
         if settings.early_stopping is not None:
             callbacks.append(StopEarly(loop, settings.early_stopping, tokens, held_out))
-        if (found := resume.newest(job.home)) is not None:
+        if (found := training_checkpoints.newest(job.home)) is not None:
             say(f"  {job.label}: goes on from {found.name}")
             loop.checkpoint = str(found)
         for callback in callbacks:

@@ -53,7 +53,7 @@ def make_library(
     inputs |= {f"held.{i}": skills[n][1].content("features.safetensors") for i, n in enumerate(order)}
 
     def build(folder: Path) -> None:
-        from coterie.growth.skills import Library, read_features
+        from coterie.growth.novelty import Library, read_features
 
         made = Library([])
         for name in order:

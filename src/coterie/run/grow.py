@@ -14,7 +14,7 @@ from typing import Any
 
 from coterie.errors import RequestError
 from coterie.growth.growth_actions import features, make_library
-from coterie.growth.skills import ALARM, Decision, Library, read_features
+from coterie.growth.novelty import ALARM, Decision, Library, read_features
 from coterie.mixtures.adapters.adapters_place import AdaptersPlace
 from coterie.models.checkpoint import contents
 from coterie.progress import say
@@ -153,7 +153,7 @@ class Grown:
 
     def merge(self, above: float = 0.5) -> Run | None:
         """Make the two experts with the most similar updates into one, each by its use."""
-        from coterie.growth.similarity import merged, similarities
+        from coterie.growth.expert_similarity import merged, similarities
         from coterie.models import lora_files as files
         from coterie.models.open import open_model
 

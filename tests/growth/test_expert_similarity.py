@@ -7,7 +7,7 @@ import torch
 from tests.mixtures.adapters.cases import adapter, base
 
 from coterie.errors import RequestError
-from coterie.growth.similarity import merged, similarities
+from coterie.growth.expert_similarity import merged, similarities
 from coterie.models.lora_files import Adapter
 
 

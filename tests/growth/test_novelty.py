@@ -15,7 +15,7 @@ from coterie.errors import RequestError
 from coterie.growth.document_features import of
 from coterie.growth.growth_actions import features as features_verb
 from coterie.growth.growth_actions import make_library as library_verb
-from coterie.growth.skills import Library, read_features
+from coterie.growth.novelty import Library, read_features
 from coterie.store import Store
 
 

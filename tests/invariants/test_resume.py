@@ -19,7 +19,7 @@ from tests.experts.making import base, blocks, settings
 from coterie import progress
 from coterie.errors import WorkError
 from coterie.experts import expert_training as outcome
-from coterie.experts import loop
+from coterie.experts import loop, training_checkpoints
 from coterie.experts.expert_actions import train_expert
 from coterie.experts.loop import Interrupt
 from coterie.experts.training_request import Request

@@ -253,11 +253,11 @@ def test_a_cut_off_joint_run_is_the_straight_one(ran: Any, tmp_path: Path, monke
             if state.global_step == 9:
                 raise StopError
 
-    original = training.Collaborate
-    monkeypatch.setattr(training, "Collaborate", lambda m, s: _Both(original(m, s), Kill()))
+    original = training.FirstSteps
+    monkeypatch.setattr(training, "FirstSteps", lambda *given: _Both(original(*given), Kill()))
     with pytest.raises(StopError):
         coterie.run(copy.deepcopy(asked), store=tmp_path / "s", out=tmp_path / "o")
-    monkeypatch.setattr(training, "Collaborate", original)
+    monkeypatch.setattr(training, "FirstSteps", original)
     assert list((tmp_path / "s" / "work").glob("*/checkpoint-*"))
     coterie.run(asked, store=tmp_path / "s", out=tmp_path / "o")
     for name in ("router.safetensors", *(f"experts/expert-{i}/adapter_model.safetensors" for i in (1, 2, 3))):

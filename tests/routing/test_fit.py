@@ -55,7 +55,7 @@ def test_the_best_state_is_kept_and_patience_ends_it() -> None:
     data = replace(data, logp_UNT1=contrary)
     router = Linear(kind="linear").build(2, V)
     start = {k: v.clone() for k, v in router.state_dict().items()}
-    trace = fit(router, data, held(data), NO_PRIOR, replace(QUICK, patience=2), seed=0)
+    trace = fit(router, data, held(data), NO_PRIOR, QUICK.model_copy(update={"patience": 2}), seed=0)
     assert len(trace) == 3
     assert all(torch.equal(start[k], v) for k, v in router.state_dict().items())
 
@@ -66,7 +66,7 @@ def test_held_out_tokens_teach_nothing() -> None:
         other = data.logp_UNT1.clone()
         other[0, held(data)[:, 0]] += shift
         router = Linear(kind="linear").build(2, V)
-        fit(router, replace(data, logp_UNT1=other), held(data), NO_PRIOR, replace(QUICK, epochs=1), seed=0)
+        fit(router, replace(data, logp_UNT1=other), held(data), NO_PRIOR, QUICK.model_copy(update={"epochs": 1}), seed=0)
         states.append(router.state_dict())
     assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
 
@@ -113,7 +113,7 @@ def test_balance_is_the_one_of_gates() -> None:
     """Switch's loss over distinct experts: U times the sum of use (held constant) times wanted weight, minus 1."""
     data = two_domains()
     router = random_router(Linear(), 2)
-    settings = replace(QUICK, balance=0.7)
+    settings = QUICK.model_copy(update={"balance": 0.7})
     _, aux = objective(router, data, NO_PRIOR, settings)
     counted = data.target_NT[:, 1:]
     logits = router(data.ids_NT, data.position_NT, data.eligible_NTU, data.evidence_NTU)[0][:, :-1]
@@ -133,7 +133,8 @@ def test_regularisers_pull_where_they_say() -> None:
 
     def use(**coefficients: float) -> tuple[float, float]:
         router = Linear(kind="linear").build(2, V)
-        fit(router, flat, held(flat), NO_PRIOR, replace(QUICK, epochs=20, patience=20, **coefficients), seed=0)
+        settings = QUICK.model_copy(update={"epochs": 20, "patience": 20, **coefficients})
+        fit(router, flat, held(flat), NO_PRIOR, settings, seed=0)
         weight = router(flat.ids_NT, flat.position_NT, flat.eligible_NTU)[0].softmax(-1)
         return weight.mean((0, 1))[0].item(), torch.special.entr(weight).sum(-1).mean().item()
 
@@ -149,7 +150,7 @@ def test_padding_and_prompts_do_not_count() -> None:
     data = replace(data, target_NT=data.target_NT & ~outside)
     noisy = data.logp_UNT1.clone()
     noisy[:, outside[:, 1:]] = -50.0
-    settings, states = replace(QUICK, balance=0.5, entropy=0.1), []
+    settings, states = QUICK.model_copy(update={"balance": 0.5, "entropy": 0.1}), []
     for logp in (data.logp_UNT1, noisy):
         router = Linear(kind="linear").build(2, V)
         fit(router, replace(data, logp_UNT1=logp), held(data), NO_PRIOR, settings, seed=0)

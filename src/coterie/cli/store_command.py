@@ -42,10 +42,12 @@ def verify(store: StoreOption = None) -> None:
     for path, reason in report.damaged:
         typer.echo(f"damaged: {path}: {reason}")
     typer.echo(f"{report.objects} artifacts and {report.records} records are whole, {_size(report.bytes)} read")
-    if report.damaged:
+    for path in report.lost:
+        typer.echo(f"missing: {path}: written again from its artifact")
+    if report.damaged or report.lost:
         raise WorkError(
-            f"{len(report.damaged)} damaged artifacts were set aside",
-            where=str(opened.root / "quarantine"),
+            f"{len(report.damaged)} damaged artifacts and records were set aside, {len(report.lost)} records were missing",
+            where=str(opened.root / "quarantine" if report.damaged else opened.root / "actions"),
             kept="the evidence, and everything else",
             do="run the recipe again: what is missing is made again",
         )

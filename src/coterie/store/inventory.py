@@ -12,12 +12,12 @@ from pathlib import Path
 
 from coterie.errors import WorkError
 from coterie.progress import bar, say
-from coterie.spec.digest import canonical_json
+from coterie.spec.digest import canonical_json, digest
 from coterie.spec.json_types import Figures
 from coterie.store.artifact import FORMATS
-from coterie.store.durable import HOST, dead, discard, explained, owner, owner_of
+from coterie.store.durable import HOST, dead, discard, explained, owner, owner_of, replace_synced
 from coterie.store.lease import Lock
-from coterie.store.objects import DamageError, manifest_of, objects, read_object, read_roots, set_aside, stats, unseal
+from coterie.store.objects import DamageError, manifest_of, objects, read_object, read_roots, seal, set_aside, stats, unseal
 from coterie.store.store import Store
 
 
@@ -44,6 +44,8 @@ class Verified:
     bytes: int = 0
     damaged: list[tuple[str, str]] = field(default_factory=list)
     """(path inside the store, reason); each was set aside if the store can be written."""
+    lost: list[str] = field(default_factory=list)
+    """Records that were not there, though their objects were; each was written again if the store can be written."""
 
 
 def records(root: Path) -> list[Path]:
@@ -77,31 +79,66 @@ def ls(store: Store) -> list[Row]:
 
 
 def verify(store: Store) -> Verified:
-    """Hash every byte of a store; what does not verify is set aside and made again when it is asked for. WorkError if the
-    store cannot be read."""
+    """Hash every byte of a store, and hold records and objects against each other. What does not verify is set aside and
+    made again when it is asked for; a record that is missing is written again. WorkError if the store cannot be read."""
     report = Verified()
     with explained(store.root, "the check", "read"), bar("verify", unit="bytes") as progress:
         store.enter()
-        everything = [folder for kind in FORMATS for folder in objects(store.root, kind)]
-        for path in everything + records(store.root):
+        there: dict[Path, str] = {}
+        for folder in [folder for kind in FORMATS for folder in objects(store.root, kind)]:
             try:
-                if path.suffix:
-                    unseal(path)
-                    report.records += 1
-                else:
-                    _, files = read_object(path)
-                    report.objects += 1
-                    report.bytes += sum(size for _, _, _, size, *_ in files)
+                manifest, files = read_object(folder, anew=True)
             except FileNotFoundError:
                 continue  # another process set it aside
             except DamageError as damage:
-                report.damaged.append((path.relative_to(store.root).as_posix(), damage.reason))
-                try:
-                    set_aside(store.root, damage)
-                except WorkError as error:
-                    say(f"  {error}")
+                _note(store, report, damage)
+                continue
+            report.objects += 1
+            report.bytes += sum(size for _, _, _, size, *_ in files)
+            statement = {name: value for name, value in manifest.items() if name != "files"}
+            there[store.root / "actions" / folder.parent.name / f"{digest(statement)}.json"] = folder.name
             progress.to(report.bytes)
+        _check_records(store, report, there)
     return report
+
+
+def _check_records(store: Store, report: Verified, there: dict[Path, str]) -> None:
+    """Hold every record against the objects that ``there`` are, by the place where the record of each belongs."""
+    damaged, found = {path.rpartition("/")[2] for path, _ in report.damaged}, set()
+    for path in records(store.root):
+        try:
+            inode, name = path.stat().st_ino, str(unseal(path).get("object"))
+            if name in damaged:  # they are one fault; without its object the record says nothing
+                path.unlink()
+            elif there.get(path) == name:
+                found.add(path)
+            elif name in there.values():
+                raise DamageError(path, inode, "it names another action's object")
+            elif not any((store.root / kind / name).is_dir() for kind in FORMATS):  # else it was published meanwhile
+                raise DamageError(path, inode, f"its object {name[:12]} is gone")
+            report.records += 1
+        except FileNotFoundError:
+            continue
+        except DamageError as damage:
+            _note(store, report, damage)
+    for path, name in there.items():
+        lock = Lock(store.root / "locks" / f"{path.stem}.lock")
+        if path in found or path.exists() or (lock.path.parent.is_dir() and not lock.take()):
+            continue  # or whoever makes it is about to write its record
+        report.lost.append(path.relative_to(store.root).as_posix())
+        try:
+            replace_synced(path, seal({"object": name, "label": "", "made": {}}), store.root / "temp")
+        except OSError as error:
+            say(f"  {path} cannot be written: {error}")
+        lock.free()
+
+
+def _note(store: Store, report: Verified, damage: DamageError) -> None:
+    report.damaged.append((damage.path.relative_to(store.root).as_posix(), damage.reason))
+    try:
+        set_aside(store.root, damage)
+    except WorkError as error:
+        say(f"  {error}")
 
 
 def _unsealed(path: Path) -> Figures:
@@ -120,7 +157,7 @@ class Pruned:
     objects: list[Path] = field(default_factory=list)
     records: list[Path] = field(default_factory=list)
     work: list[Path] = field(default_factory=list)
-    """Checkpoints of work that no remaining run asked for."""
+    """Checkpoints of work that is finished, or that no remaining run asked for."""
     leftovers: list[Path] = field(default_factory=list)
     """Temporary files of dead processes and, if asked for, the quarantine."""
     bytes: int = 0
@@ -199,7 +236,8 @@ def _mark(root: Path, quarantine: bool) -> tuple[Pruned, list[Path]]:
     report = Pruned(runs=[run.out for run in runs if run not in alive], kept=len(marked))
     report.objects = [folder for digest, folder in every.items() if digest not in marked]
     report.records = [path for path in records(root) if _unsealed(path).get("object") not in marked]
-    report.work = [path for path in sorted((root / "work").glob("*")) if path.name not in keys]
+    finished = {path.stem for path in records(root) if _unsealed(path).get("object") in every}
+    report.work = [path for path in sorted((root / "work").glob("*")) if path.name not in keys - finished]
     users = {made_by[1] for path in (root / "users").glob("*") if (made_by := owner_of(path.name))} - {HOST}
     report.leftovers = [path for path in sorted((root / "temp").glob("*")) if _abandoned(path.name, users)]
     if quarantine:

@@ -16,7 +16,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from coterie.spec.digest import digest
 from coterie.store.artifact import Action, Artifact, Content, Planned, Step
 from coterie.store.digests import FileDigests
 from coterie.store.durable import discard, explained, make_directory, owner, replace_synced
-from coterie.store.lease import Presence, lease
+from coterie.store.lease import Lock, Presence, lease
 from coterie.store.objects import (
     DamageError,
     Signature,
@@ -156,6 +156,16 @@ class Store:
             self._wanted = {} if finished else {**read_root(self.root, self._out), **self._wanted}
             self._wanted |= {key: artifact.digest for key, artifact in list(self.used.items())}
             write_root(self.root, self._out, self._wanted)
+            self._clean()
+
+    def _clean(self) -> None:
+        """Checkpoints of what is published: a process that was stopped just then left them."""
+        for folder in (self.root / "work").glob("*"):
+            lock = Lock(self.root / "locks" / f"{folder.name}.lock")
+            with suppress(OSError):  # without locks, prune does it
+                if folder.name in self.used and lock.take():
+                    discard(folder)
+            lock.free()
 
     def enter(self) -> None:
         """Say that this process rests on the store, so that nothing is swept; the other methods do it by themselves."""

@@ -7,6 +7,7 @@ import csv
 import gzip
 import io
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 from tests.corpora.conftest import table
 
 from coterie.corpora.documents import read_corpus, rows
+from coterie.corpora.lines import LONGEST
 from coterie.corpora.source_file import Bad, Row
 from coterie.corpora.sources import resolve
 from coterie.errors import RequestError
@@ -239,3 +241,21 @@ def test_a_folder_of_text_files(store: Store, tmp_path: Path) -> None:
         ("sub/deep/c.py", "C = 1", "sub/deep"),
     }
     assert made.facts["reasons"] == {"empty": 1}
+
+
+def test_a_line_too_long_for_a_document_is_set_aside_in_little_memory(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl.gz"
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        file.write(b'{"text": "one"}\n{"text": "')
+        for _ in range(64):
+            file.write(b"a" * (1 << 20))
+        file.write(b'"}\n{"text": "three"}\n')
+    tracemalloc.start()
+    found = read(path)
+    assert tracemalloc.get_traced_memory()[1] < 5 * LONGEST
+    tracemalloc.stop()
+    assert [i.line for i in found] == [1, 2, 3]
+    assert isinstance(found[1], Bad)
+    assert "67,108,877 bytes" in found[1].reason
+    assert isinstance(found[2], Row)
+    assert found[2].offset == 16 + 67_108_877

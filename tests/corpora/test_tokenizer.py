@@ -16,7 +16,7 @@ from tests.corpora.conftest import Make, table
 
 from coterie.corpora.blocks import Blocks, pack_blocks
 from coterie.corpora.documents import read_corpus
-from coterie.corpora.tokenizer import TrainedTokenizer, make_tokenizer
+from coterie.corpora.tokenizer import TrainedTokenizer, _in_parts, make_tokenizer
 from coterie.errors import RequestError
 from coterie.store import Artifact, DryStore, Store
 
@@ -137,3 +137,12 @@ def test_special_tokens_written_in_a_document_are_text(store: Store, make: Make,
     ids = made.ids[0][made.document[0] >= 0]
     assert (ids == 0).sum() == 2
     assert ids[0] == ids[-1] == 0
+
+
+def test_a_word_without_end_is_learned_from_in_time() -> None:
+    """Merges within one word cost the square of its length: 400,000 letters took longer than a minute."""
+    text = "a" * 35_000
+    assert [len(part) for part in _in_parts(text)] == [10_000, 10_000, 10_000, 5_000]
+    assert "".join(_in_parts("pear " + text)) == "pear " + text
+    assert _in_parts("pear " * 9_000) == ["pear " * 9_000]
+    assert _in_parts("pear") == ["pear"]

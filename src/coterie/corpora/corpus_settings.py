@@ -135,7 +135,7 @@ class Documents(Spec):
         if self.time_pattern is not None:
             try:
                 groups = re.compile(self.time_pattern).groups
-            except re.error as error:
+            except (re.error, RecursionError, OverflowError) as error:
                 raise ValueError(f"time_pattern: {error}") from None
             if groups < 1:
                 raise ValueError("time_pattern needs a group in brackets around the date")

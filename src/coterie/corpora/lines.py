@@ -11,7 +11,7 @@ import csv
 import json
 import sys
 from collections.abc import Iterator
-from typing import NoReturn
+from typing import BinaryIO, NoReturn
 
 from coterie.corpora.source_file import Bad, Item, OpenFile, Row
 from coterie.errors import RequestError
@@ -38,14 +38,30 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
+LONGEST = 16 << 20
+"""Bytes of a line. A book has two million; a longer line is no document, and may be a file made to fill memory."""
+
+
+def _bounded(stream: BinaryIO) -> Iterator[tuple[bytes, int]]:
+    """Each line and its length; of one that is too long only the beginning is kept, and never more is in memory."""
+    while raw := stream.readline(LONGEST + 1):
+        size, more = len(raw), raw
+        while size > LONGEST and not more.endswith(b"\n") and (more := stream.readline(LONGEST)):
+            size += len(more)
+        yield raw, size
+
+
 _JSON = json.JSONDecoder(object_pairs_hook=_no_twice, parse_constant=_no_constant)
 
 
 def jsonl(opened: OpenFile) -> Iterator[Item]:
     stream, encoding = opened.text()
     offset, first = 0, True
-    for line, raw in enumerate(stream, 1):
-        start, offset = offset, offset + len(raw)
+    for line, (raw, size) in enumerate(_bounded(stream), 1):
+        start, offset = offset, offset + size
+        if size > LONGEST:
+            yield Bad(line, start, f"a line of {size:,} bytes (at most {LONGEST:,})", raw[:1000])
+            continue
         try:
             text = raw.decode(encoding)
         except UnicodeDecodeError as error:

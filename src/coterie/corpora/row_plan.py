@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Container, Iterable, Mapping
 from datetime import date
 from typing import NamedTuple
+
+import regex
 
 from coterie.corpora.corpus_settings import Documents
 from coterie.corpora.template import RowError, Template, day, plain, string, wanted
 from coterie.errors import RequestError
 
+_SECONDS = 1.0
+"""For one search of `time_pattern`."""
 OWN = ("id", "prompt", "text", "time", "split", "content", "order")
 """Columns that every corpus has; the others are kept from the source, as text."""
 USERS = "column "
@@ -117,11 +120,24 @@ class Plan:
         if self.corpus.time_pattern is None:
             return day(row, column)
         value = row.get(column)
-        match = re.search(self.corpus.time_pattern, value) if isinstance(value, str) else None
+        match = self._search(self.corpus.time_pattern, value) if isinstance(value, str) else None
         if match is None or match[1] is None:
             found = repr(value)[:80] if column in row else "missing"
             raise RowError(f'field "{column}" is {found} (expected to match {self.corpus.time_pattern})')
         return day({column: match[1]}, column)
+
+    def _search(self, pattern: str, value: str) -> regex.Match[str] | None:
+        """As `re.search`, which has no limit of time: some patterns need longer than the universe for some values."""
+        try:
+            return regex.search(pattern, value, timeout=_SECONDS)
+        except TimeoutError:
+            raise RequestError(
+                "time_pattern finds no end",
+                where=f"{self.key}.time_pattern",
+                expected=f"an answer within {_SECONDS:g} s",
+                found=f"{pattern} on a value of {len(value):,} characters: {value[:40]!r}",
+                do="write it without a repeat inside a repeat, such as (\\d{4})-(\\d\\d)",
+            ) from None
 
     def check_columns(self, seen: set[str], read: int) -> None:
         """Every column that the recipe names must be in the data."""

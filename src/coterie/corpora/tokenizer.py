@@ -21,6 +21,8 @@ from coterie.store import Action, Artifact, Store, sha256
 
 END = "<|endoftext|>"
 """Begins, ends and pads documents in tokenizers trained here."""
+LONGEST_WORD = 10_000
+"""Characters without a space between that a tokenizer learns from as one."""
 _FILES = (
     "tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json vocab.json merges.txt tokenizer.model "
     "chat_template.jinja config.json"
@@ -104,9 +106,17 @@ def _texts(documents: list[Artifact], progress: Bar) -> Iterator[str]:
         for batch in file.iter_batches(1024, columns=["prompt", "text", "split"]):
             for row in batch.to_pylist():
                 if row["split"] == "train":
-                    yield from (part for part in (row["prompt"], row["text"]) if part is not None)
+                    for text in filter(None, (row["prompt"], row["text"])):
+                        yield from _in_parts(text)
                     done += 1
             progress.to(done)
+
+
+def _in_parts(text: str) -> list[str]:
+    """The text, cut where a word has no end, since learning merges from one takes the square of its length."""
+    if len(text) <= LONGEST_WORD or max(map(len, text.split()), default=0) <= LONGEST_WORD:
+        return [text]
+    return [text[i : i + LONGEST_WORD] for i in range(0, len(text), LONGEST_WORD)]
 
 
 def _facts(folder: Path, facts: Figures) -> None:

@@ -23,6 +23,10 @@ Lines = dict[Key, int | str]
 """The line of every key, or the `--set` that gave it."""
 
 
+MOST = 100_000
+"""Values in a recipe, written out; aliases of aliases could make any number."""
+
+
 class _Loader(yaml.SafeLoader):
     """Safe YAML that remembers the line of every key and refuses a key given twice."""
 
@@ -49,7 +53,7 @@ def read(source: str | Path | Mapping[str, object], settings: Iterable[str] = ()
     else:
         path = Path(source)
         file, folder, stem = str(path), path.resolve().parent, path.stem.lower()
-        raw = _parse(path, lines)
+        raw = _parse(_text(path), str(path), lines)
     if not isinstance(raw, dict):
         raise RequestError("a recipe is a mapping of keys to values", where=file, found=type(raw).__name__)
     for setting in settings:
@@ -73,7 +77,7 @@ def read(source: str | Path | Mapping[str, object], settings: Iterable[str] = ()
         raise
 
 
-def _parse(path: Path, lines: Lines) -> Any:
+def _text(path: Path) -> str:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
@@ -84,17 +88,25 @@ def _parse(path: Path, lines: Lines) -> Any:
         raise RequestError("the recipe cannot be read", where=str(path), found=str(error)) from None
     if not text.strip():
         raise RequestError("the recipe is empty", where=str(path), expected="at least name, corpora and experts")
+    return text
+
+
+def _parse(text: str, place: str, lines: Lines) -> Any:
     loader = _Loader(text)
     try:
         node = loader.get_single_node()
-        _mark(node, (), lines, path)
-        return loader.construct_document(node)
+        _mark(node, (), lines, place, [MOST])
+        return loader.construct_document(node) if node is not None else None
+    except RequestError:
+        raise
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        line = f":{mark.line + 1}" if mark else ""
-        raise RequestError("not valid YAML or JSON", where=f"{path}{line}", found=error.problem or str(error)) from None
+        line = f":{mark.line + 1}" if mark and not place.startswith("--set") else ""
+        raise RequestError("not valid YAML or JSON", where=f"{place}{line}", found=error.problem or str(error)) from None
     except (yaml.YAMLError, ValueError) as error:
-        raise RequestError("not valid YAML or JSON", where=str(path), found=str(error)) from None
+        raise RequestError("not valid YAML or JSON", where=place, found=str(error)) from None
+    except RecursionError:
+        raise RequestError("not valid YAML or JSON", where=place, found="nested too deeply") from None
     finally:
         loader.dispose()
 
@@ -112,9 +124,12 @@ def _folder(path: Path) -> RequestError:
     )
 
 
-def _mark(node: yaml.Node | None, key: Key, lines: Lines, path: Path) -> None:
+def _mark(node: yaml.Node | None, key: Key, lines: Lines, place: str, left: list[int]) -> None:
     if node is None:
         return
+    left[0] -= 1
+    if left[0] < 0:
+        raise RequestError("the recipe is too large", where=place, expected=f"at most {MOST:,} values", found="more")
     lines.setdefault(key, node.start_mark.line + 1)
     if isinstance(node, yaml.MappingNode):
         seen: dict[str, int] = {}
@@ -123,16 +138,16 @@ def _mark(node: yaml.Node | None, key: Key, lines: Lines, path: Path) -> None:
             if name.value in seen:
                 raise RequestError(
                     "a key is given twice",
-                    where=f"{path}:{line} ({'.'.join(map(str, (*key, name.value)))})",
+                    where=f"{place}:{line} ({'.'.join(map(str, (*key, name.value)))})",
                     found=f"first on line {seen[name.value]}",
                     do="keep one of them",
                 )
             seen[name.value] = line
             lines[(*key, name.value)] = line
-            _mark(value, (*key, name.value), lines, path)
+            _mark(value, (*key, name.value), lines, place, left)
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):
-            _mark(value, (*key, index), lines, path)
+            _mark(value, (*key, index), lines, place, left)
 
 
 def _set(raw: Figures, setting: str, lines: Lines) -> None:
@@ -140,10 +155,7 @@ def _set(raw: Figures, setting: str, lines: Lines) -> None:
     key, equals, text = setting.partition("=")
     if not equals or not key:
         raise RequestError("--set takes KEY=VALUE", where=f"--set {setting}", do="for example --set seed=1")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise RequestError("the value is not valid YAML", where=f"--set {setting}", found=str(error)) from None
+    value = _parse(text, f"--set {setting}", {})
     *parents, last = key.split(".")
     place: Any = raw
     at: Key = ()

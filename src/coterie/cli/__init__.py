@@ -66,7 +66,11 @@ class InterruptError(CoterieError):
     exit_code = 130
 
 
-def _interruptible(verb: Callable[P, None]) -> Callable[P, None]:
+GOES_ON = (quickstart, run, train, mix, evaluate, grow, select)
+"""What leaves finished work in a store, from which the same command continues."""
+
+
+def _interruptible(verb: Callable[P, None], goes_on: bool) -> Callable[P, None]:
     """Typer would answer Ctrl-C with one word; a person needs to know what is kept and how to go on."""
 
     @functools.wraps(verb)
@@ -76,22 +80,40 @@ def _interruptible(verb: Callable[P, None]) -> Callable[P, None]:
         except KeyboardInterrupt:
             raise InterruptError(
                 "stopped",
-                kept="what was finished, and the newest checkpoint of what was not",
-                do=f"go on with the same command: {shlex.join(['coterie', *sys.argv[1:]])}",
+                kept="what was finished, and the newest checkpoint of what was not"
+                if goes_on
+                else "all that was there before",
+                do=f"go on with the same command: {shlex.join(['coterie', *sys.argv[1:]])}" if goes_on else None,
             ) from None
 
     return called
 
 
 for verb in (quickstart, run, train, mix, evaluate, generate, export, report, recipe, grow):
-    app.command(verb.NAME)(_interruptible(verb.command))
-app.add_typer(select.app, name="select")
-app.add_typer(store.app, name="store")
+    app.command(verb.NAME)(_interruptible(verb.command, verb in GOES_ON))
+for group, name in ((select, "select"), (store, "store")):
+    for one in group.app.registered_commands:
+        assert one.callback is not None
+        one.callback = _interruptible(one.callback, group in GOES_ON)
+    app.add_typer(group.app, name=name)
 
 
 def main() -> None:
     """Entry point: run a verb, turn errors into one clear message and an exit code."""
     signal.signal(signal.SIGTERM, _interrupt)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        _call()
+    except KeyboardInterrupt:  # before a verb began, or after it was done
+        sys.exit(InterruptError.exit_code)
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if callable(signal.getsignal(number)):
+                signal.signal(number, signal.SIG_DFL)  # Python's own way at its end would be a traceback
+
+
+def _call() -> None:
     try:
         app(prog_name="coterie")
     except CoterieError as error:

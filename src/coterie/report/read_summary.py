@@ -30,7 +30,9 @@ from collections import defaultdict
 from pathlib import Path
 
 from coterie.errors import RequestError
+from coterie.spec.json_file import read_json
 from coterie.spec.json_types import Figures
+from coterie.store.whole import require_whole
 
 Summary = Figures
 
@@ -41,31 +43,28 @@ def read(out: Path) -> Summary:
     Raises:
         RequestError: there is no summary, or it is not one.
     """
-    path = Path(out) / "summary.json"
-    try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    out = Path(out)
+    path, plan, metrics = (out / name for name in ("summary.json", "plan.json", "metrics.jsonl"))
+    if not path.exists():
         raise RequestError(
             "there is no finished run here",
             where=str(path),
             expected="the folder given to `coterie run --out`",
             do="run the recipe first, or name its output folder",
-        ) from None
-    except ValueError as error:
-        raise RequestError(
-            "the summary cannot be read", where=str(path), found=str(error), do="run the recipe again"
-        ) from None
-    if not isinstance(summary, dict) or summary.get("schema") != 1:
+        )
+    for file in (path, plan, metrics):
+        require_whole(file)
+    summary = read_json(path)
+    if summary.get("schema") != 1:
         raise RequestError(
             "this is no summary of a run that this version can show",
             where=str(path),
             expected='"schema": 1',
-            found=f'"schema": {summary.get("schema")!r}' if isinstance(summary, dict) else type(summary).__name__,
+            found=f'"schema": {summary.get("schema")!r}',
         )
-    plan = Path(out) / "plan.json"
     if plan.is_file():
-        summary["plan"] = json.loads(plan.read_text(encoding="utf-8"))["steps"]
-    curves = _curves(Path(out) / "metrics.jsonl")
+        summary["plan"] = read_json(plan)["steps"]
+    curves = _curves(metrics)
     for key, trained in trained_models(summary).items():
         for kind in ("curve", "valid_curve"):
             trained[kind] = _finite(trained.get(kind) or curves[key, kind])

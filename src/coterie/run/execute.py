@@ -17,6 +17,7 @@ from coterie.run.publish import Results, Run, show
 from coterie.run.summary import summarise
 from coterie.store import DryStore, Store
 from coterie.store.store import default_root
+from coterie.store.whole import write_seal
 
 STAGES = ("experts", "mixtures", "evaluation", "report")
 """How far to go: `coterie train`, `mix` and `evaluate` stop after one of these; `run` does everything."""
@@ -62,6 +63,7 @@ def execute(
         assert made is not None, goal
         results.put(goal, made)
     if chosen:  # the figures of a whole run are left as they were
+        write_seal(out)
         parts.store.keep(out)
         return Run(parsed, out, plan, experts=results.opened("experts"))
     summary = summarise(parts, evaluations, mixed=stage >= MIXTURES, evaluated=stage >= EVALUATION)

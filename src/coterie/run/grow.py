@@ -22,10 +22,12 @@ from coterie.recipe import read
 from coterie.run import run
 from coterie.run.parts import Parts
 from coterie.run.publish import Run
+from coterie.spec.json_file import read_json
 from coterie.spec.json_types import Figures
 from coterie.store import Store, link_tree
 from coterie.store.durable import replace_synced
 from coterie.store.store import default_root
+from coterie.store.whole import OWN, break_seal, require_whole, write_seal
 
 SEEN = 100_000
 """Tokens of each corpus that the decision reads, of either split."""
@@ -54,8 +56,10 @@ class Grown:
             raise RequestError(
                 "no finished run is here", where=str(out), expected="recipe.json and summary.json", do="coterie run"
             )
-        self.raw: Figures = json.loads((self.out / "recipe.json").read_text())
-        self.summary: Figures = json.loads((self.out / "summary.json").read_text())
+        for name in OWN:
+            require_whole(self.out / name)
+        self.raw: Figures = read_json(self.out / "recipe.json")
+        self.summary: Figures = read_json(self.out / "summary.json")
         able = [m["name"] for m in self.raw["mixtures"] if m["at"] == "adapters" and not m.get("joint")]
         if mixture is None and len(able) == 1:
             mixture = able[0]
@@ -217,6 +221,7 @@ class Grown:
                 skills[expert.name] = tuple(seen(expert.corpus, s, expert.window, expert.where) for s in ("train", "valid"))
                 experts[expert.name] = expert.name
         library = make_library(parts.store, skills, experts=experts)
+        break_seal(self.out)
         link_tree(library, self.out / "library")
         return Library.read(library.path).decide(read_features(new), alarm)
 
@@ -254,7 +259,9 @@ class Grown:
             json.loads(path.read_text()) if path.exists() else [{"change": "start", "losses": self.losses(self.summary)}]
         )
         stages.append({**change, "losses": self.losses(summary)})
+        break_seal(self.out)
         replace_synced(path, (json.dumps(stages, indent=1) + "\n").encode(), self.out)
+        write_seal(self.out)
 
 
 def _free(name: str, taken: set[str]) -> str:

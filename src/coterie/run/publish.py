@@ -17,6 +17,7 @@ from coterie.run.summary import logged_steps
 from coterie.spec.json_types import Figures
 from coterie.store import Artifact, link_tree
 from coterie.store.durable import replace_synced
+from coterie.store.whole import break_seal, write_seal
 
 if TYPE_CHECKING:
     from coterie.mixtures.mixture import Mixture
@@ -66,6 +67,7 @@ class Results:
     def put(self, goal: Goal, made: Artifact) -> None:
         """Experts and mixtures under their names, `base` and `single` beside them."""
         parts, name = self.parts, goal.name
+        break_seal(self.out)
         if goal.kind == "expert":
             base = parts.rests_on(name)
             link_tree(made, self.out / "experts" / name, parts={"base": base} if base is not None else {})
@@ -91,6 +93,7 @@ class Results:
         self._file("recipe.json", parts.recipe.model_dump_json(by_alias=True, indent=2) + "\n")
         self._file("plan.json", plan.json())
         self._file("summary.json", json.dumps(summary, indent=1, allow_nan=False) + "\n")
+        write_seal(self.out)
         if report:
             write_report(self.out)
 

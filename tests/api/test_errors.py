@@ -146,6 +146,7 @@ def without_base(house: House) -> Path:
     if not folder.is_dir():
         shutil.copytree(house.experts("lora")["fruit-lora"], folder)
         shutil.rmtree(folder / "base")
+        (folder / "manifest.json").unlink()  # it says that there is a base
     return folder
 
 

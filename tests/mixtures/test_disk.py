@@ -143,6 +143,7 @@ def test_nothing_missing_nothing_unexpected(folder: Path, tmp_path: Path) -> Non
     shutil.copytree(folder, copy)
     for path in [copy, *copy.rglob("*")]:
         path.chmod(0o755)
+    (copy / "manifest.json").unlink()  # else all of it is damage
     router, expert = copy / "router.safetensors", copy / "experts" / "a" / "model.safetensors"
     whole_router, whole_expert = load_file(router), load_file(expert)
 
@@ -179,6 +180,7 @@ def test_paths_outside_are_refused(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, copy)
     for path in [copy, *copy.rglob("*")]:
         path.chmod(0o755)
+    (copy / "manifest.json").unlink()  # else all of it is damage
     config = json.loads((copy / "config.json").read_text())
     config["experts"][0]["dir"] = "../out/mix/experts/a"
     (copy / "config.json").write_text(json.dumps(config))

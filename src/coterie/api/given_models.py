@@ -20,6 +20,7 @@ from coterie.errors import RequestError
 from coterie.experts.expert_actions import FILES, adopt, adopt_model
 from coterie.mixtures.load import load
 from coterie.mixtures.mixture import Mixture, Model
+from coterie.mixtures.mixture_files import part
 from coterie.mixtures.outputs.outputs_files import OutputsConfig
 from coterie.mixtures.seats import Seat
 from coterie.models.checkpoint import checkpoint, contents, weight_files
@@ -27,6 +28,7 @@ from coterie.models.local_files import no_model
 from coterie.models.quiet import quiet
 from coterie.spec.settings import check_name
 from coterie.store import Artifact, Store
+from coterie.store.admit import admit
 from coterie.store.durable import discard, owner
 from coterie.store.link import origin
 
@@ -165,6 +167,7 @@ def located(workplace: Workplace, model: Model, where: str) -> Path | str:
             if isinstance(model, Path) or folder.is_dir() or model.startswith((".", "~")) or model.count("/") > 1:
                 raise no_model(folder)
             return model
+        admit(folder)
         return _one_expert(folder, where)
     if isinstance(model, Mixture):
         if len(model.config.experts) != 1 or not isinstance(model.config, OutputsConfig):
@@ -193,7 +196,7 @@ def _one_expert(folder: Path, where: str) -> Path:
         return folder
     if settings["model_type"] != OutputsConfig.model_type or len(settings["experts"]) != 1:
         raise _no_expert(where)
-    return folder / settings["experts"][0]["dir"]
+    return part(folder, settings["experts"][0]["dir"], "the expert")
 
 
 def _no_expert(where: str) -> RequestError:

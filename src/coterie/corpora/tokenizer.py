@@ -18,6 +18,7 @@ from coterie.spec.digest import digest
 from coterie.spec.json_types import Figures
 from coterie.spec.settings import Count, Spec
 from coterie.store import Action, Artifact, Store, sha256
+from coterie.store.admit import admit
 
 END = "<|endoftext|>"
 """Begins, ends and pads documents in tokenizers trained here."""
@@ -125,6 +126,7 @@ def _facts(folder: Path, facts: Figures) -> None:
 
 def _copied(store: Store, spec: str, label: str) -> Artifact:
     source = Path(spec) if Path(spec).is_dir() else _from_hub(spec, download=not store.dry)
+    admit(source)
     present = {name: source / name for name in _FILES if (source / name).is_file()}
     if "tokenizer.json" not in present:
         raise RequestError(
@@ -144,9 +146,6 @@ def _copy(folder: Path, source: Path, present: dict[str, Path], label: str) -> N
 
     config_path = present.get("tokenizer_config.json")
     config = json.loads(config_path.read_text()) if config_path else {}
-    if "auto_map" in config:
-        what, where = f"{label}: the tokenizer wants to run code of its own", f"{source}/tokenizer_config.json (auto_map)"
-        raise RequestError(what, where=where, expected="a tokenizer that transformers knows")
     try:
         opened: Any = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except Exception as error:

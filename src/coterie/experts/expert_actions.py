@@ -17,10 +17,10 @@ from coterie.experts import ranks
 from coterie.experts.training_request import Request
 from coterie.models import device
 from coterie.models.checkpoint import checkpoint, contents, require_same_base
-from coterie.models.local_files import refuse_remote_code
 from coterie.spec.digest import digest
 from coterie.spec.json_types import Figures
 from coterie.store import Action, Artifact, Store, sha256
+from coterie.store.admit import admit
 
 FILES = ("adapter_config.json", "adapter_model.safetensors")
 
@@ -39,7 +39,7 @@ def adopt(store: Store, folder: str | Path, base: Artifact, *, label: str) -> Ar
     for name in FILES:
         if not (folder / name).is_file():
             raise RequestError("no adapter is here", where=str(folder), expected=name, do="correct the expert's adapter")
-    refuse_remote_code(folder)
+    admit(folder)
     require_same_base(folder, base)
     files = {name: sha256(folder / name) for name in FILES}
     action = Action("experts", {"adopted": True}, {"adapter": digest(files), "base": contents(base)}, ("peft",))

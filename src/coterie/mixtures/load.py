@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -16,9 +15,11 @@ from coterie.mixtures.mixture import Mixture
 from coterie.mixtures.mixture_files import open_tokenizer, special_tokens
 from coterie.mixtures.outputs.outputs_files import OutputsConfig
 from coterie.mixtures.outputs.outputs_mixture import OutputsMixture
-from coterie.models.local_files import no_model, refuse_remote_code
+from coterie.models.local_files import no_model
 from coterie.models.open import open_model
 from coterie.routing.output_routers import OutputRouter, Uniform
+from coterie.spec.json_file import read_json
+from coterie.store.admit import admit
 
 KINDS: dict[str, type[Mixture]] = {m.config_class.model_type: m for m in (OutputsMixture, LayersMixture, AdaptersMixture)}
 
@@ -34,15 +35,15 @@ def load(
     folder = Path(path).expanduser()
     if not folder.is_dir():
         raise no_model(folder)
-    refuse_remote_code(folder)
+    admit(folder)
     adapter, config = folder / "adapter_config.json", folder / "config.json"
     if adapter.is_file():
-        named = json.loads(adapter.read_text()).get("base_model_name_or_path")
+        named = read_json(adapter).get("base_model_name_or_path")
         places = [folder / "base", *([folder / named, Path(named)] if named else [])]
         base = base or next((p for p in places if (p / "config.json").is_file()), None)
     elif not config.is_file():
         raise no_model(folder)
-    elif kind := KINDS.get(json.loads(config.read_text()).get("model_type")):
+    elif kind := KINDS.get(str(read_json(config).get("model_type"))):
         return kind.from_pretrained(folder, dtype=dtype, device_map=device)
     expert = open_model(folder, base=base, dtype=dtype, device=device)
     mixture = combine({folder.name: expert}, tokenizer=open_tokenizer(folder))

@@ -23,8 +23,8 @@ from coterie.mixtures import completion
 from coterie.mixtures import mixture_files as files
 from coterie.mixtures.mixture_files import MixtureConfig, Slot
 from coterie.mixtures.query import Layout, Query, Times
-from coterie.models.local_files import refuse_remote_code
 from coterie.routing.eligibility import Eligibility
+from coterie.store.admit import admit
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -300,7 +300,7 @@ class Mixture(PreTrainedModel, GenerationMixin):
     ) -> Self:
         """Open a mixture directory, strictly: nothing missing, nothing unexpected."""
         folder = Path(pretrained_model_name_or_path)
-        refuse_remote_code(folder)
+        admit(folder)
         model = cls._open(folder, config, options)
         model.tokenizer = files.open_tokenizer(folder)
         if (folder / "generation_config.json").is_file():

@@ -22,10 +22,11 @@ from transformers import AutoTokenizer, GenerationConfig, PretrainedConfig, PreT
 
 from coterie.errors import RequestError
 from coterie.models import device
+from coterie.models.bounded import require_finite
 from coterie.models.initialise import copy_tokenizer
-from coterie.models.local_files import refuse_remote_code
 from coterie.routing.eligibility import Eligibility
 from coterie.spec.json_types import Settings
+from coterie.store.admit import admit
 
 SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 """Names under which a configuration says what generation goes by."""
@@ -162,8 +163,12 @@ def open_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
     """The tokenizer in a directory, if there is one."""
     if not (folder / "tokenizer_config.json").is_file():
         return None
-    refuse_remote_code(folder)
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    admit(folder)
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # whatever a file can make a library raise
+        found = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise RequestError("the tokenizer cannot be opened", where=str(folder), found=found) from error
 
 
 def special_tokens(source: PreTrainedTokenizerBase | PretrainedConfig | None) -> Settings:
@@ -187,13 +192,15 @@ def read_router(folder: Path) -> dict[str, torch.Tensor]:
     """Parameters of a router by name, of gates inside a model rows [U, H] of each; nothing for equal weights.
 
     Raises:
-        RequestError: the file is damaged.
+        RequestError: the file is damaged, or a number in it is none.
     """
     file = folder / "router.safetensors"
     try:
-        return load_file(file) if file.is_file() else {}
+        tensors = load_file(file) if file.is_file() else {}
     except SafetensorError as error:
         raise RequestError("damaged weights", where=str(file), found=str(error)) from None
+    require_finite(tensors.items(), file)
+    return tensors
 
 
 def write_router(tensors: Mapping[str, torch.Tensor], folder: Path) -> None:

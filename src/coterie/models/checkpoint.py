@@ -10,9 +10,10 @@ import re
 from pathlib import Path
 
 from coterie.errors import RequestError
-from coterie.models.local_files import read_json, refuse_remote_code
 from coterie.spec.digest import digest
+from coterie.spec.json_file import read_json
 from coterie.store import Artifact, sha256
+from coterie.store.admit import INDEX, admit, shards_of
 from coterie.store.artifact import Content
 
 TOKENIZER_FILES = {
@@ -52,9 +53,12 @@ def checkpoint(path_or_id: str | Path, revision: str | None = None) -> Artifact:
         raise RequestError("a local directory has no revision", where=str(folder), found=revision, do="remove base.revision")
     from coterie.models.quiet import load_strictly
 
-    config = read_json(folder / "config.json")
-    refuse_remote_code(folder)
-    if "model_type" not in config:
+    if not (folder / "config.json").exists():
+        raise RequestError(
+            "not a Hugging Face model directory", where=str(folder), expected="config.json", found="no such file"
+        )
+    admit(folder)
+    if "model_type" not in read_json(folder / "config.json"):
         raise RequestError(
             "the configuration names no architecture", where=str(folder / "config.json"), expected="model_type"
         )
@@ -103,7 +107,7 @@ def require_same_base(folder: Path, base: Artifact) -> None:
 
 def weight_files(folder: Path) -> list[Path]:
     """The weight files: one, or those an index names, which must lie in the directory itself."""
-    index = folder / "model.safetensors.index.json"
+    index = folder / INDEX
     if (folder / "model.safetensors").is_file():
         return [folder / "model.safetensors"]
     if not index.is_file():
@@ -116,11 +120,8 @@ def weight_files(folder: Path) -> list[Path]:
             found=", ".join(pickled) or adapter or "none",
             do="convert them once in a sandbox and save with save_pretrained",
         )
-    names = read_json(index).get("weight_map", {})
     shards = []
-    for name in sorted(set(names.values())):
-        if Path(name).name != name or not name.endswith(".safetensors"):
-            raise RequestError("the index points outside the directory", where=str(index), found=name)
+    for name in sorted(set(shards_of(index).values())):
         if not (folder / name).is_file():
             raise RequestError("a part of the weights is missing", where=str(folder / name), expected="named in the index")
         shards.append(folder / name)
@@ -128,20 +129,13 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def _check_finite(shards: list[Path]) -> None:
-    import torch
     from safetensors import SafetensorError, safe_open
+
+    from coterie.models.bounded import require_finite
 
     for shard in shards:
         try:
             with safe_open(shard, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118 - no mapping
-                    tensor = file.get_tensor(name)
-                    if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all():
-                        raise RequestError(
-                            "the weights are not finite",
-                            where=f"{shard} ({name})",
-                            found="NaN or infinity",
-                            do="use another checkpoint",
-                        )
+                require_finite(((name, file.get_tensor(name)) for name in file.keys()), shard)  # noqa: SIM118 - no mapping
         except SafetensorError as error:
             raise RequestError("damaged weights", where=str(shard), found=str(error), do="fetch the file again") from None

@@ -21,11 +21,13 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from coterie.errors import RequestError
-from coterie.models.local_files import read_json, refuse_remote_code
+from coterie.models.bounded import finite
 from coterie.models.parameters import no_layers
 from coterie.models.stack import shape_of
 from coterie.models.stack_blocks import Factors
+from coterie.spec.json_file import read_json
 from coterie.spec.settings import check_name
+from coterie.store.admit import admit
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -59,7 +61,7 @@ def linears(base: PreTrainedModel) -> dict[str, tuple[int, int]]:
 def read(folder: Path, places: Shapes) -> Adapter:
     """An adapter of a base whose linears are ``places``; RequestError if it is no LoRA adapter, not whole, not finite, or
     not of this base; it names the first tensor."""
-    refuse_remote_code(folder)
+    admit(folder)
     config = _config(folder)
     tensors = _tensors(folder)
     halves: dict[str, dict[str, torch.Tensor]] = {}
@@ -85,7 +87,7 @@ def read(folder: Path, places: Shapes) -> Adapter:
                 expected=f"one of {len(places)}, such as {next(iter(places), 'none')}",
                 do="name the base it was trained on",
             )
-        if not torch.isfinite(tensor).all():
+        if not finite(tensor):
             raise RequestError("the adapter's weights are not finite", where=f"{folder} ({key})", found="NaN or infinity")
         halves.setdefault(name, {})[half] = tensor
     _all_there(folder, config, places, halves)

@@ -10,9 +10,9 @@ from transformers import PreTrainedModel
 
 from coterie.errors import RequestError, WorkError
 from coterie.models.checkpoint import checkpoint, require_same_base
-from coterie.models.local_files import refuse_remote_code
 from coterie.models.quiet import load_strictly, quiet
 from coterie.store import Artifact
+from coterie.store.admit import admit
 
 Openable = Artifact | Path | str
 
@@ -39,7 +39,7 @@ def open_model(
     """
     folder = _folder(what)
     for place in (folder, *([] if base is None else [_folder(base)])):
-        refuse_remote_code(place)
+        admit(place)
     if not (folder / "adapter_config.json").is_file():
         model = load_strictly(folder, dtype=dtype)
     else:

@@ -14,6 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from coterie.errors import RequestError
+from coterie.models.bounded import bounded, require_finite
 
 
 @contextmanager
@@ -51,14 +52,18 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def load_strictly(folder: Path, *, dtype: torch.dtype | str | None = None, device_map: str | None = None) -> PreTrainedModel:
-    """``from_pretrained`` where a missing, unexpected or misshapen tensor is an error (tied weights are not missing)."""
+    """``from_pretrained`` where a missing, unexpected or misshapen tensor is an error (tied weights are not missing), as are
+    sizes that no weights are behind, and numbers that are none."""
     try:
-        with quiet():
+        with quiet(), bounded(folder, folder.glob("*.safetensors")):
             model, report = _from_pretrained(folder, dtype, device_map)
     except RequestError:
         raise
-    except (ValueError, KeyError, OSError, RuntimeError, TypeError, ImportError) as error:
-        raise RequestError("the model cannot be opened", where=str(folder), found=str(error).splitlines()[0]) from error
+    except Exception as error:  # whatever a configuration can make a library raise
+        found = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise RequestError(
+            "the model cannot be opened", where=str(folder), found=found, do="use a whole checkpoint of a known architecture"
+        ) from error
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if report[problem]:
             names = sorted(str(n[0] if isinstance(n, tuple) else n) for n in report[problem])
@@ -68,6 +73,7 @@ def load_strictly(folder: Path, *, dtype: torch.dtype | str | None = None, devic
                 found=", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else ""),
                 do="use a whole checkpoint of this architecture",
             )
+    require_finite(model.named_parameters(), folder)
     return model
 
 

@@ -16,11 +16,11 @@ from jaxtyping import Float32, Float64, Int64
 from scipy.sparse import csr_matrix, vstack
 
 from coterie.errors import RequestError
-from coterie.models.local_files import refuse_remote_code
 from coterie.select.measures import BUCKETS
 from coterie.select.profile import Shard, by_part
 from coterie.spec.digest import digest
 from coterie.store import Store
+from coterie.store.admit import admit
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -140,6 +140,10 @@ def embedded(path: str, texts: Sequence[str]) -> Float32[np.ndarray, "N E"]:
 def _opened(path: str) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
     from transformers import AutoModel, AutoTokenizer
 
-    refuse_remote_code(Path(path))
-    model = AutoModel.from_pretrained(path, trust_remote_code=False, use_safetensors=True)
+    from coterie.models.bounded import bounded, require_finite
+
+    admit(Path(path))
+    with bounded(Path(path), Path(path).glob("*.safetensors")):
+        model = AutoModel.from_pretrained(path, trust_remote_code=False, use_safetensors=True)
+    require_finite(model.named_parameters(), Path(path))
     return AutoTokenizer.from_pretrained(path, trust_remote_code=False), model.eval()

@@ -25,8 +25,9 @@ from coterie.errors import RequestError
 from coterie.mixtures.layers.layers_files import tensors_of
 from coterie.mixtures.layers.layers_mixture import LayersConfig, LayersMixture
 from coterie.mixtures.layers.tensor_shards import Stored
-from coterie.models.local_files import no_model, refuse_remote_code
+from coterie.models.local_files import no_model
 from coterie.models.quiet import load_strictly, quiet
+from coterie.store.admit import admit
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def model_type(folder: Path) -> str:
     """
     if not (folder / "config.json").is_file():
         raise no_model(folder)
-    refuse_remote_code(folder)
+    admit(folder)
     return json.loads((folder / "config.json").read_text()).get("model_type")
 
 

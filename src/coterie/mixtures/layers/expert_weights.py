@@ -22,9 +22,10 @@ from transformers.pytorch_utils import Conv1D
 from coterie.errors import RequestError
 from coterie.mixtures.layers.tensor_shards import Stored, stored
 from coterie.models import lora_files as adapters
+from coterie.models.bounded import bounded
 from coterie.models.checkpoint import weight_files
-from coterie.models.local_files import refuse_remote_code
 from coterie.models.quiet import quiet
+from coterie.store.admit import admit
 
 _NO_WEIGHT = re.compile(r"(^|\.)(rotary_emb\.inv_freq|attn\.(masked_)?bias)$")
 """Buffers that old checkpoints hold and no model reads."""
@@ -37,7 +38,7 @@ class Directory:
         self.folder, self.name = Path(folder), name
         if not (self.folder / "config.json").is_file():
             raise RequestError("not a Hugging Face model directory", where=str(folder), expected="config.json")
-        refuse_remote_code(self.folder)
+        admit(self.folder)
         files = weight_files(self.folder)
         found = stored(files)
         if len(files) > 1:
@@ -68,7 +69,7 @@ class Directory:
     @cached_property
     def skeleton(self) -> PreTrainedModel:
         """The model without numbers."""
-        with quiet(), torch.device("meta"):
+        with quiet(), torch.device("meta"), bounded(self.folder, weight_files(self.folder)):
             return AutoModelForCausalLM.from_config(self.config)
 
     @cached_property

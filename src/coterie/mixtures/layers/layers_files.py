@@ -41,6 +41,7 @@ from coterie.models.initialise import copy_tokenizer
 from coterie.models.quiet import quiet
 from coterie.spec.json_types import Figures, Settings
 from coterie.store import Artifact
+from coterie.store.admit import shards_of
 
 GATES = "gates.safetensors"
 
@@ -65,17 +66,12 @@ def write_gates(gates: Mapping[str, Tensor], folder: Path) -> None:
 
 
 def write_rest(
-    settings: Settings,
-    tokenizer: Path,
-    experts: Mapping[str, Stored],
-    gates: Mapping[str, Tensor],
-    folder: Path,
-    place: str = "experts",
+    settings: Settings, tokenizer: Path, experts: Mapping[str, Stored], gates: Mapping[str, Tensor], folder: Path
 ) -> None:
-    """Write configuration, gates, index and tokenizer: all but the experts, which lie in ``place``."""
+    """Write configuration, gates, index and tokenizer: all but the experts, which lie in ``experts/``."""
     write_gates(gates, folder)
     of_gates = stored([folder / GATES])
-    where = {name: f"{place}/{tensor.file.name}" for name, tensor in experts.items()} | dict.fromkeys(of_gates, GATES)
+    where = {name: f"experts/{tensor.file.name}" for name, tensor in experts.items()} | dict.fromkeys(of_gates, GATES)
     size = sum(t.bytes for t in (*experts.values(), *of_gates.values()))
     (folder / INDEX).write_text(index(where, size))
     (folder / "config.json").write_text(json.dumps(settings, indent=1, sort_keys=True) + "\n")
@@ -92,10 +88,8 @@ def tensors_of(folder: Path) -> dict[str, Stored]:
     """
     if not (folder / INDEX).is_file():
         return stored(weight_files(folder))
-    names = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
+    names = sorted(set(shards_of(folder / INDEX).values()))
     for name in names:
-        if not (folder / name).resolve().is_relative_to(folder.resolve()) or not name.endswith(".safetensors"):
-            raise RequestError("the index points outside the directory", where=str(folder / INDEX), found=name)
         if not (folder / name).is_file():
             raise RequestError("a part of the weights is missing", where=str(folder / name), expected="named in the index")
     return stored([folder / name for name in names])
@@ -115,17 +109,18 @@ def _shapes(model: MergedModel) -> dict[str, tuple[int, ...]]:
     return {n: (S, H) if n.endswith("weight") else (S,) for n in gate_names(feed_forward(base.skeleton), bias)}
 
 
-def write_merged(model: MergedModel, folder: Path, place: str = "experts") -> None:
-    """All of a merged model but its experts, which lie in ``place``."""
+def write_merged(model: MergedModel, folder: Path) -> None:
+    """All of a merged model but its experts, which are to lie in ``experts/``."""
     settings = describe(Directory(model.base.path), **model.settings)
     experts = stored(sorted(model.experts.path.glob("model*.safetensors")))
-    write_rest(settings, model.tokenizer.path, experts, gates_of(model), folder, place)
+    write_rest(settings, model.tokenizer.path, experts, gates_of(model), folder)
 
 
 def opened(model: MergedModel, where: str) -> LayersMixture:
     """The model in memory, in fp32."""
     with tempfile.TemporaryDirectory() as temp, quiet():
-        write_merged(model, Path(temp), model.experts.path.absolute().as_posix())
+        (Path(temp) / "experts").symlink_to(model.experts.path.absolute())
+        write_merged(model, Path(temp))
         return LayersMixture.from_pretrained(temp, dtype=torch.float32, device_map=where)
 
 

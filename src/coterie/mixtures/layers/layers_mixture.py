@@ -35,6 +35,7 @@ from coterie.mixtures.mixture import Mixture
 from coterie.mixtures.mixture_files import MixtureConfig
 from coterie.mixtures.query import Times
 from coterie.mixtures.shared_base import SharedBaseMixture
+from coterie.models.bounded import bounded, require_finite
 from coterie.routing.gates import Gate, Gated, by_expert
 
 
@@ -162,7 +163,8 @@ class LayersMixture(SharedBaseMixture):
     @classmethod
     def _open(cls, folder: Path, config: MixtureConfig | None, options: Mapping[str, Any]) -> Self:
         """The library's own way, which follows the index of the weights."""
-        opened: Any = super(Mixture, cls).from_pretrained(folder, config=config, output_loading_info=True, **options)
+        with bounded(folder, [*folder.glob("*.safetensors"), *folder.glob("experts/*.safetensors")]):
+            opened: Any = super(Mixture, cls).from_pretrained(folder, config=config, output_loading_info=True, **options)
         model, report = opened
         for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
             if report[problem]:
@@ -172,6 +174,7 @@ class LayersMixture(SharedBaseMixture):
                     found=", ".join(sorted(map(str, report[problem]))[:3]),
                     do="export the mixture again",
                 )
+        require_finite(model.named_parameters(), folder)
         return model
 
     def _save(self, folder: Path, options: Mapping[str, Any]) -> PretrainedConfig:

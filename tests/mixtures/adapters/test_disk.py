@@ -177,7 +177,7 @@ def test_gates_that_are_not_this_mixtures_are_refused(spoil: str, tmp_path: Path
         case "nan":
             rows[first] = rows[first] * torch.nan
     save_file(rows, path)
-    with pytest.raises(RequestError, match="the gates are not those|not finite"):
+    with pytest.raises(RequestError, match=r"the gates are not those|not finite"):
         coterie.load(tmp_path / "m")
 
 

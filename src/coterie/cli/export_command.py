@@ -49,7 +49,8 @@ def command(
         from coterie.mixtures.export.write_checkpoint import export
 
         done = export(model, to, format, expand=expand, dtype=dtype, shard_bytes=size, say=typer.echo)
-    typer.echo(f"read back: largest difference in log-probability {done.difference:.2g}")
+    for line in done.lines:
+        typer.echo(line)
     typer.echo(f"{done.format}: {done.folder}, {done.experts} experts, {done.bytes / 1e9:,.3f} GB")
 
 

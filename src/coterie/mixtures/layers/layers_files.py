@@ -117,8 +117,9 @@ def _shapes(model: MergedModel) -> dict[str, tuple[int, ...]]:
 
 def write_merged(model: MergedModel, folder: Path, place: str = "experts") -> None:
     """All of a merged model but its experts, which lie in ``place``."""
-    settings = describe(Directory(model.base.path), **model.settings)
     experts = stored(sorted(model.experts.path.glob("model*.safetensors")))
+    dtype = next(t.dtype for name, t in experts.items() if ".experts." in name)
+    settings = describe(Directory(model.base.path), **model.settings, dtype=dtype)
     write_rest(settings, model.tokenizer.path, experts, gates_of(model), folder, place)
 
 

@@ -43,6 +43,8 @@ class Asked:
     """Digest of the expert or mixture."""
     open: Callable[[], tuple[PreTrainedModel, PreTrainedTokenizerBase]]
     """Gives the model (a causal language model, or a mixture) and its tokenizer."""
+    precision: device.Precision = "fp32"
+    """In which it opens."""
 
 
 def evaluate_choices(
@@ -131,7 +133,7 @@ def ask(store: Store, *, questions: Questions, model: Asked, label: str) -> Arti
         spec={"evaluation": "answers"},
         inputs={"questions": questions.asked, "model": model.digest},
         libraries=("torch", "transformers", "tokenizers"),
-        numerics=device.numerics(device.pick(), "fp32"),
+        numerics=device.numerics(device.pick(), model.precision),
     )
 
     def build(folder: Path) -> None:

@@ -74,6 +74,7 @@ class LayersMixture(SharedBaseMixture):
 
     config_class = LayersConfig
     base_model_prefix = "model"
+    _keep_in_fp32_modules_strict = [r"\.gate\."]  # noqa: RUF012 - as the library declares it: patterns of names
     config: LayersConfig
 
     def __init__(self, config: LayersConfig) -> None:

@@ -192,7 +192,7 @@ def score_options(
 
 def _target_logp(model: PreTrainedModel, ids_BT: Tensor, times: list[date | None]) -> Tensor:
     if (nll := getattr(model, "nll", None)) is not None:
-        return -nll(ids_BT, time=times)
+        return -nll(ids_BT, time=times if getattr(model, "goes_by_dates", False) else None)
     from coterie.models.logprob import target_logp
 
     return target_logp(model, ids_BT)

@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Each xdist worker computes on one thread: two workers share two cores without fighting over them.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(or $(WORKERS),2)
 
-.PHONY: help install quickstart test test-precision test-slow test-data test-browser test-gpu test-slurm test-compat lint format docs bench studies faults
+.PHONY: help install quickstart test test-precision test-slow test-data test-real real-model test-browser test-gpu test-slurm test-compat lint format docs bench studies faults
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -28,6 +28,12 @@ test-slow: install ## long tests
 
 test-data: install ## tests on the real data of ../shared/data (or $COTERIE_DATA)
 	$(PYTEST) -m data
+
+real-model: install ## a real checkpoint of 135 M parameters into the cache folder (93 MB over the network, once)
+	$(BIN)/python -m tests.real.model
+
+test-real: install ## tests on that checkpoint (or $$COTERIE_REAL_MODEL)
+	$(BIN)/python -m pytest -m real
 
 test-browser: install ## the report in headless Chromium
 	$(BIN)/python -m pytest -m browser

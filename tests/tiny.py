@@ -151,3 +151,10 @@ def scores_artifact(store: Store, name: str, expert: Artifact, blocks: Artifact)
         (folder / "facts.json").write_text("{}")
 
     return artifact(store, "scores", name, build)
+
+
+def write_checkpoint(folder: Path, seed: int = 0, dtype: torch.dtype = torch.bfloat16, **changes: object) -> Path:
+    """A tiny Llama with its tokenizer, in the precision in which checkpoints are published."""
+    model = llama(seed, **changes).to(dtype)  # type: ignore[arg-type]
+    model.save_pretrained(folder)
+    return write_tokenizer(folder)

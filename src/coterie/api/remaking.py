@@ -92,7 +92,8 @@ class Remaking:
                 done = export_gguf(here, folder, dtype=dtype or "fp32", expand=expand, say=say)
             else:
                 done = export(here, folder, format, expand=expand, dtype=dtype, say=say)
-        say(f"  read back: largest difference in log-probability {done.difference:.2g}")
+        for line in done.lines:
+            say(f"  {line}")
 
     def _make(self, mixture: Mixture, place: Place, session: Session) -> Mixture:
         return opened(make(checked(place, session), session), mixture.dtype)

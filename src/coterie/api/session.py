@@ -24,6 +24,8 @@ from coterie.experts.expert_actions import score_expert
 from coterie.mixtures.mixture_files import context_of
 from coterie.mixtures.place import Place
 from coterie.mixtures.seats import Seat, seated
+from coterie.models import device
+from coterie.models.weight_precision import frozen_precision
 from coterie.store.durable import owner
 
 if TYPE_CHECKING:
@@ -59,6 +61,11 @@ class Session:
     @property
     def store(self) -> Store:
         return self.workplace.store
+
+    @cached_property
+    def precision(self) -> device.Precision:
+        models = [(seat.base or seat.artifact).path for seat in self.seats_by_name.values()]
+        return frozen_precision("auto", models, device.pick())
 
     # models ---------------------------------------------------------------------------------------------------------------
 
@@ -170,7 +177,7 @@ class Session:
 
     def score(self, seat: Seat, blocks: Artifact, name: str | None = None) -> Artifact:
         label = self.scores_label(name or seat.name, blocks)
-        return score_expert(self.store, seat.artifact, blocks, base=seat.base, label=label)
+        return score_expert(self.store, seat.artifact, blocks, base=seat.base, precision=self.precision, label=label)
 
     def scores_label(self, model: str, blocks: Artifact) -> str:
         return f"scores of {model}"

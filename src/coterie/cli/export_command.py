@@ -10,7 +10,6 @@ import typer
 
 from coterie.errors import RequestError
 from coterie.mixtures.export.export_formats import NAMES
-from coterie.mixtures.place import known
 
 NAME = "export"
 
@@ -38,6 +37,8 @@ def command(
     """Write a mixture as a checkpoint that other tools load, read it back, and say how far the two are apart."""
     size = _bytes(shard_size)
     if format is not None:
+        from coterie.mixtures.place import known
+
         known(format, NAMES, "--format", "format")
     if dtype == "q8_0" and format != "gguf":
         raise RequestError("only gguf files hold q8_0", where="--dtype", expected="fp32, bf16 or fp16", found=dtype)
@@ -49,7 +50,8 @@ def command(
         from coterie.mixtures.export.write_checkpoint import export
 
         done = export(model, to, format, expand=expand, dtype=dtype, shard_bytes=size, say=typer.echo)
-    typer.echo(f"read back: largest difference in log-probability {done.difference:.2g}")
+    for line in done.lines:
+        typer.echo(line)
     typer.echo(f"{done.format}: {done.folder}, {done.experts} experts, {done.bytes / 1e9:,.3f} GB")
 
 

@@ -43,6 +43,8 @@ class Asked:
     """Digest of the expert or mixture."""
     open: Callable[[], tuple[PreTrainedModel, PreTrainedTokenizerBase]]
     """Gives the model (a causal language model, or a mixture) and its tokenizer."""
+    precision: device.Precision = "fp32"
+    """In which it opens."""
 
 
 def evaluate_choices(
@@ -131,7 +133,7 @@ def ask(store: Store, *, questions: Questions, model: Asked, label: str) -> Arti
         spec={"evaluation": "answers"},
         inputs={"questions": questions.asked, "model": model.digest},
         libraries=("torch", "transformers", "tokenizers"),
-        numerics=device.numerics(device.pick(), "fp32"),
+        numerics=device.numerics(device.pick(), model.precision),
     )
 
     def build(folder: Path) -> None:
@@ -190,7 +192,7 @@ def score_options(
 
 def _target_logp(model: PreTrainedModel, ids_BT: Tensor, times: list[date | None]) -> Tensor:
     if (nll := getattr(model, "nll", None)) is not None:
-        return -nll(ids_BT, time=times)
+        return -nll(ids_BT, time=times if getattr(model, "goes_by_dates", False) else None)
     from coterie.models.logprob import target_logp
 
     return target_logp(model, ids_BT)

@@ -21,6 +21,7 @@ from coterie.spec.settings import Count, Name, Whole
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from coterie.models.device import Precision
     from coterie.store import Artifact, Store
 
 
@@ -29,6 +30,11 @@ class Evaluating(Protocol):
 
     store: Store
     seed: int
+
+    @property
+    def precision(self) -> Precision:
+        """In which weights that do not train are used."""
+        ...
 
     @property
     def experts(self) -> Mapping[str, Artifact]: ...
@@ -184,7 +190,7 @@ class Choices(QuestionSettings, Metric):
             by=self.by,
             resamples=self.bootstrap,
             questions=self.questions(),
-            models={name: Asked(model.digest, run.opener(name)) for name, model in models.items()},
+            models={name: Asked(model.digest, run.opener(name), run.precision) for name, model in models.items()},
             experts=list(run.experts),
             against=run.references,
             seed=run.seed,

@@ -125,13 +125,20 @@ def _train(request: Request, folder: Path) -> Figures:
 
 
 def score_expert(
-    store: Store, expert: Artifact, blocks: Artifact, *, base: Artifact | None = None, label: str = "scores"
+    store: Store,
+    expert: Artifact,
+    blocks: Artifact,
+    *,
+    base: Artifact | None = None,
+    precision: device.Precision = "fp32",
+    label: str = "scores",
 ) -> Artifact:
     """log P(ids[t+1] | its document up to t), fp32, of each block in the blocks' own order.
 
     Args:
         expert: a model directory, or an adapter with the ``base`` it rests on.
         blocks: the blocks to score.
+        precision: of the weights and of what they are multiplied with; sums and log-softmax are in fp32.
 
     Returns:
         a ``scores`` artifact: ``logp`` [N, T-1] in nats, 0 where a document's first token or padding stands; facts
@@ -141,11 +148,11 @@ def score_expert(
     inputs = {"expert": contents(expert), "blocks": blocks.content("blocks.safetensors")}
     inputs |= {"base": contents(base)} if base else {}
     libraries = ("torch", "transformers", "peft") if base else ("torch", "transformers")
-    action = Action("scores", {}, inputs, libraries, device.numerics(where, "fp32"))
+    action = Action("scores", {}, inputs, libraries, device.numerics(where, precision))
 
     def build(folder: Path) -> Figures:
         from coterie.experts.scores import write_scores
 
-        return write_scores(expert, blocks, base, where, label, folder)
+        return write_scores(expert, blocks, base, where, precision, label, folder)
 
     return store.make(action, build, label=label)

@@ -25,6 +25,7 @@ from coterie.models.lora_files import neutral
 from coterie.models.lora_settings import Lora
 from coterie.models.open import open_model
 from coterie.models.packed_inputs import needs_mask
+from coterie.models.weight_precision import save_model, stated, weight_precision
 from coterie.spec.json_types import Figures
 
 
@@ -64,6 +65,7 @@ def facts(request: Request, loop: Loop, tokens: int, *, loss: float | None) -> F
         "steps": loop.state.global_step,
         "loss": loss,
         "precision": request.precision,
+        **stated(request.start, request.kind),
         "parameters": parameters.count(loop.model),
         "trained_parameters": parameters.count(loop.model, trained=True),
         "start": contents(request.start),
@@ -84,7 +86,7 @@ def log(loop: Loop, tokens: np.ndarray) -> list[Figures]:
 def write(request: Request, model: PreTrainedModel, folder: Path, figures: Figures, lines: list[Figures]) -> None:
     """Weights as stock libraries open them, the tokenizer, the log and the figures."""
     model.config.use_cache = True  # for whoever opens it to generate
-    model.save_pretrained(folder)
+    save_model(model, folder, "fp32" if request.kind == "lora" else weight_precision(request.start.path))
     model.config.use_cache = False
     if request.kind == "lora":
         neutral(folder)

@@ -18,8 +18,10 @@ from torch import nn
 
 from coterie.corpora.blocks import Blocks
 from coterie.experts.training_rows import require_fit
+from coterie.models.device import Precision
 from coterie.models.logprob import target_logp
 from coterie.models.open import open_model
+from coterie.models.weight_precision import torch_dtype
 from coterie.progress import bar
 from coterie.spec.json_types import Figures
 from coterie.store import Artifact
@@ -28,10 +30,12 @@ TOKENS_AT_ONCE = 4096
 """Positions in one forward pass."""
 
 
-def write_scores(expert: Artifact, blocks: Artifact, base: Artifact | None, where: str, label: str, folder: Path) -> Figures:
+def write_scores(
+    expert: Artifact, blocks: Artifact, base: Artifact | None, where: str, precision: Precision, label: str, folder: Path
+) -> Figures:
     """Run the expert over the blocks; see `coterie.experts.expert_actions.score_expert`."""
     source = Blocks.open(blocks)
-    model = open_model(expert, base=base, device=where)
+    model = open_model(expert, base=base, dtype=torch_dtype(precision), device=where)
     require_fit(model, source)
     logp = np.zeros((len(source), source.ids.shape[1] - 1), dtype=np.float32)
     done = 0

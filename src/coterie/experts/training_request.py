@@ -13,6 +13,7 @@ from coterie.experts.train_settings import Train
 from coterie.models import device
 from coterie.models.checkpoint import contents
 from coterie.models.lora_settings import Lora
+from coterie.models.weight_precision import stated
 from coterie.store import Action, Artifact, Store
 
 
@@ -75,6 +76,7 @@ class Request:
             "lora": self.adapter.model_dump(mode="json") if self.adapter else None,
             "seed": self.seed,
             "weights": self.shares,
+            **stated(self.start, self.kind),
         }
         inputs = {"start": contents(self.start)}
         inputs |= {f"blocks.{i}": source.content("blocks.safetensors") for i, source in enumerate(self.blocks)}

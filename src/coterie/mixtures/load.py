@@ -17,6 +17,7 @@ from coterie.mixtures.outputs.outputs_files import OutputsConfig
 from coterie.mixtures.outputs.outputs_mixture import OutputsMixture
 from coterie.models.local_files import no_model
 from coterie.models.open import open_model
+from coterie.models.weight_precision import opening_precision, torch_dtype
 from coterie.routing.output_routers import OutputRouter, Uniform
 from coterie.spec.json_file import read_json
 from coterie.store.admit import admit
@@ -28,7 +29,7 @@ def load(
     path: str | Path,
     *,
     base: str | Path | None = None,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
 ) -> Mixture:
     """Open a directory; see `coterie.load`, which also says what the mixture can be made anew from."""
@@ -43,7 +44,9 @@ def load(
         base = base or next((p for p in places if (p / "config.json").is_file()), None)
     elif not config.is_file():
         raise no_model(folder)
-    elif kind := KINDS.get(str(read_json(config).get("model_type"))):
+    if dtype is None:
+        dtype = torch_dtype(opening_precision(folder, None if base is None else Path(base)))
+    if not adapter.is_file() and (kind := KINDS.get(str(read_json(config).get("model_type")))):
         return kind.from_pretrained(folder, dtype=dtype, device_map=device)
     expert = open_model(folder, base=base, dtype=dtype, device=device)
     mixture = combine({folder.name: expert}, tokenizer=open_tokenizer(folder))

@@ -9,7 +9,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, Self, TypeAlias, Unpack
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, TypeAlias, Unpack
 
 import torch
 from jaxtyping import Float, Int
@@ -22,7 +22,7 @@ from coterie.errors import RequestError
 from coterie.mixtures import completion
 from coterie.mixtures import mixture_files as files
 from coterie.mixtures.mixture_files import MixtureConfig, Slot
-from coterie.mixtures.query import Layout, Query, Times
+from coterie.mixtures.query import Layout, Query, Times, refuse_date
 from coterie.routing.eligibility import Eligibility
 from coterie.store.admit import admit
 
@@ -99,6 +99,8 @@ class Mixture(PreTrainedModel, GenerationMixin):
         """Which experts a date may use."""
         return self.config.eligibility
 
+    goes_by_dates: ClassVar[bool] = True
+    """Whether a date can rule experts out; where it cannot, to give one is an error."""
     source: Source | None = None
     """Makes it anew; None where `coterie.mix` and `coterie.load` had no part in it."""
 
@@ -196,6 +198,8 @@ class Mixture(PreTrainedModel, GenerationMixin):
 
     def query(self, ids_BT: Int[Tensor, "B T"], time: Times = None, past: int = 0, **layout: Unpack[Layout]) -> Query:
         """A question to this mixture, ``past`` tokens after the beginning."""
+        if not self.goes_by_dates:
+            refuse_date(time, len(ids_BT))
         return Query.of(ids_BT, self.eligibility, time=time, past=past, **layout)
 
     @torch.no_grad()
@@ -203,7 +207,7 @@ class Mixture(PreTrainedModel, GenerationMixin):
         """log P(x_{t+1} | x_{<=t}) in nats.
 
         Args:
-            time: date of the question, or one for each row; only at outputs can it rule experts out.
+            time: date of the question, or one for each row; an error at layers and adapters, where it could have no effect.
             layout: ``attention_mask``, and ``position_ids``, which keep documents apart where they restart at 0.
         """
         return self._log_probs(self.query(ids_BT, time, **layout))

@@ -21,6 +21,7 @@ from coterie.spec.settings import Name
 if TYPE_CHECKING:
     from coterie.experts.expert_settings import Expert
     from coterie.mixtures.seats import Seat
+    from coterie.models.device import Precision
     from coterie.store import Artifact, Store
 
 
@@ -32,6 +33,11 @@ class Making(Protocol):
 
     @property
     def seed(self) -> int: ...
+
+    @property
+    def precision(self) -> Precision:
+        """In which weights that do not train are used."""
+        ...
 
     @property
     def base(self) -> Artifact:

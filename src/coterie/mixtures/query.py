@@ -130,3 +130,15 @@ def ordinals(time: Times, rows: int) -> list[int | None]:
     if len(days) != rows:
         raise RequestError("give one date, or one for each row", where="time", expected=f"{rows}", found=f"{len(days)}")
     return days
+
+
+def refuse_date(time: Times, rows: int) -> None:
+    """RequestError where a date is given that would be ignored: no expert is ruled out by one here."""
+    if any(day is not None for day in ordinals(time, rows)):
+        raise RequestError(
+            "a date has no effect on this mixture: its experts answer whatever the date",
+            where="time",
+            expected="no date",
+            found=str(time),
+            do="leave it out, or let the experts meet at outputs with eligible: strict or inclusive",
+        )

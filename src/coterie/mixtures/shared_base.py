@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from coterie.mixtures.mixture import Mixture
-from coterie.mixtures.query import Query, Times
+from coterie.mixtures.query import Query, Times, refuse_date
 from coterie.routing.gates import Gated
 
 
@@ -24,6 +24,7 @@ class SharedBaseMixture(Mixture):
     """A mixture whose experts are parts of one model, `inner`: one pass of it answers, and it generates."""
 
     supports_gradient_checkpointing = True
+    goes_by_dates = False
 
     @property
     @abstractmethod
@@ -55,6 +56,7 @@ class SharedBaseMixture(Mixture):
             return self.over_slots(torch.stack([gated.weight_NS for gated in trace().values()]).mean(0))
 
     def _generate(self, inputs: Tensor | None, *args: Any, time: Times, **options: Any) -> Any:
+        refuse_date(time, 1 if inputs is None else len(inputs))
         inner: Any = self.inner
         inner.generation_config = self.generation_config
         return inner.generate(inputs, *args, **options)

@@ -11,6 +11,7 @@ from functools import cache
 from typing import Literal
 
 Precision = Literal["fp32", "bf16"]
+Requested = Literal["auto", "fp32", "bf16"]
 
 
 @cache
@@ -23,7 +24,7 @@ def pick() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def precision(requested: Literal["auto", "fp32", "bf16"], device: str) -> Precision:
+def precision(requested: Requested, device: str) -> Precision:
     """What ``auto`` means here: bf16 autocast where the hardware multiplies it faster, fp32 elsewhere.
 
     On a CPU that is AMX alone; with AVX-512 bf16 the casts cost more than the products save at the sizes trained here.

@@ -12,6 +12,7 @@ from coterie.mixtures.adapters.adapters_place import AdaptersPlace
 from coterie.mixtures.layers.layers_place import LayersPlace
 from coterie.mixtures.outputs.outputs_place import OutputsPlace
 from coterie.mixtures.place import Place
+from coterie.models.device import Requested
 from coterie.recipe.base import Base, FreshBase
 from coterie.select.select_settings import Corpus
 from coterie.spec.digest import digest
@@ -34,6 +35,9 @@ class Recipe(Spec):
     """Seed of everything that has none of its own."""
     sequence_length: Count = Field(default=256, ge=8)
     """Tokens in a packed sequence, for training and for scoring."""
+    precision: Requested = "auto"
+    """In which weights that do not train are used, for scores, evaluations and fitted gates: `auto` is the checkpoint's own
+    where the device multiplies it faster, fp32 elsewhere. Log-softmax, sums and routers are in fp32 either way."""
     base: Base = FreshBase(init="llama")
     """What experts start from."""
     corpora: dict[Name, Corpus]

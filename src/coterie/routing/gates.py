@@ -44,7 +44,7 @@ class Gate(nn.Module):
         self.bias = nn.Parameter(torch.zeros(slots)) if bias else None
 
     def forward(self, x_NH: Float[Tensor, "*N H"]) -> Gated:
-        logits_NS = nn.functional.linear(x_NH, self.weight, self.bias)
+        logits_NS = nn.functional.linear(x_NH.to(self.weight.dtype), self.weight, self.bias)
         weight_NS = logits_NS.float().softmax(-1)
         if self.top_k is not None:
             kept_NK = weight_NS.topk(self.top_k, dim=-1).indices

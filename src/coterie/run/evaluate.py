@@ -12,6 +12,8 @@ from coterie.evaluation.compare import Tables, tables
 from coterie.evaluation.leaks import check_leaks
 from coterie.experts.expert_actions import score_expert
 from coterie.mixtures.place import Place
+from coterie.models.device import Precision
+from coterie.models.weight_precision import torch_dtype
 from coterie.progress import say
 from coterie.run.parts import Parts
 from coterie.run.usage import usage
@@ -60,6 +62,10 @@ class Evaluations:
     # what metrics ask for -------------------------------------------------------------------------------------------------
 
     @property
+    def precision(self) -> Precision:
+        return self.parts.precision
+
+    @property
     def experts(self) -> Mapping[str, Artifact]:
         return self.parts.experts
 
@@ -91,10 +97,11 @@ class Evaluations:
     def scores(self, model: str, blocks: Artifact) -> Artifact:
         parts, label = self.parts, self.parts.scores_label(model, blocks)
         if model in parts.by_name:
-            return score_expert(self.store, parts.experts[model], blocks, base=parts.rests_on(model), label=label)
+            expert, base = parts.experts[model], parts.rests_on(model)
+            return score_expert(self.store, expert, blocks, base=base, precision=parts.precision, label=label)
         if model == "single":
             assert parts.single is not None
-            return score_expert(self.store, parts.single, blocks, label=label)
+            return score_expert(self.store, parts.single, blocks, precision=parts.precision, label=label)
         return parts.mixture(model).scores(parts, blocks)
 
     def opener(self, model: str) -> Callable[[], tuple[PreTrainedModel, PreTrainedTokenizerBase]]:
@@ -104,7 +111,7 @@ class Evaluations:
         def opened() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
             from coterie.mixtures.load import load
 
-            mixture = load(folder)
+            mixture = load(folder, dtype=torch_dtype(self.precision))
             assert mixture.tokenizer is not None, folder
             return mixture, mixture.tokenizer
 
@@ -141,7 +148,9 @@ class Evaluations:
         curve = []
         for tokens, snapshot in points:
             label = self.parts.scores_label(f"{expert} at {tokens:,} tokens", blocks)
-            curve.append([tokens, score_expert(self.store, snapshot, blocks, base=base, label=label).facts["nll"]])
+            precision = self.parts.precision
+            scored = score_expert(self.store, snapshot, blocks, base=base, precision=precision, label=label)
+            curve.append([tokens, scored.facts["nll"]])
         return curve
 
     # routing --------------------------------------------------------------------------------------------------------------

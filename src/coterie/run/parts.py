@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Sequence
 from datetime import date, timedelta
 from functools import cached_property
+from pathlib import Path
 
 from coterie.corpora.blocks import pack_blocks
 from coterie.corpora.documents import read_corpus
@@ -22,9 +23,11 @@ from coterie.experts.expert_settings import Expert
 from coterie.experts.training_request import Request
 from coterie.mixtures.place import Place
 from coterie.mixtures.seats import Seat, seated
+from coterie.models import device
 from coterie.models.checkpoint import checkpoint
 from coterie.models.initialise import initialise, reinitialise
 from coterie.models.lora_settings import Lora
+from coterie.models.weight_precision import frozen_precision
 from coterie.recipe import Recipe
 from coterie.recipe.base import CheckpointBase, FreshBase
 from coterie.recipe.lineage import lineage
@@ -46,6 +49,15 @@ class Parts:
     @property
     def seed(self) -> int:
         return self.recipe.seed
+
+    @cached_property
+    def precision(self) -> device.Precision:
+        """In which weights that do not train are used: of everything that this run compares."""
+        models = [Path(e.model).expanduser() for e in self.recipe.experts if e.model is not None]
+        rests = any(e.model is None for e in self.recipe.experts) or self.recipe.base.pretrain or not self.recipe.experts
+        if rests and isinstance(self.recipe.base, FreshBase):
+            return "fp32" if self.recipe.precision == "auto" else self.recipe.precision
+        return frozen_precision(self.recipe.precision, [*models, *([self.start.path] if rests else [])], device.pick())
 
     # corpora --------------------------------------------------------------------------------------------------------------
 
@@ -304,7 +316,7 @@ class Parts:
     def score(self, seat: Seat, blocks: Artifact, name: str | None = None) -> Artifact:
         """Log-probabilities of an expert on a set of blocks."""
         label = self.scores_label(name or seat.name, blocks)
-        return score_expert(self.store, seat.artifact, blocks, base=seat.base, label=label)
+        return score_expert(self.store, seat.artifact, blocks, base=seat.base, precision=self.precision, label=label)
 
     def scores_label(self, model: str, blocks: Artifact) -> str:
         return f"scores of {model} on {self.text_of[blocks.digest]}"

@@ -11,6 +11,7 @@ what comes out.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Literal
@@ -86,6 +87,8 @@ class Plan:
         for step in self:
             cost = f"{step.tokens:>14,} tokens" if step.tokens and not step.cached else ""
             lines.append(f"{'cached' if step.cached else 'make':<7} {step.kind:<12} {step.label:<{width}} {cost}".rstrip())
+        if used := Counter(step.numerics for step in self if step.numerics is not None):
+            lines.append("computed in " + ", ".join(f"{name} ({n} steps)" for name, n in used.items()))
         tokens = self.training_tokens
         lines.append(
             f"{recipe.name}: {len(self) - len(self.missing)} cached, {len(self.missing)} to make; "

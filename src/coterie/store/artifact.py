@@ -159,3 +159,5 @@ class Step:
     """Keys of the steps whose results it reads."""
     digest: str | None = None
     """Of the result, where it is there."""
+    numerics: str | None = None
+    """Device and precision of the arithmetic that decides it, such as `cpu-bf16`; None where none does."""

@@ -298,9 +298,8 @@ class DryStore(Store):
             found = self.find(action, label)
             origins = (value.of if isinstance(value, Content) else value for value in action.inputs.values())
             needs = tuple(dict.fromkeys(self._key_of[origin] for origin in origins if origin in self._key_of))
-            self.steps[key] = Step(
-                key, action.kind, label, found is not None, tokens, needs, found.digest if found else None
-            )
+            result = found.digest if found else None
+            self.steps[key] = Step(key, action.kind, label, found is not None, tokens, needs, result, action.numerics)
             self.used[key] = found or Planned(action.kind, key, self.root / "planned" / key)
             self._key_of[self.used[key].digest] = key
         return self.used[key]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from tests.mixtures.layers.cases import base, expert, ids, logp, mixture
+from tests.mixtures.layers.test_merge import merge, saved, whole
 from tests.models.architectures import make
 from transformers import AutoModelForCausalLM
 
 from coterie.errors import RequestError, WorkError
 from coterie.mixtures.export import closed_mixture as compare
 from coterie.mixtures.export import closed_mixture as folding
+from coterie.mixtures.export import write_checkpoint
 from coterie.mixtures.export.write_checkpoint import export
+from coterie.mixtures.layers.layers_files import tensors_of
 from coterie.mixtures.layers.layers_mixture import LayersMixture
 
 FORMATS = {"llama": "mixtral", "mistral": "mixtral", "qwen2": "qwen2_moe", "qwen3": "qwen3_moe", "olmo2": "flex_olmo"}
@@ -134,7 +138,8 @@ def test_precision_and_shards(dtype: str, tmp_path: Path) -> None:
     said: list[str] = []
     done = export(tmp_path / "own", tmp_path / "out", dtype=dtype, shard_bytes=20_000, say=said.append)
     assert said == [f"mixtral, 2 experts, {done.bytes / 1e9:,.2f} GB"]
-    assert 0 < done.difference < 0.5
+    assert done.difference < 1e-4
+    assert 1e-4 < done.rounding < 0.5
     files = list((tmp_path / "out").glob("model-*-of-*.safetensors"))
     assert len(files) > 3
     tensors = {k: v for f in files for k, v in load_file(f).items()}
@@ -143,6 +148,39 @@ def test_precision_and_shards(dtype: str, tmp_path: Path) -> None:
     assert index["weight_map"].keys() == tensors.keys()
     assert index["metadata"]["total_size"] == done.bytes == sum(t.nbytes for t in tensors.values())
     opened(tmp_path / "out")
+
+
+@pytest.mark.parametrize("format", [None, "coterie", "qwen2_moe"])
+def test_a_bf16_mixture_reads_back_at_equal_arithmetic(format: str | None, tmp_path: Path) -> None:
+    """Standard gates are written in the checkpoint's precision, and ours are in fp32: that is rounding, and no fault."""
+    start = base("llama").to(torch.bfloat16)
+    model, experts = mixture("llama", (0, 1))
+    saved(tmp_path, base=start, **{f"e{u}": e.to(torch.bfloat16) for u, e in enumerate(experts)})
+    gates = [gate.weight.detach() for gate in model.router]
+    whole(merge(tmp_path, ["e0", "e1"], shared="base"), tmp_path / "own", gates=gates)
+    done = export(tmp_path / "own", tmp_path / "out", format)
+    assert done.difference < 1e-5
+    assert done.rounding is not None
+    assert (done.rounding > 1e-4) == (format != "coterie")
+    assert ("precision: rounding" in " ".join(done.lines)) == (format != "coterie")
+    assert {t.dtype for n, t in tensors_of(tmp_path / "out").items() if ".experts." in n} == {torch.bfloat16}
+
+
+def test_a_fault_is_found_whatever_the_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rounded export that computes something else is refused too; before, only one in the mixture's own precision was."""
+    model, _ = mixture("llama", (0, 1))
+    model.save_pretrained(tmp_path / "own")
+    right = write_checkpoint._standard
+
+    def swapped(*given: object) -> list[object]:
+        found = right(*given)
+        gates = [t for t in found if "gate.weight" in t.name]
+        return [replace(t, get=lambda t=t: -t.get()) if t in gates else t for t in found]
+
+    monkeypatch.setattr(write_checkpoint, "_standard", swapped)
+    with pytest.raises(WorkError, match="does not compute what the mixture does"):
+        export(tmp_path / "own", tmp_path / "out", dtype="bf16")
+    assert not (tmp_path / "out").exists()
 
 
 # slots ------------------------------------------------------------------------------------------------------------------
@@ -329,7 +367,7 @@ def test_a_kill_leaves_nothing_under_the_name_and_the_next_export_clears_up(tmp_
     code = (
         "import os\n"
         "from coterie.mixtures.export import closed_mixture as compare\n"
-        "compare.largest = lambda *_: os._exit(9)\n"  # all is written, nothing is compared yet
+        "compare.compared = lambda *_: os._exit(9)\n"  # all is written, nothing is compared yet
         "from coterie.mixtures.export.write_checkpoint import export\n"
         f"export({str(tmp_path / 'own')!r}, {str(tmp_path / 'out')!r})\n"
     )

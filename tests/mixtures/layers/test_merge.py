@@ -125,17 +125,30 @@ def test_what_is_not_feed_forward_needs_a_rule(tmp_path: Path) -> None:
     assert torch.allclose(both.model.model.norm.weight, mean)
 
 
-def test_precision_is_asked_for(tmp_path: Path) -> None:
+def test_nothing_is_rounded_where_precisions_differ(tmp_path: Path) -> None:
+    """A bf16 base and an expert that was trained elsewhere and kept in fp32, or the other way round: the wider one."""
+    start = base("llama").to(torch.bfloat16)
+    wide = expert(start, 1).float()
+    saved(tmp_path, base=start, e0=start, e1=wide)
+    made, figures = whole(merge(tmp_path, ["e0", "e1"]), tmp_path / "out")
+    assert figures["difference"] == {"e0": 0.0, "e1": 0.0}
+    assert {t.dtype for t in shards.stored((tmp_path / "out/experts").glob("*.safetensors")).values()} == {torch.float32}
+    with made.only(1):
+        assert (made.log_probs(ids()) - logp(wide, ids())).abs().max() < 1e-5
+
+
+def test_a_merge_of_bf16_checkpoints_is_one(tmp_path: Path) -> None:
+    start = base("llama").to(torch.bfloat16)
+    one = expert(start, 1).to(torch.bfloat16)
+    saved(tmp_path, base=start, e0=one)
+    whole(merge(tmp_path, ["e0"]), tmp_path / "out")
+    assert {t.dtype for t in shards.stored((tmp_path / "out/experts").glob("*.safetensors")).values()} == {torch.bfloat16}
+
+
+def test_precision_can_be_given(tmp_path: Path) -> None:
     start = base("llama")
     saved(tmp_path, base=start, e0=expert(start, 1))
-    half = expert(start, 2).to(torch.bfloat16)
-    half.save_pretrained(tmp_path / "e1")
-    saved(tmp_path, e1=half)
-    with pytest.raises(RequestError, match="another precision") as caught:
-        merge(tmp_path, ["e0", "e1"]).check()
-    assert "--dtype" in str(caught.value)
-    it = merge(tmp_path, ["e0", "e1"], dtype=torch.bfloat16, shared="base")
-    whole(it, tmp_path / "out")
+    whole(merge(tmp_path, ["e0"], dtype=torch.bfloat16), tmp_path / "out")
     assert {t.dtype for t in shards.stored((tmp_path / "out/experts").glob("*.safetensors")).values()} == {torch.bfloat16}
 
 

@@ -34,6 +34,8 @@ from coterie.mixtures.mixture_files import Opening, write_configuration, write_r
 from coterie.mixtures.score_files import batches, write_gated
 from coterie.mixtures.seats import Seat
 from coterie.models import packed_inputs as packing
+from coterie.models.device import Precision
+from coterie.models.weight_precision import torch_dtype
 from coterie.progress import say
 from coterie.routing.gates import Ridge
 from coterie.routing.scan import decayed_sum
@@ -42,18 +44,31 @@ from coterie.store import Artifact
 
 
 def opened(
-    folder: Path, seats: Sequence[Seat], base: Artifact, where: str = "cpu", config: AdaptersConfig | None = None
+    folder: Path,
+    seats: Sequence[Seat],
+    base: Artifact,
+    where: str = "cpu",
+    config: AdaptersConfig | None = None,
+    precision: Precision = "fp32",
 ) -> AdaptersMixture:
     """A mixture whose parts lie in the store; ``folder`` holds the rest of it."""
     parts = {"base": base.path} | {f"experts/{seat.name}": seat.artifact.path for seat in seats}
-    return AdaptersMixture.from_parts(folder, config, Opening(device=where), parts)
+    return AdaptersMixture.from_parts(folder, config, Opening(torch_dtype(precision), where), parts)
 
 
 def write_scores(
-    mixture: Artifact, seats: Sequence[Seat], base: Artifact, blocks: Artifact, folder: Path, where: str, label: str
+    mixture: Artifact,
+    seats: Sequence[Seat],
+    base: Artifact,
+    blocks: Artifact,
+    folder: Path,
+    where: str,
+    precision: Precision,
+    label: str,
 ) -> None:
     """See `coterie.mixtures.score_files`."""
-    write_gated(opened(mixture.path, seats, base, where), blocks, folder, torch.float64, where, label, named=True)
+    model = opened(mixture.path, seats, base, where, precision=precision)
+    write_gated(model, blocks, folder, torch.float64, where, label, named=True)
 
 
 def write_mixture(
@@ -127,12 +142,19 @@ def gate_inputs(model: AdaptersMixture) -> Iterator[dict[str, Tensor]]:
 
 @torch.no_grad()
 def write_sums(
-    gate: AdapterGate, seats: Sequence[Seat], number: int, base: Artifact, blocks: Artifact, where: str, folder: Path
+    gate: AdapterGate,
+    seats: Sequence[Seat],
+    number: int,
+    base: Artifact,
+    blocks: Artifact,
+    where: str,
+    precision: Precision,
+    folder: Path,
 ) -> None:
     """Sums of products and of features, with the constant 1, of what each gate reads of the text of expert ``number``."""
     equal = Uniform().settings | {"scope": gate.scope}
     settings = mixture_settings({s.name: None for s in seats}, ((s.name, u) for u, s in enumerate(seats)), equal)
-    model = opened(folder, seats, base, where, AdaptersConfig.on_base(settings, base.path))
+    model = opened(folder, seats, base, where, AdaptersConfig.on_base(settings, base.path), precision)
     source = Blocks.open(blocks)
     sums: dict[str, Ridge] = {}
     with model.only(seats[number].name), gate_inputs(model) as read:

@@ -28,7 +28,7 @@ from coterie.mixtures.adapters.adapter_routers import Maturity
 from coterie.mixtures.adapters.adapters_files import AdaptersConfig, Counts
 from coterie.mixtures.adapters.layout import Layout
 from coterie.mixtures.mixture_files import MixtureConfig, Opening, mixture_at, read_router, write_router
-from coterie.mixtures.query import Times
+from coterie.mixtures.query import Times, refuse_date
 from coterie.mixtures.shared_base import SharedBaseMixture
 from coterie.models import lora_files
 from coterie.models import packed_inputs as packing
@@ -221,7 +221,8 @@ class AdaptersMixture(SharedBaseMixture):
         num_items_in_batch: Tensor | None = None,
         **kwargs: object,
     ) -> CausalLMOutputWithPast:
-        """As Hugging Face's causal models; with ``labels``, their mean nll as loss. ``time`` changes nothing."""
+        """As Hugging Face's causal models; with ``labels``, their mean nll as loss. A ``time`` is an error."""
+        refuse_date(time, 1 if input_ids is None else len(input_ids))
         if past_key_values is None and use_cache:
             past_key_values = AdaptersCache(config=self.base.config)
         given: dict[str, Any] = {"attention_mask": attention_mask, "position_ids": position_ids, "use_cache": False}

@@ -58,12 +58,12 @@ class AdaptersPlace(AdaptersSettings):
         where, label = device.pick(), run.scores_label(self.name, blocks)
         inputs = {"mixture": mixture.digest, "blocks": blocks.content("blocks.safetensors", "documents.parquet")}
         libraries = ("torch", "transformers")
-        action = Action("scores", {"of": "adapters"}, inputs, libraries, numerics=device.numerics(where, "fp32"))
+        action = Action("scores", {"of": "adapters"}, inputs, libraries, device.numerics(where, run.precision))
 
         def build(folder: Path) -> None:
             from coterie.mixtures.adapters import adapter_gate_fits as fitting
 
-            fitting.write_scores(mixture, seats, base, blocks, folder, where, label)
+            fitting.write_scores(mixture, seats, base, blocks, folder, where, run.precision, label)
 
         return run.store.make(action, build, label=label)
 
@@ -198,13 +198,13 @@ def _closed_form(run: Making, gate: ClosedFormGate, seats: Sequence[Seat], base:
                 "blocks": block.content("blocks.safetensors"),
             },
             libraries=("torch", "transformers"),
-            numerics=device.numerics(where, "fp32"),
+            numerics=device.numerics(where, run.precision),
         )
 
         def count(folder: Path, u: int = u, block: Artifact = block) -> None:
             from coterie.mixtures.adapters import adapter_gate_fits as fitting
 
-            fitting.write_sums(gate, seats, u, base, block, where, folder)
+            fitting.write_sums(gate, seats, u, base, block, where, run.precision, folder)
 
         sums.append(run.store.make(action, count, label=f"{label}: what its gates read of {seat.name}"))
     action = Action(

@@ -169,14 +169,42 @@ def log_probs(model: nn.Module, ids_BT: Tensor) -> Float[Tensor, "B T V"]:
     return model(input_ids=ids_BT, use_cache=False).logits.float().log_softmax(-1)
 
 
-def largest(one: Path, two: Path) -> float:
-    """Between two model directories; both must open strictly."""
-    found = []
-    for folder in (one, two):
-        model = load_strictly(folder, dtype=torch.float32)
-        found.append(log_probs(model, probe(model.config)))
-        del model
-    return float((found[0] - found[1]).abs().max())
+@dataclass(frozen=True)
+class Apart:
+    """Largest differences in log-probability."""
+
+    written: float
+    """Of what was written from the source with its values rounded in the same way: both in fp32."""
+    rounding: float
+    """Of the source with its values rounded from the source as it is: both in fp32. 0 where nothing is rounded."""
+
+
+def compared(source: Path, written: Path, dtype: torch.dtype, gates: torch.dtype) -> Apart:
+    """Two model directories, which must open strictly.
+
+    Args:
+        dtype: of the weights as written.
+        gates: of the gates as written.
+    """
+    model = load_strictly(source, dtype=torch.float32)
+    ids_BT = probe(model.config)
+    before = log_probs(model, ids_BT)
+    rounded = before
+    if _round(model, dtype, gates):
+        rounded = log_probs(model, ids_BT)
+    del model
+    after = log_probs(load_strictly(written, dtype=torch.float32), ids_BT)
+    return Apart(float((after - rounded).abs().max()), float((rounded - before).abs().max()))
+
+
+def _round(model: nn.Module, dtype: torch.dtype, gates: torch.dtype) -> bool:
+    """Give all weights the values that they have once written; whether that changed any."""
+    changed = False
+    for name, parameter in model.named_parameters():
+        value = parameter.data.to(gates if ".gate." in name else dtype).to(parameter.dtype)
+        changed = changed or not torch.equal(value, parameter.data)
+        parameter.data = value
+    return changed
 
 
 def of_folding(folder: Path, experts: list[int], gates: Mapping[str, Tensor], top_k: int) -> float:

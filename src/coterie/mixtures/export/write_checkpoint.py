@@ -33,7 +33,7 @@ from coterie.store.durable import dead, discard, owner, sync
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 CLOSE = 1e-3
-"""Largest difference in log-probability that an export in the mixture's own precision may have."""
+"""Largest difference in log-probability that an export may have from the mixture, both in fp32 from the written values."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,19 @@ class Exported:
     """As written; more than the distinct ones where slots were expanded."""
     bytes: int
     difference: float
-    """Largest difference in log-probability from the mixture, over the tokens of `compare`."""
+    """Largest difference in log-probability from the mixture, over the tokens of `compare`: both in fp32, from the values as
+    written. For gguf, from the values of the mixture."""
+    rounding: float | None = None
+    """What the precision costs: the same of the mixture with its values as written from the mixture as it is. None where it
+    is a part of ``difference`` (gguf)."""
+
+    @property
+    def lines(self) -> list[str]:
+        """What the comparison found, for a person."""
+        found = [f"read back: largest difference in log-probability {self.difference:.2g}"]
+        if self.rounding:
+            found.append(f"precision: rounding to the values written moves log-probabilities by up to {self.rounding:.2g}")
+        return found
 
 
 def export(
@@ -98,24 +110,26 @@ class Plan:
     experts: int
     tensors: list[Wanted]
     config: Settings
-    exact: bool
-    """Nothing is rounded."""
+    dtype: torch.dtype
+    """To which the weights are rounded; fp32: not at all."""
+    gates: torch.dtype
+    """The same of the gates."""
 
 
 def _planned(mixture: ClosedMixture, format: str | None, expand: bool, dtype: torch.dtype | None) -> Plan:
     kept = dtype or mixture.dtype
-    name, exact = str(kept).removeprefix("torch."), kept == mixture.dtype
+    name = str(kept).removeprefix("torch.")
     if format == "coterie":
         config = json.loads((mixture.folder / "config.json").read_text())
         config["text_config"]["dtype"] = config["dtype"] = name
-        return Plan(format, len(mixture.config.experts), _ours(mixture, kept), config, exact)
+        return Plan(format, len(mixture.config.experts), _ours(mixture, kept), config, kept, torch.float32)
     base = mixture.config.text_config.to_dict()
     chosen = standard(base, format)
     require_plain_gates(mixture)
     placed = seating(mixture, expand)
     E = len(placed.experts)
     config = chosen.config(base, E, placed.top_k, name)
-    return Plan(chosen.name, E, _standard(mixture, chosen, placed, kept), config, exact)
+    return Plan(chosen.name, E, _standard(mixture, chosen, placed, kept), config, kept, kept)
 
 
 def _imported(folder: Path, dtype: torch.dtype | None) -> Plan:
@@ -123,7 +137,7 @@ def _imported(folder: Path, dtype: torch.dtype | None) -> Plan:
     config, tensors = importing.read(folder, tensors_of(folder))
     if dtype is not None:
         tensors = [t if ".gate." in t.name else replace(t, dtype=dtype) for t in tensors]
-    return Plan("coterie", len(config["experts"]), tensors, config, exact=dtype is None)
+    return Plan("coterie", len(config["experts"]), tensors, config, dtype or torch.float32, torch.float32)
 
 
 def _write(plan: Plan, folder: Path, to: Path, shard_bytes: int, say: Callable[[str], None]) -> Exported:
@@ -135,10 +149,9 @@ def _write(plan: Plan, folder: Path, to: Path, shard_bytes: int, say: Callable[[
         special = {k: token for k in SPECIAL_TOKENS if (token := plan.config.get(k)) is not None}
         (draft / "generation_config.json").write_text(json.dumps(special, indent=2, sort_keys=True) + "\n")
         copy_tokenizer(folder, draft)
-        difference = compare.largest(folder, draft)
-        if plan.exact:
-            require_close(difference, f"{plan.format} of {folder}")
-    return Exported(to, plan.format, plan.experts, size, difference)
+        apart = compare.compared(folder, draft, plan.dtype, plan.gates)
+        require_close(apart.written, f"{plan.format} of {folder}")
+    return Exported(to, plan.format, plan.experts, size, apart.written, apart.rounding)
 
 
 def require_close(difference: float, what: str) -> None:

@@ -37,8 +37,10 @@ from coterie.mixtures.layers.tensor_shards import INDEX, SHARD, Stored, index, l
 from coterie.mixtures.mixture_files import SPECIAL_TOKENS
 from coterie.mixtures.score_files import write_gated
 from coterie.models.checkpoint import weight_files
+from coterie.models.device import Precision
 from coterie.models.initialise import copy_tokenizer
 from coterie.models.quiet import quiet
+from coterie.models.weight_precision import torch_dtype
 from coterie.spec.json_types import Figures, Settings
 from coterie.store import Artifact
 from coterie.store.admit import shards_of
@@ -111,17 +113,18 @@ def _shapes(model: MergedModel) -> dict[str, tuple[int, ...]]:
 
 def write_merged(model: MergedModel, folder: Path) -> None:
     """All of a merged model but its experts, which are to lie in ``experts/``."""
-    settings = describe(Directory(model.base.path), **model.settings)
     experts = stored(sorted(model.experts.path.glob("model*.safetensors")))
+    dtype = next(t.dtype for name, t in experts.items() if ".experts." in name)
+    settings = describe(Directory(model.base.path), **model.settings, dtype=dtype)
     write_rest(settings, model.tokenizer.path, experts, gates_of(model), folder)
 
 
-def opened(model: MergedModel, where: str) -> LayersMixture:
-    """The model in memory, in fp32."""
+def opened(model: MergedModel, where: str, precision: Precision = "fp32") -> LayersMixture:
+    """The model in memory."""
     with tempfile.TemporaryDirectory() as temp, quiet():
         (Path(temp) / "experts").symlink_to(model.experts.path.absolute())
         write_merged(model, Path(temp))
-        return LayersMixture.from_pretrained(temp, dtype=torch.float32, device_map=where)
+        return LayersMixture.from_pretrained(temp, dtype=torch_dtype(precision), device_map=where)
 
 
 def make_gates(
@@ -133,6 +136,7 @@ def make_gates(
     blocks: Sequence[Artifact],
     seed: int,
     where: str,
+    precision: Precision,
 ) -> None:
     """Make gates without training; see `coterie.mixtures.layers.layers_place.LayersPlace`."""
     if not isinstance(gate, ClosedFormGate):
@@ -140,7 +144,7 @@ def make_gates(
         drawn = fitting.draw(_shapes(model), gate.initial_std, seed)
         write_gates({n: torch.zeros_like(t) if n.endswith("bias") else t for n, t in drawn.items()}, folder)
         return
-    mixture, U = opened(model, where), len(model.settings["digests"])
+    mixture, U = opened(model, where, precision), len(model.settings["digests"])
     H = mixture.config.text_config.hidden_size
     if prompts:
         texts, context = dict(enumerate(prompts)), mixture.config.max_position_embeddings
@@ -152,9 +156,11 @@ def make_gates(
     write_gates(fitting.gates(mixture), folder)
 
 
-def write_scores(model: MergedModel, blocks: Artifact, folder: Path, *, only: int | None, label: str, where: str) -> None:
+def write_scores(
+    model: MergedModel, blocks: Artifact, folder: Path, *, only: int | None, label: str, where: str, precision: Precision
+) -> None:
     """Run a mixture over blocks; see `coterie.mixtures.score_files.write_gated`."""
-    mixture = opened(model, where)
+    mixture = opened(model, where, precision)
     with nullcontext() if only is None else mixture.only(only):
         write_gated(mixture, blocks, folder, torch.float32, where, label)
 

@@ -33,7 +33,7 @@ from coterie.errors import RequestError
 from coterie.mixtures.layers.gated_block import Block, feed_forward, put
 from coterie.mixtures.mixture import Mixture
 from coterie.mixtures.mixture_files import MixtureConfig
-from coterie.mixtures.query import Times
+from coterie.mixtures.query import Times, refuse_date
 from coterie.mixtures.shared_base import SharedBaseMixture
 from coterie.models.bounded import bounded, require_finite
 from coterie.routing.gates import Gate, Gated, by_expert
@@ -75,6 +75,7 @@ class LayersMixture(SharedBaseMixture):
 
     config_class = LayersConfig
     base_model_prefix = "model"
+    _keep_in_fp32_modules_strict = [r"\.gate\."]  # noqa: RUF012 - as the library declares it: patterns of names
     config: LayersConfig
 
     def __init__(self, config: LayersConfig) -> None:
@@ -144,7 +145,8 @@ class LayersMixture(SharedBaseMixture):
         time: Times = None,
         **kwargs: object,
     ) -> CausalLMOutputWithPast:
-        """As Hugging Face's causal models. ``time`` changes nothing: no expert is ruled out by a date."""
+        """As Hugging Face's causal models. A ``time`` is an error: no expert is ruled out by a date."""
+        refuse_date(time, 1 if input_ids is None else len(input_ids))
         return self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,

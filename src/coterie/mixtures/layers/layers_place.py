@@ -38,7 +38,7 @@ class LayersPlace(LayersSettings):
                 costs.append(None)  # made elsewhere, and no text is named to measure it on
                 continue
             blocks = run.data(seat.name, "valid")
-            alone = _score(run.store, model, blocks, f"{seat.name} alone in {self.name}", u)
+            alone = _score(run, model, blocks, f"{seat.name} alone in {self.name}", u)
             own = run.score(seat, blocks)
             costs.append((own, alone, blocks))
             inputs |= {f"own.{u}": own.content("scores.safetensors"), f"alone.{u}": alone.content("scores.safetensors")}
@@ -54,7 +54,7 @@ class LayersPlace(LayersSettings):
         return run.store.make(action, build, label=f"mixture {self.name}")
 
     def scores(self, run: Making, blocks: Artifact) -> Artifact:
-        return _score(run.store, self.model(run), blocks, run.scores_label(self.name, blocks))
+        return _score(run, self.model(run), blocks, run.scores_label(self.name, blocks))
 
     def put(self, run: Making, folder: Path) -> Path:
         return link_tree(run.made(self), folder, {"experts": self.model(run).experts})
@@ -143,15 +143,17 @@ class LayersPlace(LayersSettings):
             inputs = {"base": model.base.content("config.json")}
         else:
             return None
-        where = device.pick()
-        action = Action("gates", spec, inputs, ("torch", "transformers"), device.numerics(where, "fp32"))
+        where, precision = device.pick(), run.precision if isinstance(gate, ClosedFormGate) else "fp32"
+        action = Action("gates", spec, inputs, ("torch", "transformers"), device.numerics(where, precision))
 
         def build(folder: Path) -> None:
             from coterie.mixtures.layers import layers_files as disk
 
             if isinstance(gate, ClosedFormGate):
                 say_shared(label, seats, "get equal rows")
-            disk.make_gates(model, gate, folder, prompts=prompts, blocks=blocks, seed=run.seed, where=where)
+            disk.make_gates(
+                model, gate, folder, prompts=prompts, blocks=blocks, seed=run.seed, where=where, precision=precision
+            )
 
         return run.store.make(action, build, label=label)
 
@@ -183,7 +185,7 @@ def _tuned(store: Store, model: MergedModel, tuning: Tuning) -> Artifact:
     return store.make(action, build, label=tuning.label, tokens=train.tokens)
 
 
-def _score(store: Store, model: MergedModel, blocks: Artifact, label: str, only: int | None = None) -> Artifact:
+def _score(run: Making, model: MergedModel, blocks: Artifact, label: str, only: int | None = None) -> Artifact:
     """A mixture's log-probabilities on blocks, and who was used.
 
     Args:
@@ -200,12 +202,12 @@ def _score(store: Store, model: MergedModel, blocks: Artifact, label: str, only:
         spec={"of": "layers", "said": {k: model.settings[k] for k in ("seats", "gate")}, "only": only},
         inputs=model.inputs | {"blocks": blocks.content("blocks.safetensors")},
         libraries=("torch", "transformers"),
-        numerics=device.numerics(where, "fp32"),
+        numerics=device.numerics(where, run.precision),
     )
 
     def build(folder: Path) -> None:
         from coterie.mixtures.layers import layers_files as disk
 
-        disk.write_scores(model, blocks, folder, only=only, label=label, where=where)
+        disk.write_scores(model, blocks, folder, only=only, label=label, where=where, precision=run.precision)
 
-    return store.make(action, build, label=label)
+    return run.store.make(action, build, label=label)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property, partial, reduce
 from itertools import cycle
 from typing import Literal
 
@@ -47,7 +47,7 @@ class Merge:
     shared: Shared | None = None
     """What becomes of tensors outside the feed-forward blocks in which experts differ; None: they must not differ."""
     dtype: torch.dtype | None = None
-    """Of the result; the base's by default."""
+    """Of the result; by default each tensor's is the widest in which the base or an expert has it, so nothing is rounded."""
 
     @cached_property
     def blocks(self) -> list[str]:
@@ -94,21 +94,15 @@ class Merge:
         for name in self.names:
             if name not in expert.tensors:
                 raise RequestError(f"expert {expert.name!r} lacks a tensor", where=str(expert.folder), expected=name)
-            ours, theirs = self.base.tensors[name], expert.tensors[name]
-            aspects: list[tuple[str, object, object, str]] = [
-                ("shape", list(ours.shape), list(theirs.shape), "merge experts of one shape")
-            ]
-            if self.dtype is None:
-                aspects.append(("precision", ours.dtype, theirs.dtype, "say which one is wanted (--dtype)"))
-            for aspect, expected, found, do in aspects:
-                if expected != found:
-                    raise RequestError(
-                        f"a tensor of expert {expert.name!r} has another {aspect} than the base's",
-                        where=name,
-                        expected=f"{expected} in {self.base.where(name)}",
-                        found=f"{found} in {expert.where(name)}",
-                        do=do,
-                    )
+            ours, theirs = list(self.base.tensors[name].shape), list(expert.tensors[name].shape)
+            if ours != theirs:
+                raise RequestError(
+                    f"a tensor of expert {expert.name!r} has another shape than the base's",
+                    where=name,
+                    expected=f"{ours} in {self.base.where(name)}",
+                    found=f"{theirs} in {expert.where(name)}",
+                    do="merge experts of one shape",
+                )
 
     def _differences(self) -> dict[str, float]:
         """For each expert, the largest difference from the base outside the feed-forward blocks."""
@@ -159,7 +153,7 @@ class Merge:
     def wanted(self) -> Iterator[Wanted]:
         """The tensors of the result in the names of `LayersMixture`, without its gates."""
         for name in self.names:
-            dtype, shape = self.dtype or self.base.tensors[name].dtype, self.base.tensors[name].shape
+            dtype, shape = self.dtype or self._widest(name), self.base.tensors[name].shape
             block = self.block_of(name)
             if block is None:
                 yield Wanted(f"model.{name}", dtype, shape, partial(self._shared, name))
@@ -167,6 +161,9 @@ class Merge:
             for u, expert in enumerate(self.experts):
                 rest = name.removeprefix(f"{block}.")
                 yield Wanted(f"model.{block}.experts.{u}.{rest}", dtype, shape, partial(self._read, expert, name))
+
+    def _widest(self, name: str) -> torch.dtype:
+        return reduce(torch.promote_types, [source.tensors[name].dtype for source in (self.base, *self.experts)])
 
     def _shared(self, name: str) -> Tensor:
         if self.shared != "average" or not any(e.changes(name) for e in self.experts):
@@ -183,10 +180,21 @@ def gate_names(blocks: Sequence[str], bias: bool) -> list[str]:
 
 
 def describe(
-    base: Directory, names: Sequence[str], seats: Sequence[int], digests: Sequence[str | None], gate: GateSettings
+    base: Directory,
+    names: Sequence[str],
+    seats: Sequence[int],
+    digests: Sequence[str | None],
+    gate: GateSettings,
+    dtype: torch.dtype | None = None,
 ) -> Settings:
-    """The text of `config.json` of a mixture on a base; see `mixture_settings`."""
+    """The text of `config.json` of a mixture on a base; see `mixture_settings`.
+
+    Args:
+        dtype: of the experts as written, where it may be another than the base's.
+    """
     text = {k: v for k, v in base.config.to_dict().items() if k not in ("_name_or_path", "transformers_version")}
+    if dtype is not None:
+        text["dtype"] = str(dtype).removeprefix("torch.")
     return mixture_settings(text, names, seats, digests, gate, base.tied)
 
 

@@ -21,7 +21,7 @@ from coterie.mixtures.layers import layer_gate_fits as fitting
 from coterie.mixtures.layers import layers_files as files
 from coterie.mixtures.layers.layers_mixture import LayersMixture
 from coterie.mixtures.layers.layers_settings import MergedModel, Tuning
-from coterie.mixtures.layers.tensor_shards import SHARD, like, write
+from coterie.mixtures.layers.tensor_shards import SHARD, like, stored, write
 from coterie.models import device, parameters
 from coterie.models.packed_inputs import needs_mask
 from coterie.routing.gates import Gated, auxiliary, by_expert
@@ -35,11 +35,12 @@ def make(merged: MergedModel, request: Tuning, where: str, precision: device.Pre
         home: where checkpoints go.
     """
     with prepared(request.train.threads, request.seed) as threads:
-        _run(files.opened(merged, where), request, where, precision, home, folder)
+        _run(merged, request, where, precision, home, folder)
     return {"threads": threads, "device": where}
 
 
-def _run(model: LayersMixture, request: Tuning, where: str, precision: device.Precision, home: Path, folder: Path) -> None:
+def _run(merged: MergedModel, request: Tuning, where: str, precision: device.Precision, home: Path, folder: Path) -> None:
+    model = files.opened(merged, where)
     freeze(model, request.what)
     if request.train.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -78,7 +79,8 @@ def _run(model: LayersMixture, request: Tuning, where: str, precision: device.Pr
     files.write_gates(fitting.gates(model), folder)
     if request.what != "gate":
         tensors = {n: p.detach().cpu() for n, p in model.named_parameters() if ".gate." not in n}
-        write(folder, [like(t, n, t.dtype) for n, t in tensors.items()], SHARD)
+        written = stored(sorted(merged.experts.path.glob("model*.safetensors")))
+        write(folder, [like(t, n, written[n].dtype) for n, t in tensors.items()], SHARD)
 
 
 def freeze(model: LayersMixture, what: str) -> None:

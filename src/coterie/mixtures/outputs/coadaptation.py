@@ -15,11 +15,11 @@ from collections.abc import Sequence
 from datetime import date
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from coterie.corpora.blocks import Blocks
 from coterie.corpora.order import Order
@@ -36,6 +36,7 @@ from coterie.models import parameters
 from coterie.models.initialise import copy_tokenizer
 from coterie.models.logprob import target_logp
 from coterie.models.open import open_model
+from coterie.models.weight_precision import save_model, weight_precision
 from coterie.routing.fit import Scored, objective
 from coterie.routing.fit_settings import FitSettings
 from coterie.routing.output_routers import OutputRouter
@@ -236,7 +237,7 @@ def _write(
     for u, (expert, origin) in enumerate(zip(model.experts, origins, strict=True)):
         place = folder / "experts" / str(u)
         expert.config.use_cache = True  # type: ignore[union-attr]
-        expert.save_pretrained(place)  # type: ignore[operator]
+        save_model(cast(PreTrainedModel, expert), place, weight_precision(origin.path))
         copy_tokenizer(origin.path, place)
         known = origin.facts if "facts.json" in origin.files else {}
         mine = loop.train_dataset.tokens_N[order.source == u]  # type: ignore[union-attr]

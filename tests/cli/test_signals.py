@@ -9,10 +9,13 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 
 import pytest
-from tests.tiny import llama, write_tokenizer
+from tests.cli.test_cli import here
+
+import coterie
 
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -27,19 +30,6 @@ def started(*words: str, cwd: Path | None = None) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         env=ENV,
     )
-
-
-def until_ours(process: subprocess.Popen[str]) -> None:
-    """Python itself is up: before, a signal is its own affair."""
-    maps = Path(f"/proc/{process.pid}/maps")
-    limit = time.monotonic() + 10
-    while process.poll() is None and time.monotonic() < limit:
-        try:
-            if "_ctypes" in maps.read_text() or "_json" in maps.read_text():
-                return
-        except OSError:
-            return
-        time.sleep(0.0005)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -59,15 +49,17 @@ def test_a_signal_at_any_moment_leaves_no_traceback(number: signal.Signals) -> N
     assert faults == []
 
 
-def test_generate_that_is_stopped_speaks_of_no_checkpoint(tmp_path: Path) -> None:
-    llama(1, context=4096).save_pretrained(tmp_path / "m")
-    write_tokenizer(tmp_path / "m")
-    process = started("generate", "m", "the cat", "--max-new-tokens", "4000", cwd=tmp_path)
-    time.sleep(9)
-    assert process.poll() is None, process.communicate()
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=30)
-    assert process.returncode == 130
-    assert "stopped" in err
-    assert not re.search("checkpoint|go on with", err)
-    assert "Traceback" not in err
+def test_generate_that_is_stopped_speaks_of_no_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(_: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(coterie, "load", stopped, raising=False)
+    assert here(monkeypatch, "generate", str(tmp_path), "the cat") == 130
+    said = capsys.readouterr().err
+    assert "stopped" in said
+    assert not re.search("checkpoint|go on with", said)
+    monkeypatch.setattr(import_module("coterie.run.execute"), "execute", lambda *_: stopped(tmp_path))
+    assert here(monkeypatch, "run", "recipe.yaml") == 130
+    assert "go on with the same command: coterie run recipe.yaml" in capsys.readouterr().err

@@ -6,20 +6,17 @@ import json
 import os
 import random
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from tests.faults import results as r
+from tests.forked import coterie as command
 
 import coterie
 from coterie.errors import RequestError
 from coterie.store import objects
-
-COMMAND = [sys.executable, "-c", "import sys; from coterie.cli import main; sys.argv[0] = 'coterie'; main()"]
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +159,7 @@ def test_a_run_that_goes_on_breaks_the_seal_and_sets_it_again(original: Path, tm
 )
 def test_every_command_names_the_damage(out: Path, words: list[str], file: str) -> None:
     r.flip(out / file, random.Random(3))
-    done = subprocess.run([*COMMAND, *words], cwd=out.parent, capture_output=True, text=True, check=False, timeout=60)
+    done = command(*words, cwd=out.parent)
     assert done.returncode == 2, done.stderr
     assert Path(file).name in done.stderr
     for word in ("where:", "expected:", "found:", "do:"):

@@ -181,11 +181,15 @@ def test_every_auto_class_is_told_to_trust_no_code() -> None:
             if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
                 continue
             of = node.func.value
-            if node.func.attr == "from_pretrained" and isinstance(of, ast.Name) and of.id.startswith("Auto"):
+            if (
+                node.func.attr in ("from_pretrained", "from_config")
+                and isinstance(of, ast.Name)
+                and of.id.startswith("Auto")
+            ):
                 said = {k.arg: k.value for k in node.keywords}.get("trust_remote_code")
                 trusts_none = isinstance(said, ast.Constant) and said.value is False
                 found.append((f"{path.relative_to(SOURCE)}:{node.lineno}", trusts_none))
-    assert len(found) >= 8
+    assert len(found) >= 10
     assert [place for place, trusts_none in found if not trusts_none] == []
 
 

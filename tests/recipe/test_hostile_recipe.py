@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import yaml
+from tests.forked import coterie as command
 from tests.run.small import recipe
 
 from coterie.errors import RequestError
@@ -19,7 +17,6 @@ from coterie.recipe import read
 BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 9)
 )
-CODE = "import sys; from coterie.cli import main; sys.argv[0] = 'coterie'; main()"
 
 
 def refused(path: Path, *settings: str) -> RequestError:
@@ -73,16 +70,9 @@ def test_a_pattern_that_could_search_for_ever(tmp_path: Path, pattern: str) -> N
     (tmp_path / "data" / "fruit.jsonl").write_text("\n".join(rows) + "\n")
     raw["corpora"]["fruit"] |= {"time": "date", "time_pattern": pattern}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(raw))
+    command("--version", cwd=tmp_path)  # the server that forks is up
     began = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-c", CODE, "run", "recipe.yaml", "--store", "store"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    done = command("run", "recipe.yaml", "--store", "store", cwd=tmp_path)
     assert done.returncode == 2, done.stderr
     assert "corpora.fruit" in done.stderr or "fruit.jsonl" in done.stderr
     assert time.monotonic() - began < 5

@@ -56,7 +56,7 @@ def _write(config: PreTrainedConfig, seed: int, tokenizer: Artifact, folder: Pat
     from coterie.models.quiet import quiet, seeded
 
     with quiet(), seeded(seed):
-        AutoModelForCausalLM.from_config(config).float().save_pretrained(folder)
+        AutoModelForCausalLM.from_config(config, trust_remote_code=False).float().save_pretrained(folder)
     copy_tokenizer(tokenizer.path, folder)
 
 

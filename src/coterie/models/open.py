@@ -9,8 +9,10 @@ import torch
 from transformers import PreTrainedModel
 
 from coterie.errors import RequestError, WorkError
+from coterie.models.bounded import require_finite
 from coterie.models.checkpoint import checkpoint, require_same_base
 from coterie.models.quiet import load_strictly, quiet
+from coterie.spec.json_file import read_json
 from coterie.store import Artifact
 from coterie.store.admit import admit
 
@@ -55,16 +57,27 @@ def _on_base(folder: Path, model: PreTrainedModel, trainable: bool) -> PreTraine
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors.torch import load_file
 
+    saved = load_file(folder / "adapter_model.safetensors")
+    config = read_json(folder / "adapter_config.json")
+    ranks = [config.get("r", 0), *(config.get("rank_pattern") or {}).values()]
+    if not all(isinstance(r, int) and r <= max((max(t.shape) for t in saved.values()), default=0) for r in ranks):
+        raise RequestError(
+            "the configuration claims more than the weights hold",
+            where=f"{folder / 'adapter_config.json'} (r)",
+            expected="ranks of the tensors",
+            found=", ".join(map(str, ranks)),
+            do="correct it, or fetch the adapter again",
+        )
     with quiet():
         adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
-    saved = load_file(folder / "adapter_model.safetensors")
     loaded = get_peft_model_state_dict(adapted)
     if differing := sorted(saved.keys() ^ loaded.keys()):
         raise RequestError(
             "the adapter does not fit the base", where=str(folder), found=f"{differing[0]} and {len(differing) - 1} more"
         )
+    require_finite(saved.items(), folder)
     for name, tensor in saved.items():
-        if not torch.isfinite(tensor).all() or not torch.equal(loaded[name].float(), tensor.float()):
+        if not torch.equal(loaded[name].float(), tensor.float()):
             raise WorkError("the adapter was not loaded as it was saved", where=f"{folder} ({name})")
     return cast(PreTrainedModel, adapted)  # PEFT passes on what a model of transformers has
 

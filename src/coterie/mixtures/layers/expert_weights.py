@@ -70,7 +70,7 @@ class Directory:
     def skeleton(self) -> PreTrainedModel:
         """The model without numbers."""
         with quiet(), torch.device("meta"), bounded(self.folder, weight_files(self.folder)):
-            return AutoModelForCausalLM.from_config(self.config)
+            return AutoModelForCausalLM.from_config(self.config, trust_remote_code=False)
 
     @cached_property
     def _names(self) -> set[str]:

@@ -196,7 +196,9 @@ def expert_of(mixture: LayersMixture, number: int) -> PreTrainedModel:
         elif name.startswith(own := f"{block}.experts.{number}."):
             state[f"{block}.{name.removeprefix(own)}"] = tensor
     with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(mixture.config.text_config, dtype=mixture.dtype)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            mixture.config.text_config, dtype=mixture.dtype, trust_remote_code=False
+        )
     model.load_state_dict(state, strict=True, assign=True)
     model.tie_weights()
     return model

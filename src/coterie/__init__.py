@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from coterie import _start  # noqa: F401 (first of all)  # isort: skip
+from coterie import start  # noqa: F401 (first of all)  # isort: skip
 
 from importlib import import_module
 from typing import TYPE_CHECKING

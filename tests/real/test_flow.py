@@ -19,7 +19,10 @@ from safetensors.torch import load_file, save_file
 from tests.run.small import WORDS, write_corpus
 
 import coterie
+from coterie.errors import RequestError
 from coterie.mixtures.export.write_checkpoint import export
+from coterie.models import device
+from coterie.models.weight_precision import frozen_precision
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(900)]
 
@@ -97,6 +100,19 @@ def test_experts_of_a_bf16_base_merge_and_are_evaluated(run: Any) -> None:
     assert facts["written"] == "bf16"
     for model, groups in run.summary["evaluation"]["losses"].items():
         assert 0 < groups["all"]["nll"] < 10, model
+
+
+def test_the_plan_says_in_which_precision_scores_are_computed(run: Any, real_model: Path) -> None:
+    where = device.pick()
+    expected = {device.numerics(where, frozen_precision("auto", [real_model], where))}
+    kinds = [s for s in run.plan if s.kind == "scores" and not s.label.startswith(("scores of whole", "scores of low"))]
+    assert {s.numerics for s in kinds} == expected
+
+
+def test_a_date_that_can_have_no_effect_is_an_error(run: Any) -> None:
+    for name in ("merged", "stacked"):
+        with pytest.raises(RequestError, match="a date has no effect"):
+            run.mixtures[name].complete("the ripe apple", time="1990-01-01", max_new_tokens=2)
 
 
 def test_layers(run: Any, ids_BT: torch.Tensor, tmp_path: Path) -> None:

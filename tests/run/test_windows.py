@@ -53,6 +53,23 @@ def test_snapshots_come_at_shares_of_the_budget_and_each_is_evaluated(tmp_path: 
     assert coterie.run(asked, store=tmp_path / "store", out=tmp_path / "out").summary["reuse"]["trained"] == 0
 
 
+def test_snapshots_of_a_window_without_test_documents_end_with_a_summary(tmp_path: Path) -> None:
+    """Before, everything was trained, and then the run ended without a summary."""
+    asked = recipe(tmp_path / "data", mixtures=[], evaluation=[])
+    lines = (tmp_path / "data/dated.jsonl").read_text().splitlines()
+    (tmp_path / "data/dated.jsonl").write_text("\n".join([*lines[:200], *lines[-8:-6]]) + "\n")
+    asked["corpora"]["dated"]["split"] = {"test": 0.05}
+    asked["experts"][0]["windows"] = [
+        {"start": "2013-01-01", "end": "2020-01-01"},
+        {"start": "2024-01-01", "end": "2026-01-01"},
+    ]
+    asked["experts"][0] |= {"allow": ["gap"], "from": "base"}
+    asked["train"]["snapshots"] = 0.5
+    done = coterie.run(asked, store=tmp_path / "store", out=tmp_path / "out")
+    assert sum("test_curve" in e for e in done.summary["experts"].values()) == 1
+    assert any("are not evaluated" in note for note in done.summary["notes"])
+
+
 def test_a_window_more_trains_one_expert_and_one_less_none(tmp_path: Path) -> None:
     place = {"store": tmp_path / "store", "out": tmp_path / "out"}
     short = recipe(tmp_path / "data")

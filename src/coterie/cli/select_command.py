@@ -108,6 +108,7 @@ def pick(
     relax: RelaxOption = False,
 ) -> None:
     """Choose: writes selected.jsonl (each row with cell, scores and reason), plan.json, report.json and report.html."""
+    from coterie.select.choose import shortfall
     from coterie.select.selection import plan_json, selection, write_selected
 
     data = _profiled(sources, store, set, corpus, jobs, slurm, relax)
@@ -116,6 +117,8 @@ def pick(
     write_selected(out / "selected.jsonl", data, data.chosen)
     _write(out / "plan.json", plan_json(data.chosen))
     _report(data, out, None)
+    for line in shortfall(data.chosen, data.select):
+        typer.echo(f"short: {line}")
     typer.echo(f"{len(data.chosen.at):,} documents, {data.chosen.tokens:,} tokens")
     typer.echo(out / "report.html")
 

@@ -150,12 +150,27 @@ def _mark(node: yaml.Node | None, key: Key, lines: Lines, place: str, left: list
             _mark(value, (*key, index), lines, place, left)
 
 
+_QUOTED = """a text with braces, colons or brackets needs quotes of YAML's own: --set '{key}="{text}"'"""
+
+
 def _set(raw: Figures, setting: str, lines: Lines) -> None:
     """`a.b=v`: v is read as YAML. List items go by index or, where items have names, by name."""
     key, equals, text = setting.partition("=")
     if not equals or not key:
         raise RequestError("--set takes KEY=VALUE", where=f"--set {setting}", do="for example --set seed=1")
-    value = _parse(text, f"--set {setting}", {})
+    try:
+        value = _parse(text, f"--set {setting}", {})
+    except RequestError as error:
+        error.do = _QUOTED.format(key=key, text=text)
+        raise
+    if isinstance(value, dict) and value and all(v is None for v in value.values()):
+        raise RequestError(
+            "the value is a YAML mapping without values",
+            where=f"--set {setting}",
+            expected="a value, or text in quotes",
+            found=text,
+            do=_QUOTED.format(key=key, text=text),
+        )
     *parents, last = key.split(".")
     place: Any = raw
     at: Key = ()

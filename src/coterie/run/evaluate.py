@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from coterie.errors import RequestError
 from coterie.evaluation.compare import Tables, tables
 from coterie.evaluation.leaks import check_leaks
 from coterie.experts.expert_actions import score_expert
@@ -141,7 +142,12 @@ class Evaluations:
         spec, made = self.parts.by_name[expert], self.parts.experts[expert]
         if spec.train.snapshots is None or spec.finished:
             return []
-        blocks, base = self.parts.data(expert, "test"), self.parts.rests_on(expert)
+        try:
+            blocks, base = self.parts.data(expert, "test"), self.parts.rests_on(expert)
+        except RequestError as error:  # the expert is trained and the rest is measured: that is worth a summary
+            self.notes.append(f"the snapshots of {expert} are not evaluated: {error.what} (test split of its own slice)")
+            say(f"  {self.notes[-1]}")
+            return []
         by_digest = {artifact.digest: artifact for artifact in self.store.used.values()}
         points = [(entry["tokens"], by_digest[entry["digest"]]) for entry in made.facts["snapshots"]]
         points.append((made.facts["tokens"], made))

@@ -103,11 +103,10 @@ class Results:
 
 def show(summary: Figures, out: Path) -> None:
     """End with the tables, and where to find the rest."""
-    say(
-        "  experts: {requested} requested, {distinct} distinct, {trained} trained, {reused} reused".format(
-            **summary["reuse"]
-        )
-    )
+    counts = summary["reuse"]
+    elsewhere = f", {counts['finished']} made elsewhere" if "finished" in counts else ""
+    made = "{requested} requested, {distinct} distinct, {trained} trained, {reused} reused".format(**counts)
+    say(f"  experts: {made}{elsewhere}")
     if summary["evaluation"]:
         print(terminal(summary))
     leaks = summary.get("leaks", {"exact": 0, "near": 0})

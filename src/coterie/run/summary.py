@@ -62,11 +62,14 @@ def summarise(parts: Parts, evaluations: Evaluations, *, mixed: bool, evaluated:
 
 
 def reuse(parts: Parts) -> dict[str, int]:
-    """Experts requested, distinct, trained and reused."""
-    distinct = parts.distinct
-    trained = sum(not parts.experts[name].reused for name in distinct.values())
+    """Experts requested, distinct, trained and reused, and those that were made elsewhere."""
+    distinct = parts.distinct.values()
+    finished = sum(parts.by_name[name].finished for name in distinct)
+    trained = sum(not parts.experts[name].reused and not parts.by_name[name].finished for name in distinct)
     requested = max(len(parts.recipe.experts), *(len(m.slots) for m in parts.recipe.mixtures), 0)
-    return {"requested": requested, "distinct": len(distinct), "trained": trained, "reused": len(distinct) - trained}
+    counts = {"requested": requested, "distinct": len(distinct), "trained": trained}
+    counts["reused"] = len(distinct) - trained - finished
+    return counts | ({"finished": finished} if finished else {})
 
 
 def expert_entry(name: str, expert: Expert | None, artifact: Artifact, corpus: str) -> Figures:

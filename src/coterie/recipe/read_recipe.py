@@ -135,6 +135,8 @@ def _mark(node: yaml.Node | None, key: Key, lines: Lines, place: str, left: list
         seen: dict[str, int] = {}
         for name, value in node.value:
             line = name.start_mark.line + 1
+            if not isinstance(name, yaml.ScalarNode):
+                raise RequestError("a key is a list or a mapping", where=place, found=f"line {line}", expected="plain text")
             if name.value in seen:
                 raise RequestError(
                     "a key is given twice",

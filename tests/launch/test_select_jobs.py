@@ -29,12 +29,12 @@ SELECT = {
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three small files that are large enough on the disk to be parts of their own: their last row ends in much space."""
+    """Three small files that are large enough on the disk to be parts of their own: their rows end in much space."""
     folder = tmp_path_factory.mktemp("select")
     made = rows(240)
     for i in range(3):
-        *lines, last = [json.dumps(row) for row in made[i::3]]
-        lines.append(last[:-1] + " " * (SHARD_BYTES // 2 + 1) + "}")
+        space = " " * (SHARD_BYTES // 2 // len(made[i::3]) + 1)
+        lines = [json.dumps(row)[:-1] + space + "}" for row in made[i::3]]
         (folder / f"{i}.jsonl").write_text("\n".join(lines) + "\n")
     asked = {"seed": 3, "corpora": {"prose": {"path": "*.jsonl", "id": "id", "columns": ["topic"], "select": SELECT}}}
     (folder / "select.yaml").write_text(yaml.safe_dump(asked))

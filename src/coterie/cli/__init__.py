@@ -10,7 +10,8 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Annotated, ParamSpec
 
 import typer
@@ -100,30 +101,33 @@ for group, name in ((select, "select"), (store, "store")):
 
 def main() -> None:
     """Entry point: run a verb, turn errors into one clear message and an exit code."""
+    with _signals():
+        try:
+            app(prog_name="coterie")
+        except CoterieError as error:
+            _fail(error, str(error), error.exit_code)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
+        except Exception as error:
+            text = f"{type(error).__name__}: {error}\n  do:       this is a fault of ours; --debug shows where it happened"
+            _fail(error, text, 1)
+
+
+@contextmanager
+def _signals() -> Iterator[None]:
+    """Ctrl-C and a request to end are one, and never a traceback."""
     signal.signal(signal.SIGTERM, _interrupt)
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        _call()
+        yield
     except KeyboardInterrupt:  # before a verb began, or after it was done
         sys.exit(InterruptError.exit_code)
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):
             if callable(signal.getsignal(number)):
                 signal.signal(number, signal.SIG_DFL)  # Python's own way at its end would be a traceback
-
-
-def _call() -> None:
-    try:
-        app(prog_name="coterie")
-    except CoterieError as error:
-        _fail(error, str(error), error.exit_code)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-    except Exception as error:
-        text = f"{type(error).__name__}: {error}\n  do:       this is a fault of ours; --debug shows where it happened"
-        _fail(error, text, 1)
 
 
 def _interrupt(*_: object) -> None:

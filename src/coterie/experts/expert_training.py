@@ -155,13 +155,6 @@ class ExpertTraining:
 def opened(request: Request) -> PreTrainedModel:
     """The model to start from, with what the kind trains set trainable and all else frozen."""
     adapter, kind, lora = "adapter_config.json" in request.start.files, request.kind, request.adapter or Lora()
-    if adapter and kind != "lora":
-        raise RequestError(
-            f"kind {kind} cannot start from an adapter",
-            where=request.label,
-            found="a LoRA adapter",
-            do="set kind: lora, or start from a whole model",
-        )
     model = open_model(request.start, base=request.base, device=request.where, trainable=True)
     if adapter:
         found = parameters.shape_of_adapter(model)

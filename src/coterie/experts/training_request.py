@@ -70,6 +70,13 @@ class Request:
     @cached_property
     def action(self) -> Action:
         """What decides the result."""
+        if self.kind != "lora" and "adapter_config.json" in self.start.files:
+            raise RequestError(
+                f"kind {self.kind} cannot start from an adapter",
+                where=self.label,
+                found="a LoRA adapter",
+                do="set kind: lora, or start from a whole model",
+            )
         spec = {
             "kind": self.kind,
             "train": self.train.identity(),

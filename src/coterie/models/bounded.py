@@ -46,22 +46,25 @@ def bounded(folder: Path, files: Iterable[Path]) -> Iterator[None]:
 
 
 def held(files: Iterable[Path]) -> tuple[int, int]:
-    """How many tensors some files of weights hold, and how many numbers, by their headers.
+    """How many tensors some files of weights hold, and how many numbers; see `headers`."""
+    sizes = [size * _PACKED.get(dtype, 1) for dtype, size in headers(files)]
+    return len(sizes), sum(sizes)
+
+
+def headers(files: Iterable[Path]) -> Iterator[tuple[str, int]]:
+    """Type (such as ``BF16``) and size of every tensor in some files of weights, by their headers.
 
     Raises:
         RequestError: a header is damaged, or claims bytes that are not there.
     """
-    tensors = numbers = 0
     for path in files:
         try:
             with safe_open(path, framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118 - no mapping
                     part = file.get_slice(name)
-                    tensors += 1
-                    numbers += math.prod(part.get_shape()) * _PACKED.get(part.get_dtype(), 1)
+                    yield part.get_dtype(), math.prod(part.get_shape())
         except (SafetensorError, OSError) as error:
             raise RequestError("damaged weights", where=str(path), found=str(error), do="fetch the file again") from None
-    return tensors, numbers
 
 
 class _Watch:

@@ -59,15 +59,12 @@ def _used(written: Written, where: str) -> Precision:
 
 
 def _precision(files: Iterable[Path]) -> Written:
+    from coterie.models.bounded import headers
+
     bytes_of: Counter[str] = Counter()
-    for file in files:
-        with file.open("rb") as stream:
-            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-        for name, entry in header.items():
-            if name != "__metadata__":
-                begin, end = entry["data_offsets"]
-                bytes_of[entry["dtype"]] += end - begin
-    return _NAMES.get(bytes_of.most_common(1)[0][0], "fp32")
+    for dtype, size in headers(files):
+        bytes_of[dtype] += size * (2 if dtype in _NAMES else 4)
+    return _NAMES.get(bytes_of.most_common(1)[0][0], "fp32") if bytes_of else "fp32"
 
 
 def stated(start: Artifact, kind: str) -> dict[str, str]:

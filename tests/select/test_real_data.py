@@ -18,7 +18,7 @@ from coterie.select.selection_report import report
 from coterie.select.strategies import STRATEGIES
 from coterie.store import Store
 
-DATA = Path(os.environ.get("COTERIE_DATA", Path(__file__).parents[3] / "../shared/data")).resolve()
+DATA = Path(os.environ.get("COTERIE_DATA", Path(__file__).parents[2] / "../shared/data")).resolve()
 FILE = DATA / "labelled_prose/labelled_prose.jsonl"
 pytestmark = [pytest.mark.data, pytest.mark.skipif(not FILE.is_file(), reason=f"no real data in {DATA}: set COTERIE_DATA")]
 PLAN = {

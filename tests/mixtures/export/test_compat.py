@@ -41,9 +41,9 @@ def python() -> Path:
         run = [str(home / "bin/python"), "-m", "pip", "install", "--quiet"]
         subprocess.run([*run, "--no-deps", f"transformers=={VERSION}"], check=True)
         subprocess.run([*run, "huggingface_hub>=0.34,<1", "tokenizers>=0.22,<0.23.1"], check=True)
-        site = next((home / "lib").glob("python*/site-packages"))
-        (site / "ours.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")  # after its own: for torch and numpy
         (home / "made").touch()
+    site = next((home / "lib").glob("python*/site-packages"))
+    (site / "ours.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")  # after its own: for torch and numpy, from here
     return home / "bin/python"
 
 

@@ -55,7 +55,7 @@ def load_strictly(folder: Path, *, dtype: torch.dtype | str | None = None, devic
     """``from_pretrained`` where a missing, unexpected or misshapen tensor is an error (tied weights are not missing), as are
     sizes that no weights are behind, and numbers that are none."""
     try:
-        with quiet(), bounded(folder, folder.glob("*.safetensors")):
+        with quiet(), bounded(folder, [*folder.glob("*.safetensors"), *folder.glob("*/*.safetensors")]):
             model, report = _from_pretrained(folder, dtype, device_map)
     except RequestError:
         raise

@@ -122,6 +122,7 @@ def test_an_existing_one_is_copied_and_known_by_its_files(store: Store, opened, 
     )
     with pytest.raises(RequestError, match="code from elsewhere"):
         make_tokenizer(store, str(moved), [], label="t")
+    (tmp_path / "moved" / "tokenizer_config.json").write_text(json.dumps(config))
     (tmp_path / "moved" / "tokenizer.json").unlink()
     with pytest.raises(RequestError, match=r"no tokenizer\.json"):
         make_tokenizer(store, str(moved), [], label="t")

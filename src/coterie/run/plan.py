@@ -14,6 +14,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 from coterie.corpora.tokenizer import TrainedTokenizer
@@ -71,9 +72,13 @@ class Plan:
 
     def announce(self, label: str) -> None:
         """Tell a person that a step begins, and how many there are."""
-        place = [step.label for step in self.missing]
-        if label in place:
-            say(f"  [{place.index(label) + 1} of {len(place)}] {label}")
+        if label in self._place:
+            say(f"  [{self._place[label]} of {len(self._place)}] {label}")
+
+    @cached_property
+    def _place(self) -> dict[str, int]:
+        """Of each step to make, by its label: the how-manieth it is."""
+        return {step.label: place for place, step in enumerate(self.missing, 1)}
 
     def done(self, after: Plan) -> Plan:
         """The same with final addresses and results, as they are ``after`` the run; `cached` is what was there before."""

@@ -30,13 +30,14 @@ def command(*arguments: str, cwd: Path | None = None, **env: str) -> subprocess.
 
 def here(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     """The exit code of a command in this process, which has loaded everything already."""
-    before = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     monkeypatch.setattr(sys, "argv", ["coterie", *arguments])
     try:
         with pytest.raises(SystemExit) as end:
             main()
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     return int(end.value.code or 0)
 
 

@@ -63,3 +63,21 @@ def test_generate_that_is_stopped_speaks_of_no_checkpoint(
     monkeypatch.setattr(import_module("coterie.run.execute"), "execute", lambda *_: stopped(tmp_path))
     assert here(monkeypatch, "run", "recipe.yaml") == 130
     assert "go on with the same command: coterie run recipe.yaml" in capsys.readouterr().err
+
+
+def test_an_error_that_a_library_makes_of_a_signal_is_the_signal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """pydantic's core does so while it builds a schema."""
+
+    def converted(*_: object) -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except KeyboardInterrupt as error:
+            raise ValueError("SchemaError: KeyboardInterrupt") from error
+
+    monkeypatch.setattr(import_module("coterie.cli"), "_interrupted", [])
+    monkeypatch.setattr(import_module("coterie.run.execute"), "execute", converted)
+    assert here(monkeypatch, "run", "recipe.yaml") == 130
+    assert "stopped" in (said := capsys.readouterr().err)
+    assert "fault of ours" not in said

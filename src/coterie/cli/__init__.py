@@ -78,7 +78,9 @@ def _interruptible(verb: Callable[P, None], goes_on: bool) -> Callable[P, None]:
     def called(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
             verb(*args, **kwargs)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, Exception) as error:
+            if not (isinstance(error, KeyboardInterrupt) or _interrupted):  # a library may raise its own error of one
+                raise
             raise InterruptError(
                 "stopped",
                 kept="what was finished, and the newest checkpoint of what was not"
@@ -110,6 +112,8 @@ def main() -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
         except Exception as error:
+            if _interrupted:
+                raise KeyboardInterrupt from None
             text = f"{type(error).__name__}: {error}\n  do:       this is a fault of ours; --debug shows where it happened"
             _fail(error, text, 1)
 
@@ -118,8 +122,8 @@ def main() -> None:
 def _signals() -> Iterator[None]:
     """Ctrl-C and a request to end are one, and never a traceback."""
     signal.signal(signal.SIGTERM, _interrupt)
-    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGINT) in (signal.SIG_DFL, signal.default_int_handler):
+        signal.signal(signal.SIGINT, _interrupt)
     try:
         yield
     except KeyboardInterrupt:  # before a verb began, or after it was done
@@ -130,7 +134,12 @@ def _signals() -> Iterator[None]:
                 signal.signal(number, signal.SIG_DFL)  # Python's own way at its end would be a traceback
 
 
-def _interrupt(*_: object) -> None:
+_interrupted: list[int] = []
+"""Signals that came."""
+
+
+def _interrupt(number: int, _: object) -> None:
+    _interrupted.append(number)
     raise KeyboardInterrupt
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 from tests.counting import forward_passes
 from tests.run.small import BASE, WORDS, write_corpus
 
 import coterie
 from coterie.errors import RequestError
+from coterie.report.html_page import headlines
+from coterie.report.tables import evaluation_tables
 
 WINDOWS = {"start": "2013-01-01", "end": "2025-01-01", "every": "4y"}
 RULE = {"at": "outputs", "slots": ["y*"], "eligible": "strict"}
@@ -154,3 +157,37 @@ def test_the_quickstarts_recipe_for_time(tmp_path: Path) -> None:
     offices = done.summary["evaluation"]["offices"]["strict"]["all"]
     assert offices["n"] == 150
     assert offices["accuracy"] + offices["past"] + offices["future"] == pytest.approx(1)
+
+
+def test_what_knows_the_future_is_marked_and_never_called_the_best(tmp_path: Path) -> None:
+    asked = recipe(tmp_path / "data", single=True)
+    asked["mixtures"] += [{"name": "free", "at": "outputs", "slots": ["y*"], "eligible": "all"}]
+    asked["mixtures"] += [{"name": "early", "at": "outputs", "slots": ["y*"], "eligible": "inclusive"}]
+    done = coterie.run(asked, store=tmp_path / "store", out=tmp_path / "out")
+    days = pl.read_parquet(next(tmp_path.glob("store/corpora/*/documents.parquet"))).filter(pl.col("split") == "test")[
+        "time"
+    ]
+    ahead = done.summary["foresight"]["losses"]
+    assert ahead.keys() == {"y2013", "y2017", "y2021", "free", "early", "single"}
+    assert ahead["y2021"] == ahead["free"] == ahead["early"] == 1  # the last document of all is from before their end
+    assert 0 < ahead["y2013"] < ahead["y2017"] < 1
+    assert ahead["single"] == pytest.approx((days < days.max()).mean(), abs=0.1)  # tokens, not documents
+    (table,) = evaluation_tables(done.summary)
+    for row in table.rows:
+        assert (row.foresight > 0) == (row.name in ahead)
+        assert ("knows the future" in row.detail) == (row.name in ahead)
+        assert not (row.name in ahead and any(cell.best for cell in row.cells))
+    assert any(cell.best for row in table.rows for cell in row.cells)
+    (head,) = headlines(done.summary)
+    assert not {name for _, _, name in head.figures} & {"free", "early"}
+
+
+def test_years_that_a_limit_of_tokens_leaves_out_are_named(tmp_path: Path) -> None:
+    asked = recipe(tmp_path / "data", mixtures=[])
+    asked["evaluation"][0]["tokens"] = 60
+    done = coterie.run(asked, store=tmp_path / "store", out=tmp_path / "out")
+    (note,) = [n for n in done.summary["notes"] if "leaves out" in n]
+    years = {str(year) for year in range(2013, 2025)}
+    scored = done.summary["evaluation"]["losses"]["y2013"].keys() - {"all"}
+    assert scored < years
+    assert {year for year in years if year in note} == years - scored

@@ -9,8 +9,9 @@ Letters: M models, D documents, G groups, N blocks, T positions.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -192,6 +193,25 @@ def _read(evaluation: str, by: str | None, corpora: Mapping[str, Artifact], trai
         place = {v: g for g, v in enumerate(groups)}
         group_D = np.array([place.get(v, 0) for v in values])
     return _Documents(tokens_D, group_D, groups, counted, removed)
+
+
+def tokens_by_day(blocks: Iterable[Artifact]) -> Mapping[date, float]:
+    """Tokens of the documents that have a date, by date."""
+    tables = [pl.read_parquet(b.file("documents.parquet"), columns=["time", "tokens"]) for b in blocks]
+    found = pl.concat(t.with_columns(pl.col("time").cast(pl.Date)) for t in tables).drop_nulls()
+    return dict(found.group_by("time").agg(pl.col("tokens").sum()).filter(pl.col("tokens") > 0).sort("time").iter_rows())
+
+
+def groups_left_out(
+    evaluation: str, by: str, split: str, documents: Mapping[str, Artifact], blocks: Mapping[str, Artifact]
+) -> list[str]:
+    """Values of a column that stand in a split of the corpora, and not among the documents evaluated of it."""
+    there, found = set[str](), set[str]()
+    for corpus, of in documents.items():
+        table = pl.read_parquet(of.file("documents.parquet")).filter(pl.col("split") == split)
+        there |= set(_column(table, evaluation, by, corpus))
+        found |= set(_column(pl.read_parquet(blocks[corpus].file("documents.parquet")), evaluation, by, corpus))
+    return sorted(there - found)
 
 
 def _column(table: pl.DataFrame, evaluation: str, by: str, corpus: str) -> list[str]:

@@ -7,8 +7,10 @@ A metric sees the run that it is part of through `Evaluating`, and nothing else.
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 from pydantic import Field
@@ -56,6 +58,8 @@ class Evaluating(Protocol):
         """
 
     def has_dates(self, corpus: str) -> bool: ...
+
+    def documents(self, corpus: str) -> Artifact: ...
 
     def blocks(self, corpus: str, split: str, *, tokens: int | None = None) -> Artifact: ...
 
@@ -113,6 +117,14 @@ class Metric(Kind):
         """Questions that it asks; RequestError, with file and line, if their file is wrong."""
         return None
 
+    def weight_by_day(self, run: Evaluating) -> Mapping[date, float]:
+        """How much of what it asks is of which date, such as tokens; what has no date is left out."""
+        return Counter(question.time for question in asked.items if question.time) if (asked := self.questions()) else {}
+
+    def left_out(self, run: Evaluating) -> str | None:
+        """What it should cover and does not, for people; None: nothing."""
+        return None
+
     @abstractmethod
     def evaluate(self, run: Evaluating) -> Evaluated:
         """Measure every model."""
@@ -143,6 +155,20 @@ class Losses(Metric):
 
     def tested(self, run: Evaluating) -> Mapping[str, Artifact]:
         return {name: run.blocks(name, self.split, tokens=self.tokens) for name in self.corpora}
+
+    def weight_by_day(self, run: Evaluating) -> Mapping[date, float]:
+        from coterie.evaluation.losses import tokens_by_day
+
+        return tokens_by_day(self.tested(run).values())
+
+    def left_out(self, run: Evaluating) -> str | None:
+        from coterie.evaluation.losses import groups_left_out
+
+        if self.by is None or self.tokens is None:
+            return None
+        documents = {name: run.documents(name) for name in self.corpora}
+        missing = groups_left_out(self.name, self.by, self.split, documents, self.tested(run))
+        return f"{self.by} {', '.join(missing)}: no document among the first {self.tokens:,} tokens" if missing else None
 
     def evaluate(self, run: Evaluating) -> Evaluated:
         from coterie.evaluation.losses import TokenLosses, evaluate_losses

@@ -170,6 +170,10 @@ class Place(Kind):
         """The distinct experts by name, in the order of the figures of use."""
         return [seat.name for seat in run.seats(self.slots)]
 
+    def answering(self, run: Making, days: Sequence[int]) -> list[list[str]]:
+        """For each date (an ordinal), the experts that may answer as of it."""
+        return [self.experts(run)] * len(days)
+
     def seats(self, run: Making) -> list[tuple[str, str]]:
         """For each slot its name and the digest of the expert there."""
         return [(slot, run.digest_of(slot)) for slot in self.slots]

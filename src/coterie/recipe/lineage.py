@@ -44,6 +44,15 @@ def lineage(recipe: Recipe, experts: Iterable[Expert], name: str) -> Lineage:
     return found
 
 
+def corpora_lineage(recipe: Recipe, corpora: Iterable[str]) -> Lineage:
+    """What stands behind a model that is trained from the base on whole corpora."""
+    found = Lineage()
+    for corpus in corpora:
+        _corpus(recipe, corpus, found)
+    _base(recipe, found)
+    return found
+
+
 def _base(recipe: Recipe, found: Lineage) -> None:
     base = recipe.base
     if base.knowledge_until is not None:

@@ -78,10 +78,10 @@ class Headline:
 
 
 def headlines(summary: Summary) -> list[Headline]:
-    """One for each evaluation of losses with a mixture."""
+    """One for each evaluation of losses with a mixture that does not know the future."""
     out = []
     for table in tables.evaluation_tables(summary):
-        rows = [r for r in table.rows if r.cells[0].value is not None]
+        rows = [r for r in table.rows if r.cells[0].value is not None and not r.foresight]
         wanted = {"best mixture": "mixture", "best expert": "best_expert", "single model": "single", "oracle": "oracle"}
         found = {what: next((r for r in rows if who in (r.name, r.kind)), None) for what, who in wanted.items()}
         if table.measure == NLL and found["best mixture"]:

@@ -16,6 +16,7 @@ there, and leaves out what is not:
   ``by_position`` ``{GROUP: [weights at each position]}``, ``mutual_information``, ``gate_accuracy`` ``{GROUP: share}``,
   ``by_layer`` ``{GROUP: [[weights] of each layer]}``.
 
+- ``foresight[EVAL][MODEL]``: share of what is evaluated whose future a model knows; see `coterie.run.foresight`,
 - ``measures[EVAL]``: what its figures are, where they are neither nll nor accuracy; see `coterie.report.measure`.
 
 A line of metrics.jsonl is ``{"expert": HASH, "base" or "single", "tokens", "loss" or "eval_loss", ...}``; it is needed only

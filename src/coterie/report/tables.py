@@ -54,6 +54,8 @@ class Row:
     detail: str
     cells: list[Cell]
     mark: Mark | None
+    foresight: float = 0.0
+    """Share of what is evaluated whose future it knows: such a row is never the best."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,12 @@ def evaluation_tables(summary: Summary) -> list[Table]:
     """One table for each evaluation that has figures."""
     kind_of = kinds(summary)
     found = summary.get("evaluation", {})
-    return [_evaluation(n, measure_of(summary, n), models, kind_of) for n, models in found.items() if any(models.values())]
+    ahead = summary.get("foresight", {})
+    return [
+        _evaluation(name, measure_of(summary, name), models, kind_of, ahead.get(name, {}))
+        for name, models in found.items()
+        if any(models.values())
+    ]
 
 
 def difference_tables(summary: Summary) -> list[Table]:
@@ -97,11 +104,14 @@ def difference_tables(summary: Summary) -> list[Table]:
         of_interest = {m: d for m, d in models.items() if kind_of.get(m) in ("mixture", "single", "base")}
         for reference in dict.fromkeys(r for d in of_interest.values() for r in d):
             rows = {m: d[reference] for m, d in of_interest.items() if reference in d}
-            out.append(_differences(name, measure_of(summary, name), reference, rows, kind_of))
+            ahead = summary.get("foresight", {}).get(name, {})
+            out.append(_differences(name, measure_of(summary, name), reference, rows, kind_of, ahead))
     return [t for t in out if any(c.value is not None for r in t.rows for c in r.cells)]
 
 
-def _evaluation(name: str, measure: Measure, models: Models, kind_of: Mapping[str, str]) -> Table:
+def _evaluation(
+    name: str, measure: Measure, models: Models, kind_of: Mapping[str, str], foresight: Mapping[str, float]
+) -> Table:
     def cell(model: str, entry: Mapping[str, Any]) -> Cell:
         low, high = entry.get("ci95") or (None, None)
         value, note = entry.get(measure.key), entry.get("expert") if model == "oracle" else None
@@ -119,10 +129,12 @@ def _evaluation(name: str, measure: Measure, models: Models, kind_of: Mapping[st
 
     rows = {m: cells(m, by) for m, by in models.items()}
     columns = [measure.column, *also, *groups[1:]]
-    return _table(Table(name, measure, columns, []), rows, kind_of, models, unmarked=range(1, 1 + len(also)))
+    return _table(Table(name, measure, columns, []), rows, kind_of, models, foresight, unmarked=range(1, 1 + len(also)))
 
 
-def _differences(name: str, measure: Measure, reference: str, models: Models, kind_of: Mapping[str, str]) -> Table:
+def _differences(
+    name: str, measure: Measure, reference: str, models: Models, kind_of: Mapping[str, str], foresight: Mapping[str, float]
+) -> Table:
     def cell(entry: Mapping[str, Any]) -> Cell:
         value, interval = entry.get(measure.key), entry.get("ci95")
         ends = [measure.signed(v) for v in interval] if interval else [None, None]
@@ -134,7 +146,7 @@ def _differences(name: str, measure: Measure, reference: str, models: Models, ki
     groups = _groups(models)
     rows = {m: [cell(by.get(g, {})) for g in groups] for m, by in models.items()}
     table = Table(name, measure, groups, [], zero=0.0, reference=reference)
-    return _table(table, rows, kind_of, models, unmarked=range(len(groups)))
+    return _table(table, rows, kind_of, models, foresight, unmarked=range(len(groups)))
 
 
 def _groups(models: Models) -> list[str]:
@@ -143,11 +155,17 @@ def _groups(models: Models) -> list[str]:
 
 
 def _table(
-    table: Table, rows: Mapping[str, list[Cell]], kind_of: Mapping[str, str], models: Models, *, unmarked: Iterable[int]
+    table: Table,
+    rows: Mapping[str, list[Cell]],
+    kind_of: Mapping[str, str],
+    models: Models,
+    foresight: Mapping[str, float],
+    *,
+    unmarked: Iterable[int],
 ) -> Table:
     """The table with its rows, the best first, the best of each column marked, and all on one axis."""
     sign = 1 if table.measure.lower_is_better else -1
-    real = [m for m in rows if kind_of.get(m) != "reference"]
+    real = [m for m in rows if kind_of.get(m) != "reference" and not foresight.get(m)]
     for c in set(range(len(table.columns))) - set(unmarked):
         values = [sign * v for m in real if (v := rows[m][c].value) is not None]
         for m in real:
@@ -170,7 +188,9 @@ def _table(
     for m, cells in rows.items():
         at, is_a = cells[0].value, kind_of.get(m, "expert")
         mark = None if at is None else Mark(place(at), *(place(v) for v in ends[m]))
-        made.append(Row(m, is_a, _detail(m, is_a, models[m]), cells, mark))
+        ahead = foresight.get(m, 0.0)
+        detail = _detail(m, is_a, models[m]) + (f", knows the future of {max(100 * ahead, 1):.0f} %" if ahead else "")
+        made.append(Row(m, is_a, detail, cells, mark, ahead))
     made.sort(key=lambda r: (r.cells[0].value is None, sign * (r.cells[0].value or 0.0)))
     axis = [(place(t), table.measure.tick(t, signed=table.zero is not None)) for t in figures.ticks(low, high, 4)]
     return replace(table, rows=made, axis=axis, zero=None if table.zero is None else place(0.0))

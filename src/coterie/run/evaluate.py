@@ -16,6 +16,7 @@ from coterie.mixtures.place import Place
 from coterie.models.device import Precision
 from coterie.models.weight_precision import torch_dtype
 from coterie.progress import say
+from coterie.run.foresight import foresight
 from coterie.run.parts import Parts
 from coterie.run.usage import usage
 from coterie.spec.json_types import Figures
@@ -52,6 +53,9 @@ class Evaluations:
         made = metric.evaluate(self)
         if not made.artifact.planned:
             self.tables[name] = tables(made.artifact, made.models, made.corpora, key=metric.measure.key)
+            if missing := metric.left_out(self):
+                self.notes.append(f"{name} leaves out {missing}")
+                say(f"  {self.notes[-1]}")
         return made.artifact
 
     def look(self) -> None:
@@ -91,6 +95,9 @@ class Evaluations:
 
     def has_dates(self, corpus: str) -> bool:
         return self.recipe.corpora[corpus].time is not None
+
+    def documents(self, corpus: str) -> Artifact:
+        return self.parts.documents(corpus)
 
     def blocks(self, corpus: str, split: str, *, tokens: int | None = None) -> Artifact:
         return self.parts.blocks(corpus, split, tokens=tokens)
@@ -158,6 +165,13 @@ class Evaluations:
             scored = score_expert(self.store, snapshot, blocks, base=base, precision=precision, label=label)
             curve.append([tokens, scored.facts["nll"]])
         return curve
+
+    def foresight(self) -> dict[str, dict[str, float]]:
+        """By evaluation and model, the share of what it asks whose future the model knows; `coterie.run.foresight`."""
+        made = {
+            m.name: foresight(self.parts, m.weight_by_day(self)) for m in self.recipe.evaluation if m.name in self.tables
+        }
+        return {name: shares for name, shares in made.items() if shares}
 
     # routing --------------------------------------------------------------------------------------------------------------
 

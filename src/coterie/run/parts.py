@@ -30,7 +30,7 @@ from coterie.models.lora_settings import Lora
 from coterie.models.weight_precision import frozen_precision
 from coterie.recipe import Recipe
 from coterie.recipe.base import CheckpointBase, FreshBase
-from coterie.recipe.lineage import lineage
+from coterie.recipe.lineage import Lineage, lineage
 from coterie.select.select_settings import Corpus
 from coterie.store import Artifact, Store
 
@@ -274,11 +274,10 @@ class Parts:
             return train.tokens
         return 1 if artifact.planned else artifact.facts["tokens"]
 
-    def knowledge(self, expert: str) -> date | None:
-        """The first day after all text behind an expert; None if unknown."""
+    def knowledge(self, behind: Lineage) -> date | None:
+        """The first day after all text of a lineage; None if unknown."""
         import polars as pl
 
-        behind = lineage(self.recipe, self.recipe.experts, expert)
         if behind.unknown:
             return None
         dates = list(behind.dates)
@@ -304,7 +303,7 @@ class Parts:
                 slots=names,
                 base=self.rests_on(name),
                 window=expert.window,
-                knowledge=self.knowledge(name) if knowledge else None,
+                knowledge=self.knowledge(lineage(self.recipe, self.recipe.experts, name)) if knowledge else None,
                 targets=artifact.content("adapter_config.json") if expert.adapter else (expert.lora or Lora()).targets,
             )
 

@@ -44,6 +44,7 @@ def summarise(parts: Parts, evaluations: Evaluations, *, mixed: bool, evaluated:
         "differences": {name: t["differences"] for name, t in tables.items()},
         "sources": {name: t["sources"] for name, t in tables.items()},
         **({"measures": own} if (own := stated({e.name: e.measure for e in recipe.evaluation})) else {}),
+        **({"foresight": ahead} if (ahead := evaluations.foresight()) else {}),
         "routing": evaluations.routing() if evaluated else {},
         **({"leaks": evaluations.leaks.facts} if evaluated and evaluations.leaks else {}),
         "corpora": {name: parts.documents(name).facts for name in parts.used_corpora},

@@ -9,13 +9,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import compress
 from pathlib import Path
 from typing import Any, Literal
 
 from coterie.experts import ranks
 from coterie.mixtures.outputs.outputs_settings import OutputsSettings
 from coterie.mixtures.place import Making
-from coterie.mixtures.seats import Seat, say_shared, slot_order
+from coterie.mixtures.seats import Seat, eligibility, say_shared, slot_order
 from coterie.models import device
 from coterie.models.checkpoint import contents
 from coterie.spec.json_types import Figures, Settings
@@ -46,6 +47,11 @@ class OutputsPlace(OutputsSettings):
     def seats(self, run: Making) -> list[tuple[str, str]]:
         digests = {slot: seat.artifact.digest for seat in self.seated(run) for slot in seat.slots}
         return [(slot, digests[slot]) for slot in self.slots]
+
+    def answering(self, run: Making, days: Sequence[int]) -> list[list[str]]:
+        seated, names = self.seated(run), self.experts(run)
+        rule = eligibility(**self.eligibility(seated), names=names)
+        return [list(compress(names, may)) for may in rule.mask(days, none_is_error=False).tolist()]
 
     def seated(self, run: Making) -> list[Seat]:
         """The distinct experts; of a co-adapted mixture, the adapted copies."""

@@ -17,8 +17,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tests.run.small import WORDS, write_corpus
+from transformers import AutoTokenizer
 
 import coterie
+from coterie.corpora.conversations import Renderer
 from coterie.errors import RequestError
 from coterie.mixtures.export.write_checkpoint import export
 from coterie.models import device
@@ -159,3 +161,15 @@ answer(log_probs(model.eval()))
 """
     mixture = coterie.load(run.out / "mixtures/stacked", dtype=torch.float32)
     assert apart(mixture, ids_BT, stock(code, ids_BT, tmp_path)) < 1e-3
+
+
+def test_conversations_are_those_of_the_models_own_template(real_model: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(real_model)
+    contents = ["What is 2 + 2?", "4.", "And  2 + 3?\n", "  5, if I am right.\n\nYes."]
+    messages = [{"role": ("user", "assistant")[i % 2], "content": c} for i, c in enumerate(contents)]
+    ids, learned = Renderer(tokenizer).tokens([(m["role"], m["content"]) for m in messages])
+    assert ids == tokenizer.apply_chat_template(messages, return_dict=False)
+    said = tokenizer.decode([i for i, own in zip(ids, learned, strict=True) if own])
+    assert said.replace(" ", "") == "4.<|im_end|>5, if I am right.\n\nYes.<|im_end|>".replace(" ", "")
+    asked = tokenizer.apply_chat_template(messages[:1], add_generation_prompt=True, return_dict=False)
+    assert Renderer(tokenizer).question(contents[0]) == asked

@@ -158,6 +158,7 @@ class Session:
             length=self.sequence_length,
             window=window if given.corpus.time is not None else None,
             limit_tokens=min(limits, default=None),
+            chat=given.corpus.is_chat,
             label=f"{given.split or split} tokens of {corpus}",
         )
 

@@ -18,6 +18,7 @@ def command(
     temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the most likely token each time.")] = 0.0,
     top_k: Annotated[int | None, typer.Option(min=1, help="Draw from the k most likely tokens.")] = None,
     top_p: Annotated[float | None, typer.Option(min=0.0, max=1.0, help="Draw from the likeliest, up to this mass.")] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Ask as a user does, in the base's chat template.")] = False,
     seed: Annotated[int | None, typer.Option(help="Seed of the draw; with the same one, the same text.")] = None,
 ) -> None:
     """Let a mixture or an expert go on from a text."""
@@ -26,6 +27,13 @@ def command(
     mixture = coterie.load(model)
     typer.echo(
         mixture.complete(
-            prompt, time=time, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
+            prompt,
+            time=time,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed,
+            chat=chat,
         )
     )

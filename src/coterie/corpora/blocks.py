@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Int32, Int64, UInt8
 
 from coterie.corpora import arrays
+from coterie.corpora.conversations import COLUMN, template_digest
 from coterie.corpora.pieces import Encoder, Pieces, pack
 from coterie.corpora.row_plan import USERS, find_column
 from coterie.corpora.splits import SPLITS
@@ -35,7 +36,7 @@ from coterie.store import Action, Artifact, Store
 if TYPE_CHECKING:
     import polars as pl
 
-_TEXT = ("prompt", "text", "split", "order")
+_TEXT = ("prompt", "text", "split", "order", COLUMN)
 """Columns of a corpus that its blocks do not repeat."""
 _AT_ONCE = 1024
 """Blocks that are put together in memory."""
@@ -51,6 +52,7 @@ def pack_blocks(
     window: Window | None = None,
     where: Mapping[str, object] | None = None,
     limit_tokens: int | None = None,
+    chat: bool = False,
     label: str,
 ) -> Artifact:
     """Pack one split of a corpus.
@@ -62,6 +64,7 @@ def pack_blocks(
         where: documents whose column has the value, or one of a list; id, time and the corpus's ``columns`` may be named.
         limit_tokens: keep the first documents in order, up to so many tokens; the last one is cut to fit. A remainder
             that could hold no target is left over.
+        chat: the documents are conversations; the tokenizer's chat template renders them.
         label: corpus and split, for people.
 
     Returns:
@@ -81,6 +84,8 @@ def pack_blocks(
         "documents": documents.content("documents.parquet"),
         "tokenizer": tokenizer.content("tokenizer.json", "facts.json"),
     }
+    if chat:
+        inputs["chat_template"] = template_digest(tokenizer)
     action = Action("blocks", spec, inputs, libraries=("tokenizers",))
 
     def build(folder: Path) -> None:
@@ -183,10 +188,11 @@ def _write_blocks(path: Path, pieces: Pieces) -> Figures:
             place = np.repeat(block * T + offset, size) + within
             rows = {name: np.zeros(min(_AT_ONCE, N - low) * T, dtype) for name, dtype in types.items()}
             rows["document"][:] = -1
-            rows["ids"][place] = ids[np.repeat(start_P[p], size) + within]
+            signed = ids[np.repeat(start_P[p], size) + within]
+            rows["ids"][place] = np.where(signed < 0, ~signed, signed)
             rows["position"][place] = within
             rows["document"][place] = np.repeat(document_P[p], size)
-            rows["target"][place] = within >= np.repeat(first_target_P[p], size)
+            rows["target"][place] = (within >= np.repeat(first_target_P[p], size)) & (signed >= 0)
             for name, values in rows.items():
                 put(name, low, values.reshape(-1, T))
     return {

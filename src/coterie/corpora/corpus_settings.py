@@ -100,6 +100,12 @@ class Documents(Spec):
     """A column or template for the part that is given: masked in the loss, truncated from its left."""
     response: str | None = None
     """A column or template for the part that is learned; goes with `prompt`."""
+    messages: str | None = None
+    """A column of conversations: a list of `{role, content}` (or ShareGPT's `{from, value}`), rendered with the base's chat
+    template. What the assistant says is learned. Without `text`, `prompt` and `messages`, the layouts of supervised
+    fine-tuning are known by their columns."""
+    chat: bool = False
+    """Render `prompt` and `response` with the base's chat template, as a turn of the user and one of the assistant."""
     id: str | None = None
     """Column with the document's id; file and row number by default."""
     time: str | None = None
@@ -122,10 +128,19 @@ class Documents(Spec):
     bad_rows: BadRows = BadRows()
     """When to stop because of rows that cannot be read."""
 
+    @property
+    def is_chat(self) -> bool:
+        """Whether documents are conversations."""
+        return self.chat or self.messages is not None
+
     @model_validator(mode="after")
     def _one_way_to_a_document(self) -> Documents:
         if self.text and (self.prompt or self.response):
             raise ValueError("give either text, or prompt and response")
+        if self.messages and (self.text or self.prompt or self.response):
+            raise ValueError("give messages alone, without text, prompt and response")
+        if self.chat and not self.prompt:
+            raise ValueError("chat is for prompt and response; a column of conversations is named by messages")
         if bool(self.prompt) != bool(self.response):
             raise ValueError("prompt and response go together")
         if self.stream is not None and not (self.hub and self.revision and self.time):

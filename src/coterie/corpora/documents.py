@@ -8,7 +8,9 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
+from coterie.corpora.conversations import layout
 from coterie.corpora.corpus_settings import Documents
 from coterie.corpora.formats import FORMATS
 from coterie.corpora.reading import Reading
@@ -16,10 +18,11 @@ from coterie.corpora.row_plan import Plan
 from coterie.corpora.source_file import Item, OpenFile, Source, unchanged
 from coterie.corpora.sources import resolve
 from coterie.errors import RequestError
-from coterie.progress import bar
+from coterie.progress import bar, say
 from coterie.spec.digest import digest
 from coterie.store import Action, Artifact, Store
 
+AnyCorpus = TypeVar("AnyCorpus", bound=Documents)
 _NOT_CONTENT = {"path", "hub", "config", "revision", "split_name", "format", "bad_rows", "limit", "select"}
 """Where the bytes are found, which the digest of the bytes replaces, and what does not change the result."""
 
@@ -45,7 +48,7 @@ def read_corpus(store: Store, corpus: Documents, *, label: str) -> Artifact:
         rows_of = streamed(store, corpus, plan, label=label)
         corpus = corpus.model_copy(update={"hub": None, "stream": None, "path": str(rows_of.file("rows.parquet"))})
         if rows_of.planned:
-            spec = {**corpus.model_dump(mode="json", exclude=_NOT_CONTENT), "limit": None}
+            spec = {**_content(corpus), "limit": None}
             return store.make(Action("corpora", spec, {"source": rows_of.digest}), lambda _: None, label=f"corpus {label}")
     try:
         sources = resolve(corpus, label, download=not store.dry)
@@ -55,7 +58,7 @@ def read_corpus(store: Store, corpus: Documents, *, label: str) -> Artifact:
             raise
         sources, read = [], digest(["not on this machine", corpus.hub, corpus.config, corpus.revision, corpus.split_name])
     limit = corpus.limit.model_dump(mode="json") if corpus.limit and corpus.limit.tokens is None else None
-    spec = {**corpus.model_dump(mode="json", exclude=_NOT_CONTENT), "limit": limit}
+    spec = {**_content(corpus), "limit": limit}
     spec = {key: value for key, value in spec.items() if value is not None}
 
     def build(folder: Path) -> dict[str, int]:
@@ -75,6 +78,34 @@ def read_corpus(store: Store, corpus: Documents, *, label: str) -> Artifact:
     if not made.planned:  # it may have been made when the recipe bore more bad rows
         tolerate(plan, [made])
     return made
+
+
+def _content(corpus: Documents) -> dict[str, object]:
+    """The settings that decide what is read. Those of chat are left out where they are not used, as they came later."""
+    unused = {name for name in ("messages", "chat") if not getattr(corpus, name)}
+    return corpus.model_dump(mode="json", exclude=_NOT_CONTENT | unused)
+
+
+def recognised(corpus: AnyCorpus, label: str, *, download: bool = True) -> AnyCorpus:
+    """The corpus, with what its columns tell where its settings name no text: see `coterie.corpora.conversations.LAYOUTS`.
+
+    Raises:
+        RequestError: a file is missing or cannot be read.
+    """
+    if corpus.text or corpus.prompt or corpus.messages or corpus.stream:
+        return corpus
+    try:
+        source = next(iter(resolve(corpus, label, download=download)))
+    except RequestError:
+        if corpus.hub is None or download:
+            raise
+        return corpus
+    seen: set[str] = set()
+    next(rows(source, corpus.encoding, frozenset(), seen, f"corpora.{label}"), None)
+    if FORMATS[source.format].one_document or (found := layout(seen)) is None:
+        return corpus
+    say(f"  corpus {label}: {', '.join(f'{key}: {value!r}' for key, value in found.items())}, as its columns tell")
+    return corpus.model_copy(update=found)
 
 
 def tolerate(plan: Plan, parts: Sequence[Artifact]) -> None:

@@ -2,7 +2,8 @@
 
 A document is [bos] ids [eos]. What is longer than a sequence is cut into pieces that overlap by one token, so that every
 token but the first is a target exactly once. A prompt is no target; it is cut from its left until prompt and response fit,
-or to a quarter of the sequence where the response alone does not fit.
+or to a quarter of the sequence where the response alone does not fit. A conversation is what the chat template makes of it,
+without [bos] and [eos] of ours; the assistant's words are its targets, and a longer one is cut from its left.
 
 Pieces are packed by best-fit decreasing, the longest first, each into the fullest sequence that still has room: at most 11/9
 of the fewest possible sequences plus one, and for texts nearly always the fewest. Rooms are kept by size, with one bit for
@@ -13,8 +14,10 @@ The ids stay on disk: there may be more of them than memory. (`P` pieces, `D` do
 
 from __future__ import annotations
 
+import json
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +25,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Int64
 
+from coterie.corpora.conversations import COLUMN, Renderer
 from coterie.store import Artifact
 
 if TYPE_CHECKING:
@@ -45,6 +49,32 @@ class Encoder:
         self._tokenizer = plain_tokenizer(tokenizer.file("tokenizer.json"))
         self._tokenizer.encode_special_tokens = True  # "<|endoftext|>" written in a document is text, not the end of one
         self.bos, self.eos = tokenizer.facts["bos_id"], tokenizer.facts["eos_id"]
+
+        self._folder = tokenizer.path
+
+    @cached_property
+    def _renderer(self) -> Renderer:
+        from transformers import AutoTokenizer
+
+        return Renderer(AutoTokenizer.from_pretrained(self._folder, trust_remote_code=False))
+
+    def documents(self, table: pa.Table, capacity: int) -> Iterator[tuple[list[int], int, int]]:
+        """Of each document its ids, the first of which are given (how many), and how many of its prompt were cut away. Of a
+        conversation, ids that are given are negative: ``~id``."""
+        if COLUMN in table.column_names:
+            for turns in table[COLUMN].to_pylist():
+                ids, learned = self._renderer.tokens(json.loads(turns))
+                cut = max(len(ids) - capacity, 0)
+                yield [i if own else ~i for i, own in zip(ids[cut:], learned[cut:], strict=True)], 0, cut
+            return
+        prompts = table["prompt"].to_pylist()
+        prompt_ids: Sequence[list[int]] = self([p or "" for p in prompts]) if any(prompts) else [[]] * len(prompts)
+        for prompt, text in zip(prompt_ids, self(table["text"].to_pylist()), strict=True):
+            room = capacity - 2 - len(text)
+            if room < 0:
+                room = capacity // 4
+            cut = max(len(prompt) - room, 0)
+            yield [self.bos, *prompt[cut:], *text, self.eos], 1 + len(prompt) - cut, cut
 
     def __call__(self, texts: list[str]) -> list[list[int]]:
         return [found.ids for found in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
@@ -72,21 +102,11 @@ class Pieces:
 
     def add(self, table: pa.Table, encode: Encoder) -> None:
         """Tokenize documents (``prompt``, ``text``) and cut them, until the limit is reached."""
-        prompts = table["prompt"].to_pylist()
-        prompt_ids: Sequence[list[int]] = encode([p or "" for p in prompts]) if any(prompts) else [[]] * len(prompts)
         ids, taken = array("i"), 0
-        for prompt, text in zip(prompt_ids, encode(table["text"].to_pylist()), strict=True):
-            room = self.capacity - 2 - len(text)
-            if room < 0:
-                room = self.capacity // 4
-            cut = max(len(prompt) - room, 0)
+        for document, given, cut in encode.documents(table, self.capacity):
             begin = len(ids)
-            ids.append(encode.bos)
-            ids.extend(prompt[cut:])
-            given = len(ids) - begin
-            ids.extend(text)
-            ids.append(encode.eos)
-            if self._cut(self._stored + begin, len(ids) - begin, given):
+            ids.extend(document)
+            if self._cut(self._stored + begin, document, given):
                 self.cut_prompt_tokens += cut
                 taken += 1
             if self.full:
@@ -96,9 +116,9 @@ class Pieces:
         self._stored += len(ids)
         self.tables.append(table.slice(0, taken))
 
-    def _cut(self, begin: int, size: int, given: int) -> bool:
-        """Cut one document of ``size`` tokens, the first ``given`` of which are no targets. Whether any of it was taken."""
-        targets = 0
+    def _cut(self, begin: int, ids: Sequence[int], given: int) -> bool:
+        """Cut one document; the first ``given`` of its tokens are no targets, nor are negative ones. Whether any is."""
+        targets, size = 0, len(ids)
         for offset in range(0, size - 1, self.capacity - 1):
             length = min(self.capacity, size - offset, self._left)
             first = max(1, given - offset)
@@ -106,7 +126,8 @@ class Pieces:
                 self.full = True
                 break
             self._cuts.extend((begin + offset, length, first, len(self._targets)))
-            targets += length - first
+            part = ids[offset + first : offset + length]
+            targets += sum(i >= 0 for i in part) if min(part) < 0 else len(part)
             self.tokens += length
             self._left -= length
         self.full = self.full or self._left < 2

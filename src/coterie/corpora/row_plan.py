@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import regex
 
+from coterie.corpora import conversations
 from coterie.corpora.corpus_settings import Documents
 from coterie.corpora.template import RowError, Template, day, plain, string, wanted
 from coterie.errors import RequestError
@@ -64,7 +65,7 @@ class Plan:
 
     def __init__(self, corpus: Documents, key: str) -> None:
         self.corpus, self.key = corpus, key
-        patterns = {"text": corpus.text or "text"}
+        patterns = {} if corpus.messages is not None else {"text": corpus.text or "text"}
         if corpus.prompt is not None and corpus.response is not None:
             patterns = {"prompt": corpus.prompt, "response": corpus.response}
         self.templates: dict[str, Template] = {}
@@ -74,17 +75,22 @@ class Plan:
             except ValueError as error:
                 raise RequestError("a template that cannot be read", where=f"{key}.{name}", found=str(error)) from None
         self.extra = tuple(c for c in beside_own(corpus, corpus.columns) if c != "undated" or not corpus.undated)
+        if corpus.is_chat and conversations.COLUMN in self.extra:
+            what = f"{conversations.COLUMN!r} is the name of a column that conversations are kept in"
+            raise RequestError(what, where=f"{key}.columns", do="take it out of the list")
         for column in self.extra:
             if column in OWN and any(t.bare and t.columns == (column,) for t in self.templates.values()):
                 what = f"{column!r} is the name of a document's own column"
                 raise RequestError(what, where=f"{key}.columns", do="take it out of the list")
         self.where = wanted(corpus.where)
         self.names = (*map(stored, self.extra), *(["undated"] if corpus.undated is not None else []))
+        self.names += (conversations.COLUMN,) if corpus.is_chat else ()
         """Columns of the documents besides their own."""
         self.needed = {column: name for name, template in self.templates.items() for column in template.columns}
         """Every column that the recipe names, and the key that names it."""
         self.needed |= dict.fromkeys(self.extra, "columns") | dict.fromkeys(corpus.where, "where")
-        for name, single in (("id", corpus.id), ("time", corpus.time), ("split.group", corpus.split.group)):
+        singles = {"id": corpus.id, "time": corpus.time, "split.group": corpus.split.group, "messages": corpus.messages}
+        for name, single in singles.items():
             if single is not None:
                 self.needed[single] = name
 
@@ -99,6 +105,12 @@ class Plan:
             if plain(row.get(column)) not in values:
                 return f"where {column}"
         parts = {name: template.render(row) for name, template in self.templates.items()}
+        turns: list[tuple[str, str]] = []
+        if corpus.messages is not None:
+            turns = conversations.conversation(row, corpus.messages)
+            parts["text"] = "\n".join(content for _, content in turns)
+        elif corpus.chat:
+            turns = [("user", parts["prompt"]), ("assistant", parts["response"])]
         text = parts["text"] if "text" in parts else parts["response"]
         found = Document(
             id=string(row, corpus.id, numbers=True) if corpus.id is not None else None,
@@ -110,6 +122,8 @@ class Plan:
         )
         if corpus.undated is not None:
             found = found._replace(extra=(*found.extra, None if found.time else corpus.undated))
+        if turns:
+            found = found._replace(extra=(*found.extra, conversations.as_json(turns)))
         return found if text.strip() else "empty"
 
     def _time(self, row: Mapping[str, object]) -> date | None:

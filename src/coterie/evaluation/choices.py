@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from coterie.corpora.conversations import Renderer
 from coterie.errors import RequestError, WorkError
 from coterie.evaluation.compare import Entry, Figure, compare, write
 from coterie.evaluation.questions import KINDS, Question, Questions
@@ -214,14 +215,17 @@ def _rows(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, question: 
     def ids_of(text: str) -> list[int]:
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    prompt_ids = ids_of(prompt)
+    if question.chat:
+        begin, prompt_ids, between = [], Renderer(tokenizer).question(prompt), ""
+    else:
+        prompt_ids = ids_of(prompt)
     if not begin and not prompt_ids:
         raise RequestError("an empty prompt needs a tokenizer with a first token", where="template")
     context = getattr(model.config, "max_position_embeddings", None)
     for option in question.options:
         whole = ids_of(prompt + between + option)
         option_ids = whole[len(prompt_ids) :]
-        if whole[: len(prompt_ids)] != prompt_ids:  # a token reaches across the boundary
+        if question.chat or whole[: len(prompt_ids)] != prompt_ids:  # a token may reach across the boundary
             option_ids = ids_of(between + option)
         room = len(prompt_ids) if context is None else context - len(begin) - len(option_ids)
         if room < 0:

@@ -30,6 +30,8 @@ class Question:
     time: date | None
     """Date as of which it is asked."""
     group: str | None
+    chat: bool = False
+    """It is put in the tokenizer's chat template."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,8 @@ class Questions:
     @cached_property
     def asked(self) -> str:
         """Digest of what a model gets to see."""
-        return digest([[q.prompt, q.options, q.time and q.time.toordinal()] for q in self.items])
+        chat = [["chat"]] if self.items[0].chat else []
+        return digest([[q.prompt, q.options, q.time and q.time.toordinal(), *chat] for q in self.items])
 
 
 def read_questions(spec: QuestionSettings) -> Questions:
@@ -106,6 +109,7 @@ def _question(line: bytes, spec: QuestionSettings, where: str) -> Question:
         _kinds(spec, row, options, label, where),
         None if spec.time is None else _date(column("time"), spec, where),
         None if spec.by is None else str(column("by")),
+        spec.chat,
     )
 
 
@@ -178,3 +182,5 @@ class QuestionSettings(Spec):
     """Group by this column; one group `all` without it."""
     template: str = "{question} "
     """What is put before each option."""
+    chat: bool = False
+    """Ask in the chat template of each model's tokenizer: the template's text as the user, an option as the assistant."""

@@ -13,15 +13,23 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
+from coterie.corpora.conversations import Renderer
 from coterie.errors import RequestError
 
 
 def prompts(
-    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, context: int, max_new_tokens: int, pad: int
+    texts: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    context: int,
+    max_new_tokens: int,
+    pad: int,
+    *,
+    chat: bool = False,
 ) -> tuple[Int[Tensor, "B T"], Int[Tensor, "B T"]]:
     """Rows of tokens, padded on the left, and their mask.
 
-    Each begins with the first token of a document, as in training; its beginning is cut if there is no room.
+    Each begins with the first token of a document, as in training, or with ``chat`` as the tokenizer's chat template has it;
+    its beginning is cut if there is no room.
     """
     room = context - max_new_tokens
     if room < 1:
@@ -31,11 +39,18 @@ def prompts(
             expected=f"below {context}, the experts' context",
             found=str(max_new_tokens),
         )
+    if chat:
+        ask = Renderer(tokenizer).question
+        return _padded([torch.tensor(ask(text)[-room:]) for text in texts], pad)
     first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     start = [] if first is None else [first]
     rows = [torch.tensor([*start, *tokenizer(t, add_special_tokens=False)["input_ids"]][-room:]) for t in texts]
     if not all(map(len, rows)):
         raise RequestError("an empty prompt needs a tokenizer with a first token", where="text")
+    return _padded(rows, pad)
+
+
+def _padded(rows: list[Tensor], pad: int) -> tuple[Int[Tensor, "B T"], Int[Tensor, "B T"]]:
     ids_BT = pad_sequence(rows, batch_first=True, padding_value=pad, padding_side="left")
     return ids_BT, pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side="left")
 

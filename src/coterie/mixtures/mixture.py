@@ -232,12 +232,14 @@ class Mixture(PreTrainedModel, GenerationMixin):
         top_p: float | None = None,
         stop: str | Sequence[str] = (),
         seed: int | None = None,
+        chat: bool = False,
     ) -> str | list[str]:
         """What follows a text, or each of several, without the text itself.
 
         Args:
             temperature: 0 takes the likeliest token at every step.
             stop: end before the first of these strings.
+            chat: ask it as a user does, in the tokenizer's chat template; what follows is the assistant's answer.
 
         A prompt that leaves no room for ``max_new_tokens`` loses its beginning, as in training.
         """
@@ -249,7 +251,7 @@ class Mixture(PreTrainedModel, GenerationMixin):
             raise RequestError("a temperature is not negative", where="temperature", found=str(temperature))
         texts, pad = [text] if isinstance(text, str) else list(text), self.generation_config.pad_token_id or 0
         context, stops = self.config.max_position_embeddings, [stop] if isinstance(stop, str) else list(stop or ())
-        ids_BT, mask_BT = completion.prompts(texts, self.tokenizer, context, max_new_tokens, pad)
+        ids_BT, mask_BT = completion.prompts(texts, self.tokenizer, context, max_new_tokens, pad, chat=chat)
         options: dict[str, object] = {"do_sample": temperature > 0, "max_new_tokens": max_new_tokens, "pad_token_id": pad}
         if temperature > 0:
             top_p = 1.0 if top_p is None else top_p

@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 
 from coterie.corpora.blocks import pack_blocks
-from coterie.corpora.documents import read_corpus
+from coterie.corpora.documents import read_corpus, recognised
 from coterie.corpora.splits import split_tokens
 from coterie.corpora.tokenizer import make_tokenizer
 from coterie.corpora.windows import Window
@@ -42,6 +42,7 @@ class Parts:
         self.recipe, self.store = recipe, store
         self.by_name = {e.name: e for e in recipe.experts}
         self.names = [*(["base"] if recipe.base.pretrain else []), *self.by_name]
+        self._corpora: dict[str, Corpus] = {}
         self._mixtures: dict[str, Artifact] = {}
         self.text_of: dict[str, str] = {}
         """What blocks hold, by their digest: for labels."""
@@ -63,7 +64,9 @@ class Parts:
 
     def corpus(self, corpus: str) -> Corpus:
         """With the columns that experts and evaluations need."""
-        spec = self.recipe.corpora[corpus]
+        if corpus not in self._corpora:
+            self._corpora[corpus] = recognised(self.recipe.corpora[corpus], corpus, download=not self.store.dry)
+        spec = self._corpora[corpus]
         needed = [column for e in self.recipe.experts if e.corpus == corpus for column in e.where]
         needed += [column for e in self.recipe.evaluation for column in e.columns_of(corpus)]
         return spec.model_copy(update={"columns": tuple(dict.fromkeys([*spec.columns, *needed]))})
@@ -120,6 +123,7 @@ class Parts:
             window=window,
             where=where or None,
             limit_tokens=min(limits, default=None),
+            chat=self.corpus(corpus).is_chat,
             label=label,
         )
         self.text_of.setdefault(made.digest, label)

@@ -61,7 +61,7 @@ def turns(*contents: str, system: str | None = None) -> list[dict[str, str]]:
 
 
 words = st.text(st.sampled_from("ab c.\n<>se"), min_size=1, max_size=12).map(str.strip).filter(bool)
-"""Without white space at the ends: a token that begins before the assistant speaks is given, though its words begin in it."""
+"""Without white space at the ends: a token that begins before the assistant speaks is given, whatever else is in it."""
 
 
 @settings(max_examples=60)

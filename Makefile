@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Each xdist worker computes on one thread: two workers share two cores without fighting over them.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(or $(WORKERS),2)
 
-.PHONY: help install quickstart test test-precision test-slow test-data test-real real-model test-browser test-gpu test-slurm test-compat lint format docs bench studies faults
+.PHONY: help install quickstart test test-precision test-slow test-data test-real real-model test-browser test-gpu test-slurm test-compat lint format docs bench studies faults faults-long
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -57,8 +57,16 @@ test-precision: install ## trainings and equality tests with bf16 forced, then w
 test-compat: install ## other library versions in environments of their own
 	$(BIN)/python -m pytest -m compat
 
-faults: install ## every injected fault: kills, full disks, flipped bits, races
+# Where long campaigns leave their lines: one that was stopped goes on there.
+FAULTS ?= runs/faults
+
+faults: install ## injected faults, at most 15 minutes: campaigns in their middle form, and every test of faults and the store
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.campaign middle --jobs 2
 	$(PYTEST) -m 'slow or not slow' tests/faults tests/store
+
+faults-long: install ## the same campaigns to the counts of docs/results/faults.md: hours
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.campaign long --jobs 2 --to $(FAULTS)
+	$(BIN)/python -m tests.faults.campaign report $(FAULTS)
 
 lint: install ## style, types, import contracts
 	$(BIN)/ruff check .

@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -21,12 +21,19 @@ CONTEXT.set_forkserver_preload(
 
 
 class Command:
-    """``coterie WORDS`` in a session of its own; used as a `subprocess.Popen` that keeps what is printed."""
+    """``coterie WORDS`` in a session of its own; used as a `subprocess.Popen` that keeps what is printed.
 
-    def __init__(self, *words: str, cwd: Path, env: Mapping[str, str] | None = None) -> None:
+    Args:
+        before: called in the process before the command; it must be picklable.
+    """
+
+    def __init__(
+        self, *words: str, cwd: Path, env: Mapping[str, str] | None = None, before: Callable[[], None] | None = None
+    ) -> None:
         self.args = ["coterie", *words]
         self.printed = Path(tempfile.mkdtemp(prefix="forked-"))
-        self._process = CONTEXT.Process(target=_run, args=(self.args, str(cwd), {**os.environ, **(env or {})}, self.printed))
+        around = {**os.environ, **(env or {})}
+        self._process = CONTEXT.Process(target=_run, args=(self.args, str(cwd), around, self.printed, before))
         self._process.start()
         assert self._process.pid is not None
         self.pid = self._process.pid
@@ -74,7 +81,7 @@ def coterie(*words: str, cwd: Path, timeout: float = 240, **env: str) -> subproc
     return subprocess.CompletedProcess(command.args, command.wait(), out, err)
 
 
-def _run(words: list[str], cwd: str, env: dict[str, str], printed: Path) -> None:
+def _run(words: list[str], cwd: str, env: dict[str, str], printed: Path, before: Callable[[], None] | None) -> None:
     os.setsid()
     os.chdir(cwd)
     os.environ.clear()
@@ -87,4 +94,6 @@ def _run(words: list[str], cwd: str, env: dict[str, str], printed: Path) -> None
     sys.argv = words
     from coterie.cli import main
 
+    if before is not None:
+        before()
     main()

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coterie.corpora.pieces import pack
+from coterie.corpora.packing import pack
 
 
 def slow_best_fit(lengths: list[int], capacity: int) -> list[int]:

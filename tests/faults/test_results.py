@@ -16,7 +16,7 @@ from tests.forked import coterie as command
 
 import coterie
 from coterie.errors import RequestError
-from coterie.store import objects
+from coterie.store import objects, whole
 
 
 @pytest.fixture(scope="module")
@@ -144,8 +144,17 @@ def test_a_run_that_goes_on_breaks_the_seal_and_sets_it_again(original: Path, tm
     recipe["mixtures"] = recipe["mixtures"][:2]
     coterie.run(recipe, store=home / "store", out=home / "out")
     assert (home / "out" / "results.seal").read_bytes() != seal
-    (home / "out" / "results.seal").unlink()
+    assert not (home / "out" / "results.unsealed").exists()
+    whole.break_seal(home / "out")
     assert coterie.load(home / "out" / "mixtures" / "out")
+
+
+@pytest.mark.parametrize("part", ["mixtures/on", "experts/fruit", "base"])
+def test_a_seal_that_somebody_took_away_is_missed(out: Path, part: str) -> None:
+    (out / "results.seal").unlink()
+    with pytest.raises(RequestError, match="damaged") as caught:
+        coterie.load(out / part)
+    assert "results.seal" in str(caught.value.where)
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ def test_damage_is_set_aside_named_and_made_again(tmp_path, monkeypatch):
     raw[len(raw) // 2] ^= 1
     victim.chmod(0o644)
     victim.write_bytes(raw)
-    monkeypatch.setattr("coterie.store.objects.say", heard.append)
+    monkeypatch.setattr("coterie.store.quarantine.say", heard.append)
     coterie.run(asked(tmp_path), store=root, out=tmp_path / "again")
     assert any("set aside" in line for line in heard)
     assert list((root / "quarantine").iterdir())

@@ -6,7 +6,8 @@ import pytest
 from tests.faults import harness as h
 
 from coterie.store.durable import discard
-from coterie.store.objects import DamageError, publish, read_object, set_aside
+from coterie.store.objects import publish, read_object
+from coterie.store.quarantine import DamageError, set_aside
 
 
 def _publish(root, name):

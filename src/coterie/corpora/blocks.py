@@ -23,7 +23,7 @@ from jaxtyping import Int32, Int64, UInt8
 
 from coterie.corpora import arrays
 from coterie.corpora.conversations import COLUMN, template_digest
-from coterie.corpora.pieces import Encoder, Pieces, pack
+from coterie.corpora.packing import Encoder, Pieces, pack
 from coterie.corpora.row_plan import USERS, find_column
 from coterie.corpora.splits import SPLITS
 from coterie.corpora.template import plain, wanted

@@ -43,14 +43,14 @@ class Evaluating(Protocol):
 
     @property
     def references(self) -> Sequence[str]:
-        """Models that all others are compared with."""
+        """Models that all others are compared with, besides the base where it is measured."""
 
     @property
     def leaks(self) -> Artifact | None:
         """What is evaluated and was trained on; see `coterie.evaluation.leaks`."""
 
-    def models(self, undated: Sequence[str], what: str) -> Mapping[str, Artifact]:
-        """Experts, mixtures and references by name, in order.
+    def models(self, undated: Sequence[str], what: str, *, base: bool = False) -> Mapping[str, Artifact]:
+        """Experts, mixtures and references by name, in order; with ``base`` also what experts branch from.
 
         Args:
             undated: what of the evaluation has no dates; mixtures that need one are left out, with a note.
@@ -91,6 +91,8 @@ class Metric(Kind):
     """Name of the evaluation."""
     kind: str = Field(exclude=True)
     """What is measured."""
+    base: bool = False
+    """Measure also what experts branch from, and how far all others are from it."""
 
     @classmethod
     def tag_in(cls, settings: Mapping[str, object]) -> object:
@@ -174,7 +176,7 @@ class Losses(Metric):
         from coterie.evaluation.losses import TokenLosses, evaluate_losses
 
         tested = self.tested(run)
-        models = run.models([name for name in self.corpora if not run.has_dates(name)], "corpus")
+        models = run.models([name for name in self.corpora if not run.has_dates(name)], "corpus", base=self.base)
         artifact = evaluate_losses(
             run.store,
             name=self.name,
@@ -186,7 +188,7 @@ class Losses(Metric):
                 for name, model in models.items()
             },
             experts=list(run.experts),
-            against=run.references,
+            against=[*run.references, *(["base"] if self.base else [])],
             leaks=run.leaks,
             seed=run.seed,
             label=f"evaluation {self.name}",
@@ -210,7 +212,7 @@ class Choices(QuestionSettings, Metric):
     def evaluate(self, run: Evaluating) -> Evaluated:
         from coterie.evaluation.choices import Asked, evaluate_choices
 
-        models = run.models([] if self.time else [self.name], "evaluation")
+        models = run.models([] if self.time else [self.name], "evaluation", base=self.base)
         artifact = evaluate_choices(
             run.store,
             by=self.by,
@@ -218,7 +220,7 @@ class Choices(QuestionSettings, Metric):
             questions=self.questions(),
             models={name: Asked(model.digest, run.opener(name), run.precision) for name, model in models.items()},
             experts=list(run.experts),
-            against=run.references,
+            against=[*run.references, *(["base"] if self.base else [])],
             seed=run.seed,
             label=f"evaluation {self.name}",
         )

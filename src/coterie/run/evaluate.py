@@ -78,8 +78,9 @@ class Evaluations:
     def references(self) -> Sequence[str]:
         return [] if self.parts.single is None else ["single"]
 
-    def models(self, undated: Sequence[str], what: str) -> dict[str, Artifact]:
-        found = dict(self.parts.experts)
+    def models(self, undated: Sequence[str], what: str, *, base: bool = False) -> dict[str, Artifact]:
+        found = {"base": self.parts.base} if base else {}
+        found |= dict(self.parts.experts)
         found |= {m.name: self.parts.made(m) for m in self.recipe.mixtures if self._usable(m, undated, what)}
         return found | ({"single": self.parts.single} if self.parts.single is not None else {})
 
@@ -107,14 +108,15 @@ class Evaluations:
         if model in parts.by_name:
             expert, base = parts.experts[model], parts.rests_on(model)
             return score_expert(self.store, expert, blocks, base=base, precision=parts.precision, label=label)
-        if model == "single":
-            assert parts.single is not None
-            return score_expert(self.store, parts.single, blocks, precision=parts.precision, label=label)
+        if model in ("base", "single"):
+            whole = parts.base if model == "base" else parts.single
+            assert whole is not None
+            return score_expert(self.store, whole, blocks, precision=parts.precision, label=label)
         return parts.mixture(model).scores(parts, blocks)
 
     def opener(self, model: str) -> Callable[[], tuple[PreTrainedModel, PreTrainedTokenizerBase]]:
-        folder = self.out / "single" if model == "single" else self.out / "mixtures" / model
-        folder = self.out / "experts" / model if model in self.parts.by_name else folder
+        folder = self.out / "experts" / model if model in self.parts.by_name else self.out / "mixtures" / model
+        folder = self.out / model if model == "single" else self.parts.base.path if model == "base" else folder
 
         def opened() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
             from coterie.mixtures.load import load

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from coterie.corpora.pieces import plain_tokenizer
+from coterie.corpora.packing import plain_tokenizer
 from coterie.corpora.row_plan import USERS, find_column
 from coterie.errors import RequestError
 from coterie.select.duplicates import planted_recall

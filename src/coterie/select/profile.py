@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Int32, Int64, UInt8, UInt64
 
-from coterie.corpora.pieces import plain_tokenizer
+from coterie.corpora.packing import plain_tokenizer
 from coterie.corpora.row_plan import OWN, USERS
 from coterie.corpora.splits import SPLITS
 from coterie.errors import RequestError

@@ -58,6 +58,7 @@ def admit(folder: Path) -> None:
                 raise RequestError(
                     "only plain files are opened",
                     where=str(path),
+                    expected="a plain file",
                     found="a device" if stat.S_ISBLK(path.stat().st_mode) or stat.S_ISCHR(path.stat().st_mode) else "a pipe",
                     do="take it away",
                 )

@@ -17,7 +17,8 @@ from coterie.spec.json_types import Figures
 from coterie.store.artifact import FORMATS
 from coterie.store.durable import HOST, dead, discard, explained, owner, owner_of, replace_synced
 from coterie.store.lease import Lock
-from coterie.store.objects import DamageError, manifest_of, objects, read_object, read_roots, seal, set_aside, stats, unseal
+from coterie.store.objects import manifest_of, objects, read_object, read_roots, seal, stats, unseal
+from coterie.store.quarantine import DamageError, set_aside
 from coterie.store.store import Store
 
 

@@ -22,11 +22,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from coterie.errors import WorkError
-from coterie.progress import say
 from coterie.spec.digest import canonical_json
 from coterie.spec.json_types import Figures
 from coterie.store.artifact import sha256
 from coterie.store.durable import HOST, make_directory, replace_synced, sync, write_synced
+from coterie.store.quarantine import DamageError, set_aside
 
 Fingerprint = tuple[int, int, int, int, int]
 _hashed: dict[Fingerprint, str] = {}
@@ -35,14 +35,6 @@ _SETTLED_NS = 50_000_000
 
 Signature = tuple[tuple[str, int, int, int, int, int], ...]
 """Of each file its name and fingerprint."""
-
-
-class DamageError(Exception):
-    """What lies in the store is not what was published. ``inode``: of the very thing that was looked at."""
-
-    def __init__(self, path: Path, inode: int, reason: str) -> None:
-        self.path, self.inode, self.reason = path, inode, reason
-        super().__init__(f"{path}: {reason}")
 
 
 def walk(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
@@ -101,11 +93,11 @@ def read_object(folder: Path, known: Signature | None = None, *, anew: bool = Fa
     """
     inode = os.lstat(folder).st_ino
     try:
+        now = signature(folder)  # first, as opening a pipe would wait for ever
         data = (folder / "manifest.json").read_bytes()
         if hashlib.sha256(data).hexdigest() != folder.name:
             raise ValueError("manifest.json is not the one it was published with")
         manifest = json.loads(data)
-        now = signature(folder)
         sizes = {name: size for name, _, _, size, *_ in now if name != "manifest.json"}
         for name, entry in manifest["files"].items():
             if name not in sizes:
@@ -132,8 +124,9 @@ def objects(root: Path, kind: str) -> list[Path]:
 
 def manifest_of(folder: Path) -> Figures:
     """The manifest, unverified; empty if it cannot be read."""
+    path = folder / "manifest.json"
     try:
-        manifest: Figures = json.loads((folder / "manifest.json").read_bytes())
+        manifest: Figures = json.loads(path.read_bytes()) if path.is_file() else {}
         return manifest
     except (OSError, ValueError):
         return {}
@@ -146,7 +139,9 @@ def seal(value: Mapping[str, object]) -> bytes:
 
 def unseal(path: Path) -> Figures:
     """Raises FileNotFoundError if there is none, DamageError if it is not as it was written."""
-    inode = os.lstat(path).st_ino
+    info = os.lstat(path)
+    if not stat.S_ISREG(info.st_mode):
+        raise DamageError(path, info.st_ino, "it is no plain file")
     data = path.read_bytes()
     try:
         value: Figures = json.loads(data)
@@ -154,7 +149,7 @@ def unseal(path: Path) -> Figures:
         if seal(value) != data:
             raise ValueError("it is not as it was written")
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-        raise DamageError(path, inode, str(error) or repr(error)) from error
+        raise DamageError(path, info.st_ino, str(error) or repr(error)) from error
     return value
 
 
@@ -207,30 +202,6 @@ def _moved(folder: Path, target: Path, root: Path) -> bool:
             set_aside(root, damage)
             return False
     return True
-
-
-def set_aside(root: Path, damage: DamageError, label: str = "") -> None:
-    """Quarantine what does not verify; the evidence is kept. Nothing happens if another process did it already."""
-    path = damage.path
-    place = root / "quarantine" / f"{path.parent.name}-{path.name}-{os.urandom(8).hex()}"
-    try:
-        make_directory(place.parent)
-        if os.lstat(path).st_ino != damage.inode:  # it was made again meanwhile
-            return
-        if path.is_dir():
-            path.chmod(0o755)
-        os.rename(path, place)
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise WorkError(
-            "a damaged artifact cannot be set aside",
-            where=str(path),
-            found=f"{damage.reason}; {error}",
-            do="check who owns the store and whether it is read-only",
-        ) from None
-    what = label or f"{path.parent.name} {path.stem[:12]}"
-    say(f"  damaged: {what} ({damage.reason}); set aside as {place}, to be made again")
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,6 @@ from coterie.store.digests import FileDigests
 from coterie.store.durable import discard, explained, make_directory, owner, replace_synced
 from coterie.store.lease import Lock, Presence, lease
 from coterie.store.objects import (
-    DamageError,
     Signature,
     manifest_of,
     objects,
@@ -36,11 +35,11 @@ from coterie.store.objects import (
     read_object,
     read_root,
     seal,
-    set_aside,
     signature,
     unseal,
     write_root,
 )
+from coterie.store.quarantine import DamageError, set_aside
 
 
 def default_root() -> Path:

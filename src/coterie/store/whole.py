@@ -20,9 +20,12 @@ from pathlib import Path
 from coterie.errors import RequestError
 from coterie.spec.json_types import Figures
 from coterie.store.durable import replace_synced
-from coterie.store.objects import DamageError, digest_once, seal, unseal, walk
+from coterie.store.objects import digest_once, seal, unseal, walk
+from coterie.store.quarantine import DamageError
 
 MANIFEST, SEAL = "manifest.json", "results.seal"
+BROKEN = "results.unsealed"
+"""Lies in the seal's place while a run goes on; where neither is, somebody took the seal away."""
 OWN = ("summary.json", "recipe.json", "plan.json", "metrics.jsonl", "growth.json")
 """What a run writes itself; the report is not among them, being made from them at any time."""
 _OBJECT = re.compile("[0-9a-f]{64}")
@@ -43,6 +46,8 @@ def require_whole(place: Path) -> None:
         if os.path.lexists(home / SEAL):
             _check(home, _concerning(place, home, _sealed(home)))
             break
+        if all(os.path.lexists(home / name) for name in OWN[:3]) and not os.path.lexists(home / BROKEN):
+            raise _damaged(home / SEAL, "the seal of a finished run", "no such file")
     for home in homes:
         if os.path.lexists(home / MANIFEST) and (files := _listed(home, place)) is not None:
             _nothing_more(home, place, files)
@@ -60,10 +65,13 @@ def write_seal(out: Path) -> None:
         if path.is_file()
     }
     replace_synced(out / SEAL, seal({"files": files}), out)
+    (out / BROKEN).unlink(missing_ok=True)
 
 
 def break_seal(out: Path) -> None:
     """Before anything in ``out`` changes: until the next seal, each folder answers for itself."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / BROKEN).touch()
     (out / SEAL).unlink(missing_ok=True)
 
 

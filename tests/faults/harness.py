@@ -30,8 +30,9 @@ def build(folder: Path, number: int = 0, size: int = 3000) -> None:
     (folder / "facts.json").write_text(json.dumps({"number": number}))
 
 
-def make(root: Path, number: int = 0, *, size: int = 3000, slow: float = 0.0) -> Artifact:
-    """Make or find one thing; each build leaves a byte in ``builds-<number>`` beside the store."""
+def make(root: Path, number: int = 0, *, size: int = 3000, slow: float = 0.0, store: Store | None = None) -> Artifact:
+    """Make or find one thing; each build leaves a byte in ``builds-<number>`` beside the store. A process that goes on using
+    what it got gives the same ``store`` each time."""
 
     def counted(folder: Path) -> None:
         handle = os.open(root.parent / f"builds-{number}", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
@@ -40,7 +41,7 @@ def make(root: Path, number: int = 0, *, size: int = 3000, slow: float = 0.0) ->
         time.sleep(slow)
         build(folder, number, size)
 
-    return Store(root).make(action(number), counted, label=f"thing {number}")
+    return (store or Store(root)).make(action(number), counted, label=f"thing {number}")
 
 
 def builds(root: Path, number: int = 0) -> int:

@@ -21,12 +21,14 @@ Tree = dict[int, bytes | dict[str, int]]
 """Inode -> a file's bytes, or a directory's names and their inodes."""
 
 
-def _look(path: Path, tree: Tree) -> int:
+def _look(path: Path, tree: Tree, same: dict[bytes, bytes]) -> int:
+    """``same`` holds each content once, since every moment has nearly all of the last."""
     info = path.lstat()
     if stat.S_ISDIR(info.st_mode):
-        tree[info.st_ino] = {child.name: _look(child, tree) for child in sorted(path.iterdir())}
+        tree[info.st_ino] = {child.name: _look(child, tree, same) for child in sorted(path.iterdir())}
     else:
-        tree[info.st_ino] = path.read_bytes()
+        data = path.read_bytes()
+        tree[info.st_ino] = same.setdefault(data, data)
     return info.st_ino
 
 
@@ -38,11 +40,12 @@ class Disk:
     durable: Tree = field(default_factory=dict)
     moments: list[tuple[Tree, Tree]] = field(default_factory=list)
     """(durable, current) at every event."""
-    done = False
+    done: bool = False
+    same: dict[bytes, bytes] = field(default_factory=dict)
 
     def watch(self, function: Callable[[], object]) -> None:
         """Only in a child: the watching never ends."""
-        self.top = _look(self.root, self.durable)
+        self.top = _look(self.root, self.durable, self.same)
         h.watch(self._step)
         function()
         self._moment()
@@ -50,7 +53,7 @@ class Disk:
 
     def _moment(self) -> Tree:
         current: Tree = {}
-        _look(self.root, current)
+        _look(self.root, current, self.same)
         self.moments.append((dict(self.durable), current))
         return current
 

@@ -15,7 +15,9 @@ from pathlib import Path
 
 import pytest
 from tests.faults import harness as h
+from tests.run.small import recipe
 
+import coterie
 from coterie import progress
 from coterie.errors import WorkError
 from coterie.store import DryStore, Store, ls, prune, verify
@@ -256,3 +258,22 @@ def test_interrupted_by_hand(tmp_path, monkeypatch):
     assert Store(root).scratch(h.action()).is_dir()
     assert not h.make(root).reused
     assert not Store(root).scratch(h.action()).exists()
+
+
+def test_a_store_that_is_moved_while_something_is_made(tmp_path):
+    def build(folder: Path) -> None:
+        (tmp_path / "store").rename(tmp_path / "moved")
+        raise RuntimeError("a library's own words for: no such file")
+
+    with pytest.raises(WorkError, match="moved or deleted meanwhile") as error:
+        Store(tmp_path / "store").make(h.action(), build, label="thing")
+    assert "--store" in error.value.do
+    assert h.make(tmp_path / "moved").digest == h.make(tmp_path / "other").digest
+
+
+@pytest.mark.parametrize("name", ["[a]", "*", "a?b", "{x}"])
+def test_a_place_whose_name_is_a_pattern_to_a_library(tmp_path, name):
+    """polars reads such a path as a pattern unless it is told not to."""
+    raw = recipe(tmp_path / "data", mixtures=[], single=None)
+    done = coterie.run(raw, store=tmp_path / name, out=tmp_path / "out" / name)
+    assert done.summary["evaluation"]["losses"]

@@ -248,4 +248,4 @@ class Blocks:
         """row, id, content, time, tokens (its targets), and the columns the corpus keeps."""
         import polars as pl
 
-        return pl.read_parquet(self.path / "documents.parquet")
+        return pl.read_parquet(self.path / "documents.parquet", glob=False)

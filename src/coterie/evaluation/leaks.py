@@ -190,7 +190,7 @@ def leaked(check: Artifact) -> frozenset[str]:
 
 
 def _contents(blocks: Artifact) -> list[str]:
-    return pl.read_parquet(blocks.file("documents.parquet"), columns=["content"])["content"].to_list()
+    return pl.read_parquet(blocks.file("documents.parquet"), columns=["content"], glob=False)["content"].to_list()
 
 
 def _texts(sources: Sequence[tuple[Artifact, Artifact]]) -> Iterator[Text]:
@@ -199,7 +199,7 @@ def _texts(sources: Sequence[tuple[Artifact, Artifact]]) -> Iterator[Text]:
     for blocks, documents in sources:
         wanted.setdefault(documents.digest, (documents, set()))[1].update(_contents(blocks))
     for documents, contents in wanted.values():
-        table = pl.scan_parquet(documents.file("documents.parquet")).select("id", "content", "prompt", "text")
+        table = pl.scan_parquet(documents.file("documents.parquet"), glob=False).select("id", "content", "prompt", "text")
         for part in table.filter(pl.col("content").is_in(list(contents))).collect().iter_slices(10_000):
             for id_, content, prompt, text in part.iter_rows():
                 yield Text(id_, content, f"{prompt}\n{text}" if prompt else text)

@@ -164,7 +164,7 @@ def _read(evaluation: str, by: str | None, corpora: Mapping[str, Artifact], trai
     offset = 0
     for c, (name, blocks) in enumerate(corpora.items()):
         arrays = load_file(blocks.file("blocks.safetensors"))
-        table = pl.read_parquet(blocks.file("documents.parquet"))
+        table = pl.read_parquet(blocks.file("documents.parquet"), glob=False)
         size = len(table)
         kept_D = ~table["content"].is_in(list(trained_on)).to_numpy()
         removed += table["id"].filter(~pl.Series(kept_D)).to_list()
@@ -197,7 +197,7 @@ def _read(evaluation: str, by: str | None, corpora: Mapping[str, Artifact], trai
 
 def tokens_by_day(blocks: Iterable[Artifact]) -> Mapping[date, float]:
     """Tokens of the documents that have a date, by date."""
-    tables = [pl.read_parquet(b.file("documents.parquet"), columns=["time", "tokens"]) for b in blocks]
+    tables = [pl.read_parquet(b.file("documents.parquet"), columns=["time", "tokens"], glob=False) for b in blocks]
     found = pl.concat(t.with_columns(pl.col("time").cast(pl.Date)) for t in tables).drop_nulls()
     return dict(found.group_by("time").agg(pl.col("tokens").sum()).filter(pl.col("tokens") > 0).sort("time").iter_rows())
 
@@ -208,9 +208,9 @@ def groups_left_out(
     """Values of a column that stand in a split of the corpora, and not among the documents evaluated of it."""
     there, found = set[str](), set[str]()
     for corpus, of in documents.items():
-        table = pl.read_parquet(of.file("documents.parquet")).filter(pl.col("split") == split)
+        table = pl.read_parquet(of.file("documents.parquet"), glob=False).filter(pl.col("split") == split)
         there |= set(_column(table, evaluation, by, corpus))
-        found |= set(_column(pl.read_parquet(blocks[corpus].file("documents.parquet")), evaluation, by, corpus))
+        found |= set(_column(pl.read_parquet(blocks[corpus].file("documents.parquet"), glob=False), evaluation, by, corpus))
     return sorted(there - found)
 
 

@@ -289,7 +289,7 @@ class Parts:
             documents = self.documents(corpus)
             if documents.planned:
                 return None
-            latest = pl.read_parquet(documents.file("documents.parquet"), columns=["time"])["time"].max()
+            latest = pl.read_parquet(documents.file("documents.parquet"), columns=["time"], glob=False)["time"].max()
             assert isinstance(latest, date)
             dates.append(latest + timedelta(days=1))
         return max(dates, default=date.min)

@@ -40,7 +40,7 @@ def selected_documents(store: Store, corpus: Corpus, *, label: str) -> Artifact:
     inputs |= {f"documents.{i}": documents.digest for i, (documents, _) in enumerate(data.parts)}
 
     def build(folder: Path) -> None:
-        whole = _documents(data, pl.read_parquet(chosen.file("selected.parquet"))["row"].to_numpy(), columns)
+        whole = _documents(data, pl.read_parquet(chosen.file("selected.parquet"), glob=False)["row"].to_numpy(), columns)
         pq.write_table(whole, folder / "documents.parquet", compression="zstd", row_group_size=8192)
         with (folder / "quarantine.jsonl").open("wb") as out:
             for shard in data.pool.shards:

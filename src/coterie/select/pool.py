@@ -147,12 +147,12 @@ class Pool:
     def __init__(self, artifact: Artifact, parts: Sequence[tuple[Artifact, Artifact]]) -> None:
         self.artifact = artifact
         self.shards = [Shard(*part) for part in parts]
-        self.table = pl.read_parquet(artifact.file("pool.parquet"))
+        self.table = pl.read_parquet(artifact.file("pool.parquet"), glob=False)
         self.places: Places = np.load(artifact.file("places.npy"))
 
     @cached_property
     def all_ids(self) -> pl.Series:
-        return pl.read_parquet(self.artifact.file("ids.parquet"))["id"]
+        return pl.read_parquet(self.artifact.file("ids.parquet"), glob=False)["id"]
 
     def ids(self, rows: np.ndarray) -> list[str]:
         return self.all_ids[np.asarray(rows, dtype=np.int64)].to_list()
@@ -160,7 +160,7 @@ class Pool:
     @cached_property
     def pairs(self) -> pl.DataFrame:
         """Near-duplicates, and pairs that nearly were: row, like, jaccard, dropped."""
-        return pl.read_parquet(self.artifact.file("duplicates.parquet"))
+        return pl.read_parquet(self.artifact.file("duplicates.parquet"), glob=False)
 
 
 # tokens -----------------------------------------------------------------------------------------------------------------

@@ -199,7 +199,7 @@ class Shard:
 
     def table(self, *columns: str) -> pl.DataFrame:
         """A row a document; all columns by default."""
-        return pl.read_parquet(self.artifact.file("profile.parquet"), columns=list(columns) or None)
+        return pl.read_parquet(self.artifact.file("profile.parquet"), columns=list(columns) or None, glob=False)
 
     def bands(self) -> UInt64[np.ndarray, "b N"]:
         return np.load(self.artifact.file("bands.npy"), mmap_mode="r")

@@ -21,6 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from coterie.errors import CoterieError, WorkError
 from coterie.progress import say
 from coterie.spec.digest import digest
 from coterie.store.artifact import Action, Artifact, Content, Planned, Step
@@ -260,13 +261,26 @@ class Store:
     @contextmanager
     def _unfinished(self, action: Action) -> Iterator[Path]:
         """A folder to build in; it goes, whatever happens."""
-        temp = self.root / "temp" / f"{action.key[:16]}{owner()}"
+        temp, begun = self.root / "temp" / f"{action.key[:16]}{owner()}", False
         try:
             if self._out is not None:
                 self._wanted.setdefault(action.key, None)
                 self.keep(self._out)
             make_directory(temp)
+            begun = True
             yield temp
+        except Exception as error:
+            explains_itself = isinstance(error, CoterieError | OSError) and not isinstance(error, FileNotFoundError)
+            if explains_itself or not begun or temp.is_dir():
+                raise
+            raise WorkError(
+                "what was being made is gone: the store was moved or deleted meanwhile",
+                where=str(temp),
+                expected="a folder that stays while it is written",
+                found=f"no such folder ({error})",
+                kept="what was finished before, where the store is now",
+                do="run the same command again, with --store if it is elsewhere now",
+            ) from error
         finally:
             discard(temp)
 

@@ -48,7 +48,7 @@ def open_scored(
         number [N, T] (-1 padding), and the content hash of each document.
     """
     files = load_file(blocks.file("blocks.safetensors"))
-    documents = pl.read_parquet(blocks.file("documents.parquet")).sort("row")
+    documents = pl.read_parquet(blocks.file("documents.parquet"), glob=False).sort("row")
     document_NT = files["document"].long()
     if tokens is not None:
         inside_N = (document_NT >= 0).sum(1).cumsum(0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -32,6 +33,8 @@ class Command:
     ) -> None:
         self.args = ["coterie", *words]
         self.printed = Path(tempfile.mkdtemp(prefix="forked-"))
+        for name in ("out", "err"):
+            (self.printed / name).touch()
         around = {**os.environ, **(env or {})}
         self._process = CONTEXT.Process(target=_run, args=(self.args, str(cwd), around, self.printed, before))
         self._process.start()
@@ -92,6 +95,7 @@ def _run(words: list[str], cwd: str, env: dict[str, str], printed: Path, before:
         os.close(file)
     sys.stdout, sys.stderr = (os.fdopen(os.dup(number), "w", buffering=1, encoding="utf-8") for number in (1, 2))
     sys.argv = words
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # as `coterie.start` does before a command begins
     from coterie.cli import main
 
     if before is not None:

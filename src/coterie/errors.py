@@ -2,6 +2,16 @@
 
 from __future__ import annotations
 
+import re
+
+_STEERS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""What a terminal acts on: controls, changes of the direction of writing; and what it cannot show."""
+
+
+def visible(text: str) -> str:
+    """Text that came from elsewhere, as a terminal may show it: what would steer the terminal is spelled out."""
+    return _STEERS.sub(lambda match: ascii(match[0])[1:-1], text)
+
 
 class CoterieError(Exception):
     """Base of every error that is meant to be read by a person.
@@ -35,7 +45,7 @@ class CoterieError(Exception):
             value = getattr(self, label)
             if value:
                 lines.append(f"  {label + ':':<10}{value}")
-        return "\n".join(lines)
+        return visible("\n".join(lines))
 
 
 class RequestError(CoterieError, ValueError):

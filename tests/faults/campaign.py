@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import random
 import sys
 import tempfile
 import time
@@ -23,7 +22,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tests.faults.row import Row, Trial
+from tests.faults.row import Draw, Row, Trial
 from tests.faults.rows import ROWS
 from tests.forked import CONTEXT
 
@@ -44,7 +43,8 @@ class Line:
 
 def one(row: Row, prepared: Path, seed: int, number: int) -> Line:
     """Try one case in a folder of its own. What raises is a violation too: the judge must be able to judge."""
-    draw = random.Random(f"{seed} {row.name} {number}")
+    draw = Draw(f"{seed} {row.name} {number}")
+    draw.number = number
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix=f"{row.name}-", ignore_cleanup_errors=True) as home:
         try:

@@ -22,6 +22,13 @@ class Trial:
     """What did not hold afterwards."""
 
 
+class Draw(random.Random):
+    """The generator of one trial."""
+
+    number = 0
+    """The trial's: a row that is a list of cases takes them in turn."""
+
+
 @dataclass(frozen=True)
 class Row:
     name: str
@@ -31,7 +38,7 @@ class Row:
     """For the table: what must hold afterwards, in one line."""
     counts: tuple[int, int, int]
     """Trials that land: in the default suite, in `make faults`, in `make faults-long`."""
-    trial: Callable[[Path, Path, random.Random], Trial]
+    trial: Callable[[Path, Path, Draw], Trial]
     """(prepared folder, empty folder of its own, generator) -> what happened. Everything is drawn from the generator."""
     prepare: Callable[[Path], None] = lambda folder: None
     """Fill a folder once a worker: what trials copy from and must not change."""

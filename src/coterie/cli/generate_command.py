@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from coterie.errors import visible
 
 NAME = "generate"
 
@@ -24,16 +27,14 @@ def command(
     """Let a mixture or an expert go on from a text."""
     import coterie
 
-    mixture = coterie.load(model)
-    typer.echo(
-        mixture.complete(
-            prompt,
-            time=time,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            seed=seed,
-            chat=chat,
-        )
+    answer = coterie.load(model).complete(
+        prompt,
+        time=time,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+        chat=chat,
     )
+    typer.echo(visible(str(answer)) if sys.stdout.isatty() else answer)  # a model may have learned what steers a terminal

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from coterie.corpora.template import RowError, string
+from coterie.corpora.template_limits import ended_within, require_small
 from coterie.errors import RequestError
 from coterie.spec.digest import digest
 from coterie.store import Artifact
@@ -65,6 +66,10 @@ def as_json(turns: Sequence[tuple[str, str]]) -> str:
     return json.dumps(turns, ensure_ascii=False)
 
 
+_SECONDS = 5.0
+"""For rendering one conversation."""
+
+
 class Renderer:
     """A tokenizer's chat template.
 
@@ -75,6 +80,7 @@ class Renderer:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         if not tokenizer.chat_template:
             raise no_template()
+        require_small(str(tokenizer.chat_template))
         self.tokenizer = tokenizer
         self._special = [str(token) for token in tokenizer.added_tokens_decoder.values()]
 
@@ -86,7 +92,8 @@ class Renderer:
         """
         messages = [{"role": role, "content": content} for role, content in turns]
         try:
-            return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask))
+            with ended_within(_SECONDS):
+                return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask))
         except Exception as error:  # the template's own raise_exception, or a fault of it
             raise RequestError(
                 "the chat template cannot render a conversation",

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from coterie.errors import RequestError
 from coterie.mixtures.adapters.adapters_mixture import AdaptersMixture
 from coterie.mixtures.layers.layers_mixture import LayersMixture
 from coterie.mixtures.mixture import Mixture
@@ -47,7 +48,15 @@ def load(
     if dtype is None:
         dtype = torch_dtype(opening_precision(folder, None if base is None else Path(base)))
     if not adapter.is_file() and (kind := KINDS.get(str(read_json(config).get("model_type")))):
-        return kind.from_pretrained(folder, dtype=dtype, device_map=device)
+        try:
+            return kind.from_pretrained(folder, dtype=dtype, device_map=device)
+        except (KeyError, IndexError, TypeError, AttributeError) as error:
+            raise RequestError(
+                "the configuration is not that of a mixture",
+                where=str(config),
+                found=f"{type(error).__name__}: {str(error)[:200]}",
+                do="export or save the mixture again; --debug shows where it was met",
+            ) from error
     expert = open_model(folder, base=base, dtype=dtype, device=device)
     mixture = combine({folder.name: expert}, tokenizer=open_tokenizer(folder))
     nn.Module.to(mixture, expert.device)

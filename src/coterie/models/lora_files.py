@@ -21,6 +21,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from coterie.errors import RequestError
+from coterie.models.adapter_names import plain_names
 from coterie.models.bounded import finite
 from coterie.models.parameters import no_layers
 from coterie.models.stack import shape_of
@@ -62,10 +63,10 @@ def read(folder: Path, places: Shapes) -> Adapter:
     """An adapter of a base whose linears are ``places``; RequestError if it is no LoRA adapter, not whole, not finite, or
     not of this base; it names the first tensor."""
     admit(folder)
-    config = _config(folder)
-    tensors = _tensors(folder)
+    config = _config(folder, places)
+    saved = tensors(folder)
     halves: dict[str, dict[str, torch.Tensor]] = {}
-    for key, tensor in tensors.items():
+    for key, tensor in saved.items():
         name, _, half = key.removeprefix(PREFIX).rpartition(".lora_")
         half = half.removesuffix(".weight")
         if not key.startswith(PREFIX) or half not in ("A", "B"):
@@ -108,7 +109,7 @@ def read(folder: Path, places: Shapes) -> Adapter:
     return {name: adapter[name] for name in places if name in adapter}
 
 
-def _config(folder: Path) -> LoraConfig:
+def _config(folder: Path, places: Shapes) -> LoraConfig:
     from peft import LoraConfig
 
     path = folder / "adapter_config.json"
@@ -137,11 +138,13 @@ def _config(folder: Path) -> LoraConfig:
             found=start,
             do="convert it to a plain adapter on saving",
         )
+    given = {**given, **plain_names(given, places, path)}
     known = LoraConfig.__dataclass_fields__
     return LoraConfig(**{k: v for k, v in given.items() if k in known and k not in ("peft_type", "runtime_config")})
 
 
-def _tensors(folder: Path) -> dict[str, torch.Tensor]:
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """The weights of an adapter directory, by name; RequestError if there are none, or a pickle in their place."""
     path = folder / "adapter_model.safetensors"
     if not path.is_file():
         pickled = (folder / "adapter_model.bin").exists()
@@ -151,14 +154,14 @@ def _tensors(folder: Path) -> dict[str, torch.Tensor]:
             expected=path.name,
         )
     try:
-        tensors = load_file(path)
+        found = load_file(path)
     except SafetensorError as error:
         raise RequestError("damaged weights", where=str(path), found=str(error), do="fetch the file again") from None
-    if not tensors:
+    if not found:
         raise RequestError(
             "the adapter's file holds no weights", where=str(path), do="save it again; PEFT writes none for names of digits"
         )
-    return tensors
+    return found
 
 
 def _all_there(folder: Path, config: LoraConfig, places: Shapes, halves: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
@@ -216,11 +219,11 @@ def write(adapter: Mapping[str, Factors], places: Shapes, folder: Path, dropout:
     folder.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(str(folder))
     neutral(folder)
-    tensors = {}
+    written = {}
     for name, factors in adapter.items():
-        tensors[f"{PREFIX}{name}.lora_A.weight"] = factors.A_RI.detach().cpu().contiguous().clone()
-        tensors[f"{PREFIX}{name}.lora_B.weight"] = factors.B_OR.detach().cpu().contiguous().clone()
-    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        written[f"{PREFIX}{name}.lora_A.weight"] = factors.A_RI.detach().cpu().contiguous().clone()
+        written[f"{PREFIX}{name}.lora_B.weight"] = factors.B_OR.detach().cpu().contiguous().clone()
+    save_file(written, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
 def neutral(folder: Path) -> None:

@@ -9,6 +9,8 @@ import torch
 from transformers import PreTrainedModel
 
 from coterie.errors import RequestError, WorkError
+from coterie.models import lora_files
+from coterie.models.adapter_names import plain_names
 from coterie.models.bounded import require_finite
 from coterie.models.checkpoint import checkpoint, require_same_base
 from coterie.models.quiet import load_strictly, quiet
@@ -54,22 +56,33 @@ def open_model(
 
 
 def _on_base(folder: Path, model: PreTrainedModel, trainable: bool) -> PreTrainedModel:
-    from peft import PeftModel, get_peft_model_state_dict
-    from safetensors.torch import load_file
+    from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 
-    saved = load_file(folder / "adapter_model.safetensors")
-    config = read_json(folder / "adapter_config.json")
-    ranks = [config.get("r", 0), *(config.get("rank_pattern") or {}).values()]
+    saved, path = lora_files.tensors(folder), folder / "adapter_config.json"
+    given = read_json(path)
+    ranks = [given.get("r", 0), *(given.get("rank_pattern") or {}).values()]
     if not all(isinstance(r, int) and r <= max((max(t.shape) for t in saved.values()), default=0) for r in ranks):
         raise RequestError(
             "the configuration claims more than the weights hold",
-            where=f"{folder / 'adapter_config.json'} (r)",
+            where=f"{path} (r)",
             expected="ranks of the tensors",
             found=", ".join(map(str, ranks)),
             do="correct it, or fetch the adapter again",
         )
-    with quiet():
-        adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+    plain = plain_names(given, (name for name, _ in model.named_modules()), path)
+    try:
+        with quiet():
+            config = PeftConfig.from_pretrained(str(folder))
+            for key, value in plain.items():
+                setattr(config, key, value)
+            adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable, config=config)
+    except Exception as error:  # whatever a configuration can make a library raise
+        raise RequestError(
+            "the adapter cannot be opened on this base",
+            where=str(path),
+            found=f"{type(error).__name__}: {str(error)[:200]}",
+            do="name the base it was trained on, or save it again with PEFT",
+        ) from error
     loaded = get_peft_model_state_dict(adapted)
     if differing := sorted(saved.keys() ^ loaded.keys()):
         raise RequestError(

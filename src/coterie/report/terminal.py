@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from coterie.errors import visible
 from coterie.report.read_summary import Summary
 from coterie.report.tables import Table, evaluation_tables
 
 
 def terminal(summary: Summary) -> str:
     """Every evaluation as aligned text; the best model of each column is starred."""
-    return "\n\n".join(_table(table) for table in evaluation_tables(summary))
+    return visible("\n\n".join(_table(table) for table in evaluation_tables(summary)))
 
 
 def _table(table: Table) -> str:

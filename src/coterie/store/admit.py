@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from coterie.errors import RequestError
 from coterie.spec.json_file import read_json
 from coterie.spec.json_types import Figures
+from coterie.store.artifact import sha256
 from coterie.store.whole import require_whole
 
 INDEX = "model.safetensors.index.json"
@@ -62,6 +63,7 @@ def admit(folder: Path) -> None:
                     found="a device" if stat.S_ISBLK(path.stat().st_mode) or stat.S_ISCHR(path.stat().st_mode) else "a pipe",
                     do="take it away",
                 )
+            _inside(path, place)
     require_whole(folder)
     for place in places:
         for name in CONFIGURATIONS:
@@ -69,6 +71,25 @@ def admit(folder: Path) -> None:
                 _refuse(place / name, read_json(place / name))
         if (place / INDEX).is_file():
             shards_of(place / INDEX)
+
+
+def _inside(path: Path, place: Path) -> None:
+    """A link may lead to another file of its folder, to an object of a store (which is what its name says), or to one of the
+    same repository in a hub's cache (``blobs`` beside ``snapshots``); any other would read what is not the folder's."""
+    if not path.is_symlink():
+        return
+    target, home = path.resolve(), place.resolve()
+    manifest = target / "manifest.json"
+    is_object = target.is_dir() and manifest.is_file() and sha256(manifest) == target.name
+    cached = home.parent.name == "snapshots" and target.is_relative_to(home.parents[1] / "blobs")
+    if not is_object and not cached and not target.is_relative_to(home):
+        raise RequestError(
+            "a link leads out of the folder, which is refused",
+            where=str(path),
+            expected=f"a file in {home}",
+            found=str(target),
+            do="copy the folder with what its links lead to: cp -rL",
+        )
 
 
 def shards_of(index: Path) -> dict[str, str]:
@@ -102,6 +123,14 @@ def _refuse(file: Path, config: Figures) -> None:
                 where=f"{file} ({key})",
                 found=str(value)[:200],
                 do="convert it to an architecture of transformers",
+            )
+        if isinstance(value, list | dict) and len(value) > _LONGEST and file.name == "config.json":
+            raise RequestError(
+                "the configuration lists more than any model holds",
+                where=f"{file} ({key})",
+                expected=f"at most {_LONGEST:,} entries",
+                found=f"{len(value):,}",
+                do="correct it, or fetch the model again",
             )
         if key in _LISTS and isinstance(value, int | float) and not 0 <= value <= _LONGEST:
             raise RequestError(

@@ -23,8 +23,9 @@ _KINDS = (
     "corpora streams tokenizers blocks weights experts scores routers adaptations "
     "mixtures merged gates evaluations profiles topics selections features libraries"
 ).split()
-FORMATS = dict.fromkeys(_KINDS, 1) | {"routers": 2}
-"""Kinds of artifact and the version of their files. Raise a version when the same request would give other files."""
+FORMATS = dict.fromkeys(_KINDS, 1) | {"routers": 2, "merged": 2}
+"""Kinds of artifact and the version of their files. Raise a version when the same request would give other files.
+`merged` of version 1, if written on a loaded machine, may hold the numbers of one tensor in the place of another's."""
 
 
 @dataclass(frozen=True)

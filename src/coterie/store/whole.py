@@ -40,7 +40,7 @@ def require_whole(place: Path) -> None:
     Raises:
         RequestError: a byte is not as it was, a file is missing or does not belong; names it, what was expected and found.
     """
-    place = place.resolve()
+    place = place.parent.resolve() / place.name  # of a link itself, not of what it leads to
     homes = [place, *place.parents][: _REACH + 1]
     for home in homes:
         if os.path.lexists(home / SEAL):

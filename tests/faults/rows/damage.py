@@ -15,13 +15,13 @@ import random
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from tests.faults import harness as h
 from tests.faults import results
-from tests.faults.row import Row, Trial
+from tests.faults.row import Draw, Row, Trial
 
 import coterie
 from coterie.errors import RequestError
@@ -96,8 +96,8 @@ class Raw(Exception):  # noqa: N818
     """A command ended as none should."""
 
 
-def _command(*words: str) -> None:
-    """The command line in this process; RequestError if it refused in our words."""
+def _command(*words: str) -> str:
+    """The command line in this process: what it printed; RequestError if it refused in our words."""
     from coterie.cli import main
 
     out, err, before = (
@@ -125,6 +125,7 @@ def _command(*words: str) -> None:
         raise RequestError(told.splitlines()[0], **{k: parts[k] for k in ("where", "expected", "found", "do")})
     if code:
         raise Raw(f"exit code {code}: {told[-400:]}")
+    return out.getvalue() + told
 
 
 def _of_model(home: Path, file: Path) -> Iterator[tuple[str, Callable[[], object]]]:
@@ -138,12 +139,13 @@ def _of_model(home: Path, file: Path) -> Iterator[tuple[str, Callable[[], object
         yield "export", lambda: _command("export", str(folder), "--to", str(home / "new"))
 
 
-def _of_run(home: Path) -> Iterator[tuple[str, Callable[[], object]]]:
-    yield "report", lambda: _command("report", str(home / "out"), "--format", "md")
+def _of_run(home: Path, file: Path) -> Iterator[tuple[str, Callable[[], object]]]:
+    if file.name != "recipe.json":  # which a report does not read
+        yield "report", lambda: _command("report", str(home / "out"), "--format", "md")
     yield "grow", lambda: _command("grow", str(home / "out"), "--prune", "--store", str(home / "store"))
 
 
-def trial(prepared: Path, home: Path, draw: random.Random) -> Trial:
+def trial(prepared: Path, home: Path, draw: Draw) -> Trial:
     in_store = draw.random() < 0.5
     shutil.copytree(prepared / ("store" if in_store else "out"), home / ("store" if in_store else "out"))
     if in_store:
@@ -154,11 +156,11 @@ def trial(prepared: Path, home: Path, draw: random.Random) -> Trial:
         folders.setdefault(path.parent, []).append(path)
     file = draw.choice(folders[draw.choice(sorted(folders))])  # folders count alike, however many files they have
     own = file.parent == root
-    ways = list(_of_run(home) if own else _of_model(home, file))
+    ways = list(_of_run(home, file) if own else _of_model(home, file))
     way, opens = draw.choice(ways)
     if way == "grow":
         shutil.copytree(prepared / "store", home / "store")
-    harms = [harm for harm in HARMS if not (own and harm is add)]  # a run's folder may hold what its owner puts there
+    harms = _possible(file, [harm for harm in HARMS if not (own and harm is add)])  # its owner may add to a run's folder
     return _judged(file, root, draw.choice(harms), draw, way, opens)
 
 
@@ -185,6 +187,11 @@ def _kind(file: Path, root: Path) -> str:
     return f"{inside[0]}/…/{file.name}" if len(inside) > 1 and len(file.stem) != 64 else f"{inside[0]}"
 
 
+def _possible(file: Path, harms: Sequence[Callable[..., None]]) -> list[Callable[..., None]]:
+    """An empty file has no bit to flip."""
+    return [harm for harm in harms if file.stat().st_size or harm not in (bit, cut, zeros)]
+
+
 def _in_store(prepared: Path, home: Path, draw: random.Random) -> Trial:
     root = home / "store"
     kinds: dict[str, list[Path]] = {}
@@ -193,7 +200,9 @@ def _in_store(prepared: Path, home: Path, draw: random.Random) -> Trial:
         if path.is_file() and (len(path.relative_to(root).parts) > 2 or kind == "actions"):
             kinds.setdefault(kind, []).append(path)
     file = draw.choice(kinds[draw.choice(sorted(k for k in kinds if k not in ("users", "locks", "temp", "work")))])
-    harm = draw.choice([harm for harm in HARMS if not (harm is add and file.relative_to(root).parts[0] == "actions")])
+    harm = draw.choice(
+        _possible(file, [one for one in HARMS if not (one is add and file.relative_to(root).parts[0] == "actions")])
+    )
     if draw.random() < 0.5:
         return _verified(root, file, harm, draw)
     kind, what = f"{harm.__name__} in store {_kind(file, root)} through run", f"{harm.__name__} of {file.relative_to(root)}"

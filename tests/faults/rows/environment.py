@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.faults import harness as h
-from tests.faults.row import Row, Trial
+from tests.faults.row import Draw, Row, Trial
 from tests.faults.rows.kills import _outputs, _write, summary
 from tests.forked import Command, coterie
 
@@ -254,7 +254,7 @@ CASES = {
 }
 
 
-def trial(prepared: Path, home: Path, draw: random.Random) -> Trial:
+def trial(prepared: Path, home: Path, draw: Draw) -> Trial:
     name = draw.choice(list(CASES))
     what, bad = CASES[name](prepared, home, draw)
     return Trial(name, what, landed=what != "too early", violations=tuple(bad))

@@ -22,7 +22,7 @@ from typing import Any
 
 import psutil
 from tests.faults import harness as h
-from tests.faults.row import Row, Trial
+from tests.faults.row import Draw, Row, Trial
 from tests.forked import Command, coterie
 from tests.run.small import recipe, write_corpus
 
@@ -204,7 +204,7 @@ def undisturbed(work: Work, prepared: Path) -> tuple[Path, Path | None, Any, flo
     return start, half, work.result(done), took, (done.parent / "events").stat().st_size
 
 
-def trial(prepared: Path, home: Path, draw: random.Random, works: Sequence[Work] = WORKS) -> Trial:
+def trial(prepared: Path, home: Path, draw: Draw, works: Sequence[Work] = WORKS) -> Trial:
     work = draw.choices(works, [w.weight for w in works])[0]
     start, half, expected, took, events = undisturbed(work, prepared)
     from_half = half is not None and draw.random() < 0.5

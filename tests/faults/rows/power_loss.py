@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import json
 import pickle
-import random
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from typing import Any
 import torch
 from tests.faults import harness as h
 from tests.faults.power import Disk
-from tests.faults.row import Row, Trial
+from tests.faults.row import Draw, Row, Trial
 from tests.invariants.test_resume import Case
 from tests.run.small import recipe
 
@@ -108,7 +107,7 @@ def recorded(work: Work, folder: Path) -> tuple[Disk, Any]:
     return pickle.loads((home / "disk.pickle").read_bytes()), json.loads((home / "made.json").read_text())
 
 
-def trial(prepared: Path, home: Path, draw: random.Random) -> Trial:
+def trial(prepared: Path, home: Path, draw: Draw) -> Trial:
     work = draw.choice(WORKS)
     disk, made = recorded(work, prepared)
     last = draw.random() < 0.25

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from tests.faults import harness as h
-from tests.faults.row import Row, Trial
+from tests.faults.row import Draw, Row, Trial
 
 from coterie.errors import CoterieError
 from coterie.store import Store, prune
@@ -38,7 +38,7 @@ def _prune_again_and_again(root: Path) -> None:
         time.sleep(0.02)
 
 
-def trial(prepared: Path, home: Path, draw: random.Random) -> Trial:
+def trial(prepared: Path, home: Path, draw: Draw) -> Trial:
     root = home / "store"
     kills = draw.randrange(0, 12)
     with_prune = draw.random() < 0.5

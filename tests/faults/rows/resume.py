@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from tests.faults import harness as h
-from tests.faults.row import Row, Trial
+from tests.faults.row import Draw, Row, Trial
 from tests.invariants.test_resume import Case, after_step, checkpoints
 
 
@@ -32,7 +32,7 @@ def combination(draw: random.Random) -> dict[str, object]:
     return {"kind": kind, "dropout": draw.random() < 0.7, "held_out": stops_early, "changes": changes}
 
 
-def trial(prepared: Path, home: Path, draw: random.Random) -> Trial:
+def trial(prepared: Path, home: Path, draw: Draw) -> Trial:
     torch.set_num_threads(1)
     asked = combination(draw)
     kind = str(asked["kind"])

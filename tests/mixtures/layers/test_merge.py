@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
+import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -265,18 +268,47 @@ def test_few_tensors_are_held_whatever_the_number_of_experts(
     def counted(self: shards.Stored, scratch: torch.Tensor | None = None) -> torch.Tensor:
         fresh.append(scratch is None)
         tensor = read(self, scratch)
-        assert any(tensor.data_ptr() == own.data_ptr() for own in it._scratch)
+        assert scratch is None or any(tensor.data_ptr() == own.data_ptr() for own in (it._of_base, *it.scratch))
         return tensor
 
     monkeypatch.setattr(shards.Stored, "read", counted)
     it.check()
     (two / "parts").mkdir()
-    shards.write(two / "parts", list(it.wanted()), 10**9, ahead=it.ahead)
+    shards.write(two / "parts", list(it.wanted()), 10**9, ahead=it.ahead, scratch=it.scratch)
     assert len(fresh) > 20
     assert not any(fresh)
-    assert sum(len(own) for own in it._scratch) == held * most
+    assert sum(len(own) for own in (it._of_base, *it.scratch)) == held * most
     written = load_file(two / "parts" / "model.safetensors")
     assert all(torch.equal(written[w.name], w.get()) for w in it.wanted())
+
+
+class Unlucky(ThreadPoolExecutor):
+    """Threads begin late, and so in another order than they were given work."""
+
+    def submit(self, call: Any, /, *given: Any, **more: Any) -> Any:
+        def late() -> Any:
+            time.sleep(random.choice([0, 0.001, 0.004]))
+            return call(*given, **more)
+
+        return super().submit(late)
+
+
+@pytest.mark.parametrize("number", range(5))
+def test_no_tensor_is_read_over_before_it_is_written(two: Path, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory was once taken in the order in which threads ran: a loaded machine wrote one tensor's bytes for another's."""
+    plain = shards._bytes_of
+
+    def slow(tensor: torch.Tensor) -> memoryview:
+        time.sleep(random.choice([0, 0.002, 0.006]))  # the disk takes its time
+        return plain(tensor)
+
+    monkeypatch.setattr(shards, "ThreadPoolExecutor", Unlucky)
+    monkeypatch.setattr(shards, "_bytes_of", slow)
+    it = merge(two, ["e0", "e1"])
+    (two / "made").mkdir()
+    write_experts(it, two / "made")
+    for w in it.wanted():
+        assert torch.equal(load_file(two / "made/model.safetensors")[w.name], w.get()), w.name
 
 
 def test_the_same_is_the_same_bit_by_bit() -> None:

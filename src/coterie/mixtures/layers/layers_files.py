@@ -58,7 +58,7 @@ def write_experts(merge: Merge, folder: Path, shard_bytes: int = SHARD) -> Figur
     wanted = list(merge.wanted())
     total = sum(t.bytes for t in wanted)
     require_room(folder, total)
-    write(folder, wanted, shard_bytes, ahead=merge.ahead)
+    write(folder, wanted, shard_bytes, ahead=merge.ahead, scratch=merge.scratch)
     return {"bytes": total, "tensors": len(wanted), "shared": merge.shared, "difference": differences}
 
 

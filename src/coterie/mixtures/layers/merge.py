@@ -110,8 +110,9 @@ class Merge:
         shared = [name for name in self.names if self.block_of(name) is None]
         differing = {name: found for name in shared if (found := [e for e in self.experts if e.changes(name)])}
         for name, experts in differing.items():
-            ours = self.base.read(name, self._scratch[0])
-            tensors = read_ahead((partial(self._read, expert, name) for expert in experts), self.ahead)
+            ours = self.base.read(name, self._of_base)
+            turns = zip(experts, cycle(self.scratch), strict=False)
+            tensors = read_ahead((partial(expert.read, name, memory) for expert, memory in turns), self.ahead)
             for expert, theirs in zip(experts, tensors, strict=True):
                 if same(ours, theirs):
                     continue
@@ -139,16 +140,14 @@ class Merge:
         return max(0, min(AHEAD, 2 * SHARD // self._most - 2))
 
     @cached_property
-    def _scratch(self) -> list[Tensor]:
-        """Memory for the largest tensor, several times: for the base's, for one that is used, for those read meanwhile."""
-        return [torch.empty(self._most, dtype=torch.uint8) for _ in range(2 + self.ahead)]
+    def _of_base(self) -> Tensor:
+        """Memory for one tensor of the base."""
+        return torch.empty(self._most, dtype=torch.uint8)
 
     @cached_property
-    def _turns(self) -> Iterator[Tensor]:
-        return cycle(self._scratch[1:])
-
-    def _read(self, source: Source, name: str) -> Tensor:
-        return source.read(name, next(self._turns))
+    def scratch(self) -> list[Tensor]:
+        """Memory for the largest tensor, for the one that is used and for those read meanwhile."""
+        return [torch.empty(self._most, dtype=torch.uint8) for _ in range(1 + self.ahead)]
 
     def wanted(self) -> Iterator[Wanted]:
         """The tensors of the result in the names of `LayersMixture`, without its gates."""
@@ -156,18 +155,18 @@ class Merge:
             dtype, shape = self.dtype or self._widest(name), self.base.tensors[name].shape
             block = self.block_of(name)
             if block is None:
-                yield Wanted(f"model.{name}", dtype, shape, partial(self._shared, name))
+                yield Wanted(f"model.{name}", dtype, shape, partial(self._shared, name), reuses=True)
                 continue
             for u, expert in enumerate(self.experts):
                 rest = name.removeprefix(f"{block}.")
-                yield Wanted(f"model.{block}.experts.{u}.{rest}", dtype, shape, partial(self._read, expert, name))
+                yield Wanted(f"model.{block}.experts.{u}.{rest}", dtype, shape, partial(expert.read, name), reuses=True)
 
     def _widest(self, name: str) -> torch.dtype:
         return reduce(torch.promote_types, [source.tensors[name].dtype for source in (self.base, *self.experts)])
 
-    def _shared(self, name: str) -> Tensor:
+    def _shared(self, name: str, memory: Tensor | None = None) -> Tensor:
         if self.shared != "average" or not any(e.changes(name) for e in self.experts):
-            return self._read(self.base, name)
+            return self.base.read(name, memory)
         total = self.experts[0].read(name).float()
         for expert in self.experts[1:]:
             total += expert.read(name)

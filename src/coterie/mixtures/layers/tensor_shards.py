@@ -19,6 +19,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +122,9 @@ class Wanted:
     name: str
     dtype: torch.dtype
     shape: tuple[int, ...]
-    get: Callable[[], Tensor]
+    get: Callable[..., Tensor]
+    reuses: bool = False
+    """``get`` can be given memory to read into, as `Stored.read`."""
 
     @property
     def bytes(self) -> int:
@@ -155,9 +158,17 @@ def require_room(folder: Path, needed: int) -> None:
 
 
 def write(
-    folder: Path, wanted: Sequence[Wanted], shard_bytes: int, stem: str = "model", ahead: int = AHEAD
+    folder: Path,
+    wanted: Sequence[Wanted],
+    shard_bytes: int,
+    stem: str = "model",
+    ahead: int = AHEAD,
+    scratch: Sequence[Tensor] = (),
 ) -> dict[str, str]:
     """Write tensors in order, a new file where one would grow beyond ``shard_bytes``; 1 + ``ahead`` tensors are held.
+
+    Args:
+        scratch: memory (bytes) for the largest tensor, 1 + ``ahead`` times, to be read into in turn.
 
     Returns:
         the file of each tensor.
@@ -173,12 +184,13 @@ def write(
     where: dict[str, str] = {}
     for number, part in enumerate(parts, start=1):
         name = f"{stem}.safetensors" if len(parts) == 1 else f"{stem}-{number:05d}-of-{len(parts):05d}.safetensors"
-        _write_file(folder / name, part, ahead)
+        _write_file(folder / name, part, ahead, scratch)
         where |= {tensor.name: name for tensor in part}
     return where
 
 
-def _write_file(file: Path, wanted: Sequence[Wanted], ahead: int) -> None:
+def _write_file(file: Path, wanted: Sequence[Wanted], ahead: int, scratch: Sequence[Tensor]) -> None:
+    assert not scratch or len(scratch) > ahead, "what is written would be read over"
     wanted = sorted(wanted, key=lambda t: -t.dtype.itemsize)  # so that each tensor starts at a multiple of its item's size
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     at = 0
@@ -191,7 +203,8 @@ def _write_file(file: Path, wanted: Sequence[Wanted], ahead: int) -> None:
     with file.open("wb", buffering=0) as stream:
         stream.write(len(text).to_bytes(8, "little") + text)
         kept = 0  # bytes of the file that are on the disk
-        for ready in read_ahead((partial(_checked, tensor, file) for tensor in wanted), ahead):
+        turns = zip(wanted, cycle(scratch or [None]), strict=False)
+        for ready in read_ahead((partial(_checked, tensor, file, memory) for tensor, memory in turns), ahead):
             view = _bytes_of(ready)
             while view:
                 view = view[stream.write(view) :]
@@ -202,7 +215,11 @@ def _write_file(file: Path, wanted: Sequence[Wanted], ahead: int) -> None:
 
 
 def read_ahead(calls: Iterable[Callable[[], Tensor]], ahead: int = AHEAD) -> Iterator[Tensor]:
-    """Results in order; while one is used the next are made. No more than 1 + ``ahead`` are there at a time."""
+    """Results in order; while one is used the next are made. No more than 1 + ``ahead`` are there at a time.
+
+    A call is taken when it is begun: what ``calls`` gives it in turn, such as memory, is in the order of the results. (What
+    calls took for themselves as they ran was in the order in which threads happened to run.)
+    """
     with ThreadPoolExecutor(max(ahead, 1)) as aside:
         made: deque[Future[Tensor]] = deque()
         for call in calls:
@@ -213,8 +230,8 @@ def read_ahead(calls: Iterable[Callable[[], Tensor]], ahead: int = AHEAD) -> Ite
             yield made.popleft().result()
 
 
-def _checked(wanted: Wanted, file: Path) -> Tensor:
-    tensor = wanted.get().to(wanted.dtype).contiguous()
+def _checked(wanted: Wanted, file: Path, memory: Tensor | None) -> Tensor:
+    tensor = (wanted.get(memory) if wanted.reuses else wanted.get()).to(wanted.dtype).contiguous()
     assert tuple(tensor.shape) == wanted.shape, f"{wanted.name}: {tuple(tensor.shape)} is not {wanted.shape}"
     if not finite(tensor):
         raise RequestError(

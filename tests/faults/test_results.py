@@ -142,7 +142,8 @@ def test_a_run_that_goes_on_breaks_the_seal_and_sets_it_again(original: Path, tm
     recipe = json.loads((home / "out" / "recipe.json").read_text())
     seal = (home / "out" / "results.seal").read_bytes()
     recipe["mixtures"] = recipe["mixtures"][:2]
-    coterie.run(recipe, store=home / "store", out=home / "out")
+    (home / "out" / "other.json").write_text(json.dumps(recipe))  # paths are seen from there
+    coterie.run(home / "out" / "other.json", store=home / "store", out=home / "out")
     assert (home / "out" / "results.seal").read_bytes() != seal
     assert not (home / "out" / "results.unsealed").exists()
     whole.break_seal(home / "out")

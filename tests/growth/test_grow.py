@@ -122,8 +122,7 @@ def test_the_library_lies_beside_the_run_and_reads(grown: dict[str, Any]) -> Non
 
 
 def test_a_grown_recipe_runs_again_from_the_store(grown: dict[str, Any]) -> None:
-    raw = json.loads((grown["out"] / "recipe.json").read_text())
-    plan = coterie.run(raw, store=grown["root"] / "store", out=grown["out"], dry_run=True).plan
+    plan = coterie.run(grown["out"] / "recipe.json", store=grown["root"] / "store", out=grown["out"], dry_run=True).plan
     assert not plan.missing
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -151,9 +152,9 @@ def _absolute(value: Any, key: str, folder: Path) -> Any:
         return value
     paths = value[key]
     if isinstance(paths, str):
-        return {**value, key: str(folder / Path(paths).expanduser())}
+        return {**value, key: _place(folder, paths)}
     if isinstance(paths, list) and all(isinstance(p, str) for p in paths):
-        return {**value, key: [str(folder / Path(p).expanduser()) for p in paths]}
+        return {**value, key: [_place(folder, p) for p in paths]}
     return value
 
 
@@ -225,3 +226,10 @@ def _no_adapter_parent(recipe: Recipe, experts: list[Expert]) -> None:
                 where="experts",
                 do="branch from base or from an expert of kind full or ffn, or train the adapter on as kind lora",
             )
+
+
+def _place(folder: Path, path: str) -> str:
+    """A path from a folder, without ``..`` where that leads to the same place, so that one file has one name."""
+    joined = str(folder / Path(path).expanduser())
+    plain = os.path.normpath(joined)
+    return plain if os.path.realpath(plain) == os.path.realpath(joined) else joined

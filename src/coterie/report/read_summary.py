@@ -51,6 +51,7 @@ def read(out: Path) -> Summary:
             "there is no finished run here",
             where=str(path),
             expected="the folder given to `coterie run --out`",
+            found="no such file",
             do="run the recipe first, or name its output folder",
         )
     for file in (path, plan, metrics):

@@ -54,11 +54,15 @@ class Grown:
         self.settings = list(settings)
         if not (self.out / "recipe.json").is_file() or not (self.out / "summary.json").is_file():
             raise RequestError(
-                "no finished run is here", where=str(out), expected="recipe.json and summary.json", do="coterie run"
+                "no finished run is here",
+                where=str(out),
+                expected="recipe.json and summary.json",
+                found=", ".join(sorted(p.name for p in self.out.glob("*.json"))) or "no such files",
+                do="run a recipe first: coterie run RECIPE --out OUT",
             )
         for name in OWN:
             require_whole(self.out / name)
-        self.raw: Figures = read_json(self.out / "recipe.json")
+        self.raw = _settings(self.out)
         self.summary: Figures = read_json(self.out / "summary.json")
         able = [m["name"] for m in self.raw["mixtures"] if m["at"] == "adapters" and not m.get("joint")]
         if mixture is None and len(able) == 1:
@@ -249,7 +253,7 @@ class Grown:
         before, after = self.losses(self.summary), self.losses(done.summary)
         self._note(change, done.summary)
         print(_table(self.mixture, before, after))
-        self.summary, self.raw = dict(done.summary), json.loads((self.out / "recipe.json").read_text())
+        self.summary, self.raw = dict(done.summary), _settings(self.out)
         return done
 
     def _note(self, change: Figures, summary: Figures) -> None:
@@ -279,3 +283,9 @@ def _table(mixture: str, before: Losses, after: Losses) -> str:
             change = f"{two - one:+10.4f}" if one is not None and two is not None else f"{'':10}"
             lines.append(f"{model[:22]:24}{corpus[:14]:16}{cells[0]}{cells[1]}{change}")
     return "\n".join(lines)
+
+
+def _settings(out: Path) -> Figures:
+    """A run's recipe as a mapping, its paths as seen from anywhere."""
+    settings: Figures = json.loads(read(out / "recipe.json").model_dump_json(by_alias=True))
+    return settings

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import glob
 import json
+import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -90,7 +93,8 @@ class Results:
             trained["single"] = parts.single
         lines = [json.dumps({"expert": key, **row}) for key, artifact in trained.items() for row in logged_steps(artifact)]
         self._file("metrics.jsonl", "".join(line + "\n" for line in lines))
-        self._file("recipe.json", parts.recipe.model_dump_json(by_alias=True, indent=2) + "\n")
+        recipe = _from_here(json.loads(parts.recipe.model_dump_json(by_alias=True)), self.out.absolute())
+        self._file("recipe.json", json.dumps(recipe, indent=2, ensure_ascii=False) + "\n")
         self._file("plan.json", plan.json())
         self._file("summary.json", json.dumps(summary, indent=1, allow_nan=False) + "\n")
         write_seal(self.out)
@@ -99,6 +103,18 @@ class Results:
 
     def _file(self, name: str, text: str) -> None:
         replace_synced(self.out / name, text.encode(), self.out)
+
+
+def _from_here(value: object, out: Path) -> object:
+    """Settings with their paths as seen from OUT, where `recipe.json` lies: results that are shared name nobody's home."""
+    if isinstance(value, dict):
+        return {key: _from_here(child, out) for key, child in value.items()}
+    if isinstance(value, list):
+        return [_from_here(child, out) for child in value]
+    if isinstance(value, str) and os.path.isabs(value) and (glob.has_magic(value) or os.path.exists(value)):
+        with suppress(ValueError):  # on another drive
+            return os.path.relpath(value, out)
+    return value
 
 
 def show(summary: Figures, out: Path) -> None:

@@ -243,6 +243,8 @@ def _verified(root: Path, file: Path, harm: Callable[..., None], draw: random.Ra
             found = verify(Store(root)).damaged
     except (Exception, Late) as error:
         return Trial(kind, what, violations=(f"raw: {type(error).__name__}: {str(error)[:400]}",))
+    if harm is lose and file.is_file() and file.parts[-3] == "actions":
+        return Trial(kind, what)  # a record is written again from what is there
     named = [place for place, _ in found if Path(place).name in str(file) or file.stem in place]
     return Trial(kind, what, violations=() if named else (f"unseen; named were {found}",))
 

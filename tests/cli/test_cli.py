@@ -60,7 +60,7 @@ VERBS = {
     "train": {"--store", "--out", "--set", "--dry-run", "--jobs", "--slurm", "--expert", "--help"},
     "mix": {"--store", "--out", "--set", "--dry-run", "--jobs", "--slurm", "--help"},
     "evaluate": {"--store", "--out", "--set", "--dry-run", "--jobs", "--slurm", "--help"},
-    "generate": {"--time", "--max-new-tokens", "--temperature", "--top-k", "--top-p", "--seed", "--help"},
+    "generate": {"--time", "--max-new-tokens", "--temperature", "--top-k", "--top-p", "--seed", "--chat", "--help"},
     "export": {"--to", "--format", "--expand", "--dtype", "--shard-size", "--help"},
     "report": {"--format", "--help"},
     "recipe": {"--help"},

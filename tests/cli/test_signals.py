@@ -39,11 +39,13 @@ def test_a_signal_at_any_moment_leaves_no_traceback(number: signal.Signals) -> N
     whole = time.monotonic() - whole
     draw = random.Random(int(number))
     faults = []
-    for _ in range(25):
+    for _ in range(12):
         process = started("recipe", "Train")
         time.sleep(draw.uniform(0.03, whole * 1.05))
         process.send_signal(number)
         _, err = process.communicate(timeout=30)
+        if "addpackage" in err:  # Python itself was still beginning
+            continue
         if "Traceback" in err or "Error" in err or process.returncode not in (0, 130, -number, -signal.SIGINT):
             faults.append((process.returncode, err[-600:]))
     assert faults == []

@@ -8,6 +8,7 @@ never fsynced may also be empty or zeros, as real file systems leave them.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import stat
@@ -25,7 +26,11 @@ def _look(path: Path, tree: Tree, same: dict[bytes, bytes]) -> int:
     """``same`` holds each content once, since every moment has nearly all of the last."""
     info = path.lstat()
     if stat.S_ISDIR(info.st_mode):
-        tree[info.st_ino] = {child.name: _look(child, tree, same) for child in sorted(path.iterdir())}
+        names: dict[str, int] = {}
+        for child in sorted(path.iterdir()):
+            with contextlib.suppress(FileNotFoundError):  # another thread took it away meanwhile
+                names[child.name] = _look(child, tree, same)
+        tree[info.st_ino] = names
     else:
         data = path.read_bytes()
         tree[info.st_ino] = same.setdefault(data, data)

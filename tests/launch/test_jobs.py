@@ -170,6 +170,7 @@ def test_jobs_end_when_their_owner_is_killed(tmp_path: Path) -> None:
     assert not list((tmp_path / "store/experts").glob("*")), "they did not end by being done"
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_jobs_with_a_checkpoint(tmp_path: Path) -> None:
     owner = long_work(tmp_path)
     owner.send_signal(signal.SIGINT)

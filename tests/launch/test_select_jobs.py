@@ -49,6 +49,7 @@ def objects(home: Path, name: str, kind: str) -> set[str]:
     return {path.name for path in (home / name / kind).iterdir()}
 
 
+@pytest.mark.slow
 def test_jobs_choose_what_one_process_chooses(home: Path) -> None:
     alone, apart = pick(home, "alone"), pick(home, "apart", "--jobs", "2")
     assert alone.returncode == apart.returncode == 0, apart.stderr

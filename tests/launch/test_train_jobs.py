@@ -48,6 +48,7 @@ def weights(store: Path) -> dict[str, bytes]:
     return {path.parent.name: path.read_bytes() for path in store.glob("experts/*/model.safetensors")}
 
 
+@pytest.mark.slow
 def test_jobs_train_the_same_bytes(alone: Any, apart: Any, home: Path) -> None:
     assert weights(home / "apart") == weights(home / "alone")
     assert len(weights(home / "apart")) == 4, "base, fruit, tools, after; twin is tools"

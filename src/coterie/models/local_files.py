@@ -23,6 +23,12 @@ def no_model(folder: Path) -> RequestError:
         "no model is here" if there else "no such directory",
         where=str(folder),
         expected="config.json or adapter_config.json" if there else "the folder of a mixture or an expert",
-        found=", ".join(found[:8]) + (f" and {len(found) - 8} more" if len(found) > 8 else "") or None,
-        do=f"did you mean {found[0]}?" if found else None,
+        found=", ".join(found[:8]) + (f" and {len(found) - 8} more" if len(found) > 8 else "") or _names(near),
+        do=f"did you mean {found[0]}?" if found else "name the folder of a mixture or an expert, such as OUT/mixtures/NAME",
     )
+
+
+def _names(folder: Path) -> str:
+    """What lies in a folder, for messages."""
+    names = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "") or "nothing"

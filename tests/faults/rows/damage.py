@@ -167,7 +167,7 @@ def trial(prepared: Path, home: Path, draw: Draw) -> Trial:
 def _judged(
     file: Path, root: Path, harm: Callable[..., None], draw: random.Random, way: str, opens: Callable[[], object]
 ) -> Trial:
-    kind, what = f"{harm.__name__} in {_kind(file, root)} through {way}", f"{harm.__name__} of {file.relative_to(root)}"
+    kind, what = f"{harm.__name__} through {way}", f"{harm.__name__} of {file.relative_to(root)}"
     harm(file, draw)
     try:
         with _limit():
@@ -179,12 +179,6 @@ def _judged(
     except (Exception, Late) as error:
         return Trial(kind, what, violations=(f"raw: {type(error).__name__}: {str(error)[:400]}",))
     return Trial(kind, what, violations=("unseen",))
-
-
-def _kind(file: Path, root: Path) -> str:
-    """What sort of file it is: what it lies in, and its name without numbers."""
-    inside = file.relative_to(root).parts
-    return f"{inside[0]}/…/{file.name}" if len(inside) > 1 and len(file.stem) != 64 else f"{inside[0]}"
 
 
 def _possible(file: Path, harms: Sequence[Callable[..., None]]) -> list[Callable[..., None]]:
@@ -205,7 +199,7 @@ def _in_store(prepared: Path, home: Path, draw: random.Random) -> Trial:
     )
     if draw.random() < 0.5:
         return _verified(root, file, harm, draw)
-    kind, what = f"{harm.__name__} in store {_kind(file, root)} through run", f"{harm.__name__} of {file.relative_to(root)}"
+    kind, what = f"{harm.__name__} through run", f"{harm.__name__} of {file.relative_to(root)}"
     harm(file, draw)
     try:
         with _limit(4 * LIMIT):
@@ -233,10 +227,7 @@ def _equal_files(one: Path, two: Path) -> bool:
 
 
 def _verified(root: Path, file: Path, harm: Callable[..., None], draw: random.Random) -> Trial:
-    kind, what = (
-        f"{harm.__name__} in store {_kind(file, root)} through verify",
-        f"{harm.__name__} of {file.relative_to(root)}",
-    )
+    kind, what = (f"{harm.__name__} through verify", f"{harm.__name__} of {file.relative_to(root)}")
     harm(file, draw)
     try:
         with _limit():
@@ -268,7 +259,7 @@ ROWS = [
         "damage",
         "one bit, zeros, a cut, two files swapped, one lost, one added, a link or a pipe in its place",
         "seen before use, named with what was expected, found and to do; `run` ends with the same bytes",
-        (12, 400, 10_000),
+        (8, 400, 10_000),
         trial,
         prepare,
     )

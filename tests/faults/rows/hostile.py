@@ -405,7 +405,7 @@ ROWS = [
         "hostile",
         f"{len(CASES)} models, adapters, mixtures, tokenizers, recipes and corpora made to do harm, under an audit hook",
         "refused with where and why, or harmless; no code, no network, no read outside the folder; an end within 30 s",
-        (10, len(CASES), len(CASES)),
+        (6, len(CASES), len(CASES)),
         trial,
     )
 ]

@@ -17,7 +17,7 @@ from pathlib import Path
 from coterie.errors import RequestError
 from coterie.spec.digest import canonical_json
 from coterie.store.artifact import Artifact, sha256
-from coterie.store.durable import dead, discard, explained, owner
+from coterie.store.durable import dead, discard, explained, owner, sync, write_synced
 from coterie.store.objects import walk
 from coterie.store.store import Store
 
@@ -56,11 +56,14 @@ def link_tree(artifact: Artifact, target: Path, parts: Mapping[str, Artifact] | 
             for name, (origin, _) in files.items():
                 (new / name).parent.mkdir(parents=True, exist_ok=True)
                 _link(origin, new / name)
-            (new / "manifest.json").write_bytes(manifest)
+            write_synced(new / "manifest.json", manifest)  # empty after a power cut, it would call nothing ours
             (new / "manifest.json").chmod(0o444)
+            for folder in {new, *((new / name).parent for name in files)}:
+                sync(folder)
             with contextlib.suppress(FileNotFoundError):
                 os.rename(target, old)
             os.rename(new, target)
+            sync(target.parent)
         finally:
             discard(new)
             discard(old)
@@ -101,6 +104,7 @@ def _link(origin: Path, target: Path) -> None:
             os.link(origin, target)
             return
     shutil.copyfile(origin, target)
+    sync(target)
     target.chmod(0o444)
 
 

@@ -204,4 +204,192 @@ BUGS = (
         "",
         "the router's last state is kept instead of the best on held-out tokens",
     ),
+    # select
+    Bug(
+        "select/pick.py",
+        "return merit_N / temperature - np.log",
+        "return merit_N * temperature - np.log",
+        "a low temperature draws by lot instead of by merit",
+    ),
+    Bug(
+        "select/contamination.py",
+        "return [against.words, against.text, [[",
+        "return [against.text, [[",
+        "the length of a run is no part of a profile's address: another length serves the old shares",
+    ),
+    Bug(
+        "select/filters.py",
+        "rows = np.flatnonzero((reason == 0) | (reason == HELD_OUT))",
+        "rows = np.flatnonzero(reason == 0)",
+        "training documents that nearly repeat held-out ones stay",
+    ),
+    # mixtures at outputs
+    Bug(
+        "mixtures/outputs/outputs_mixture.py",
+        "(self._log_weights(query, evidence_BTU) - self.log_count_U).exp()",
+        "self._log_weights(query, evidence_BTU).exp()",
+        "each slot shows the whole weight of its expert: weights over slots add up to more than 1",
+    ),
+    Bug(
+        "mixtures/outputs/outputs_place.py",
+        'LATER = {"top_k", "top_p"}',
+        'LATER = {"top_k", "top_p", "temperature"}',
+        "a router fitted at another temperature is served for this one",
+    ),
+    Bug(
+        "mixtures/outputs/coadaptation.py",
+        '"inclusive": ("end", 1)}',
+        '"inclusive": ("end", 0)}',
+        "co-adaptation lets the expert of the next window answer: a leak of one day",
+    ),
+    # mixtures at layers
+    Bug(
+        "mixtures/layers/layer_gate_fits.py",
+        "found.append(inputs[0][counted_BT])",
+        "found.append(inputs[0].flatten(0, 1))",
+        "gates are fitted on padding too",
+    ),
+    Bug(
+        "mixtures/layers/layers_place.py",
+        'action = Action("merged", {"shared": self.shared}, inputs)',
+        'action = Action("merged", {}, inputs)',
+        "the rule for what is shared is no part of a merge's address: base and average are served for each other",
+    ),
+    # mixtures at adapters
+    Bug(
+        "mixtures/adapters/joint_training.py",
+        "run.seed * 1000 + u) for u in",
+        "run.seed) for u in",
+        "experts that are trained together all start from the same adapter",
+    ),
+    Bug(
+        "mixtures/adapters/joint_training.py",
+        "torch.nn.functional.pad(labels_BT != -100, (0, 1))",
+        "torch.nn.functional.pad(labels_BT != -100, (1, 0))",
+        "balance, z-loss and entropy are taken at the tokens after those that predict",
+    ),
+    # export
+    Bug(
+        "mixtures/export/export_formats.py",
+        'theta = now.get("rope_theta", base.get("rope_theta", 10_000.0))',
+        'theta = base.get("rope_theta", 10_000.0)',
+        "an export of a model with rotary positions of its own has the usual ones",
+    ),
+    Bug(
+        "mixtures/export/write_checkpoint.py",
+        '        require_close(apart.written, f"{plan.format} of {folder}")\n',
+        "",
+        "an export that computes something else appears all the same",
+    ),
+    # growth
+    Bug(
+        "growth/novelty.py",
+        "np.quantile(known, 1 - alarm / 2, axis=0)",
+        "np.quantile(known, 1 - alarm, axis=0)",
+        "twice as many known batches as was asked for are called new",
+    ),
+    Bug(
+        "growth/expert_similarity.py",
+        "[w * f.scale * f.B_OR.double() for w, f in parts]",
+        "[f.scale * f.B_OR.double() for _, f in parts]",
+        "two experts that are merged are summed instead of averaged by their shares",
+    ),
+    # evaluation
+    Bug(
+        "evaluation/compare.py",
+        "tails = [(1 - level) / 2, (1 + level) / 2]",
+        "tails = [(1 + level) / 2, (1 - level) / 2]",
+        "the ends of every interval are swapped",
+    ),
+    Bug(
+        "evaluation/choices.py",
+        "np.array([nats / tokens for nats, tokens in scores])",
+        "np.array([nats for nats, tokens in scores])",
+        "options are not compared by nats a token: the shortest one wins",
+    ),
+    Bug(
+        "evaluation/losses.py",
+        '(arrays["target"][:, 1:] != 0) & kept_D[document_NT]',
+        'arrays["target"][:, 1:] != 0',
+        "documents that were trained on are called removed and counted all the same",
+    ),
+    Bug(
+        "evaluation/questions.py",
+        "[q.prompt, q.options, q.time and q.time.toordinal(), *chat]",
+        "[q.prompt, q.options, *chat]",
+        "the same questions as of other dates get the old answers",
+    ),
+    # report
+    Bug(
+        "report/page_template.py",
+        "autoescape=True",
+        "autoescape=False",
+        "names and texts are put into the page as they are: whatever they hold is run",
+    ),
+    Bug(
+        "report/tables.py",
+        'clear = "better" if (interval[1] < 0) == measure.lower_is_better else "worse"',
+        'clear = "better" if interval[1] < 0 else "worse"',
+        "of accuracies the report says worse for better",
+    ),
+    # launch
+    Bug(
+        "launch/job_queue.py",
+        "elif job.after <= done and len(running)",
+        "elif len(running)",
+        "a job starts before what it needs is done",
+    ),
+    Bug("launch/job_queue.py", "every[seat::seats] or", "every[seat:] or", "jobs beside each other use the same GPUs"),
+    # run
+    Bug(
+        "run/usage.py",
+        "share_G = tokens_G / tokens_G.sum()",
+        "share_G = np.full(len(tokens_G), 1 / len(tokens_G))",
+        "figures of routing are means over domains instead of over tokens",
+    ),
+    Bug(
+        "run/evaluate.py",
+        '        trained += [(parts.blocks(name, "train"), name) for m in self.recipe.mixtures for name in m.own_corpora]\n',
+        "",
+        "the check for leaks does not see what mixtures themselves were trained on",
+    ),
+    # recipe
+    Bug(
+        "recipe/lineage.py",
+        "    for corpus in base.pretrain.corpora if base.pretrain else ():\n        _corpus(recipe, corpus, found)\n",
+        "",
+        "what the base was pre-trained on does not count for what an expert knows: strict dates leak",
+    ),
+    Bug(
+        "recipe/expand.py",
+        "return {**kept, **own}",
+        "return {**own, **kept}",
+        "an expert's own training settings are overruled by those for all",
+    ),
+    # cli
+    Bug(
+        "cli/store_command.py",
+        "if report.damaged or report.lost:",
+        "if report.lost:",
+        "`store verify` of a damaged store ends with exit code 0",
+    ),
+    Bug(
+        "cli/__init__.py",
+        "_fail(error, str(error), error.exit_code)",
+        "_fail(error, str(error), 1)",
+        "a wrong request ends with the exit code of failed work",
+    ),
+    # api
+    Bug(
+        "api/remaking.py",
+        "(*place.slots, *[name] * slots)",
+        "(*place.slots, name)",
+        "`add(..., slots=3)` gives an expert one slot",
+    ),
+    Bug(
+        "api/spans.py",
+        "knowledge=found.end)",
+        "knowledge=found.start)",
+        "an expert of a window answers dates before it has read all of it: a leak",
+    ),
 )

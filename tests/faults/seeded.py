@@ -5,7 +5,7 @@
 
 The tests of the bug's room and the invariants run first, then, if they pass, the rest of the default suite; the first
 failure ends it. A test that fails without the bug too has caught nothing: it is left out, and the others go on. Number 0 is
-no bug at all: the tests that run first, of every room, must pass on the copy. A run goes on where it was; lines of a bug that
+no bug at all: the tests that run first, of every room, must pass. A run goes on where it was; lines of a bug that
 has been changed since do not count. Left out are tests/house (the shape of the source) and the table's own test.
 """
 

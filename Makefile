@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Each xdist worker computes on one thread: two workers share two cores without fighting over them.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(or $(WORKERS),2)
 
-.PHONY: help install quickstart test test-precision test-slow test-data test-real real-model test-browser test-gpu test-slurm test-compat lint format docs bench studies faults faults-long
+.PHONY: help install quickstart test test-precision test-slow test-data test-real real-model test-browser test-gpu test-slurm test-compat lint format docs bench studies faults faults-long seeded
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -67,6 +67,10 @@ faults: install ## injected faults, at most 15 minutes: campaigns in their middl
 faults-long: install ## the same campaigns to the counts of docs/results/faults.md: hours
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.campaign long --jobs 2 --to $(FAULTS)
 	$(BIN)/python -m tests.faults.campaign report $(FAULTS)
+
+seeded: install ## 60 seeded bugs, each in a copy of the source, against the default suite: hours
+	$(BIN)/python -m tests.faults.seeded --to $(FAULTS)/seeded.jsonl
+	$(BIN)/python -m tests.faults.seeded report $(FAULTS)/seeded.jsonl
 
 lint: install ## style, types, import contracts
 	$(BIN)/ruff check .

@@ -192,6 +192,15 @@ def test_a_dry_run_plans_on_what_is_not_there_yet(store: Store, make: Make, tmp_
     assert list(dry.steps.values())[-1].tokens == 5
 
 
+def test_every_setting_has_blocks_of_its_own(store: Store, make: Make, trained: Artifact) -> None:
+    documents, dry = make([{"text": "a", "d": "2015-01-01"}], time="d"), DryStore(store.root)
+    window = Window(start=date(2015, 1, 1), end=date(2016, 1, 1))
+    plain = {"split": "train", "length": 8, "window": None, "where": None, "limit_tokens": None}
+    changes = [{"split": "valid"}, {"length": 9}, {"window": window}, {"where": {"id": "1"}}, {"limit_tokens": 5}]
+    asked = [plain, *({**plain, **change} for change in [*changes, {"limit_tokens": 6}])]
+    assert len({pack_blocks(dry, documents, trained, label="b", **how).digest for how in asked}) == len(asked)
+
+
 @pytest.mark.parametrize(
     ("asked", "message"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -345,6 +346,18 @@ def test_a_dry_run_opens_nothing(store: Store, monkeypatch: pytest.MonkeyPatch) 
     assert expert.planned
     assert score_expert(dry, expert, blocks(dry)).planned
     assert [step.tokens for step in dry.steps.values() if step.kind == "experts"] == [700]
+
+
+def test_every_step_and_rank_draws_its_own_and_the_same_again() -> None:
+    def drawn(seed: int, step: int, rank: int = 0) -> tuple[float, ...]:
+        args = SimpleNamespace(process_index=rank, device=torch.device("cpu"))
+        with torch.random.fork_rng():
+            loop.Seeds(seed).on_step_begin(args, SimpleNamespace(global_step=step), None)
+            return tuple(torch.rand(4).tolist())
+
+    asked = [(seed, step, rank) for seed in (1, 2) for step in (0, 1, 11) for rank in (0, 1)]
+    assert len({drawn(*how) for how in asked}) == len(asked)
+    assert drawn(1, 11) == drawn(1, 11)
 
 
 def test_randomness_and_threads_outside_are_left_alone(store: Store) -> None:

@@ -183,7 +183,8 @@ def report(lines: dict[int, Line]) -> str:
     """Counts, and who survived, in Markdown."""
     bugs = [line for number, line in sorted(lines.items()) if number]
     caught = [line for line in bugs if line.caught]
-    text = [f"{len(caught)} of {len(bugs)} caught ({len(BUGS)} bugs; no bug: {'failed' if lines[0].caught else 'passed'})."]
+    control = "not tried" if 0 not in lines else "failed" if lines[0].caught else "passed"
+    text = [f"{len(caught)} of {len(bugs)} bugs caught, of {len(BUGS)}; without a bug the tests {control}."]
     text += ["", "| bug | in | caught by |", "|---|---|---|"] if bugs else []
     for line in bugs:
         by = f"`{line.by}`" if line.caught else "**survived**" if line.whole else "survived the tests that run first"

@@ -59,6 +59,11 @@ def test_top_p_keeps_the_fewest_that_reach_p(count: list[int], p: float, data: s
         assert abs(weight_U.sum() - 1) < 1e-5
 
 
+def test_top_p_that_the_largest_reach_exactly_keeps_no_more() -> None:
+    weight_U = Policy(top_p=0.5)(torch.zeros(1, 1, 4), torch.zeros(4), torch.ones(1, 1, 4, dtype=torch.bool)).exp()[0, 0]
+    assert weight_U.tolist() == pytest.approx([0.5, 0.5, 0, 0])
+
+
 @pytest.mark.parametrize("policy", [Policy(), Policy(0.5), Policy(top_k=1), Policy(top_k=2), Policy(top_p=0.5)])
 def test_gradients_are_finite_and_reach_every_eligible_logit(policy: Policy) -> None:
     logits_BTU = torch.randn(2, 3, 4, requires_grad=True)

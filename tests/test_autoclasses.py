@@ -15,9 +15,8 @@ import coterie
 
 AUTO = "from transformers import AutoModelForCausalLM, AutoConfig"
 ORDERS = {
-    "ours first": f"import coterie, sys; assert 'torch' not in sys.modules\n{AUTO}",
+    "ours first": f"import coterie, sys; assert 'torch' not in sys.modules\n{AUTO}, pipeline",
     "theirs first": f"{AUTO}\nimport coterie",
-    "a pipeline": f"import coterie\n{AUTO}, pipeline",
     "a stock process": f"import sys; assert 'coterie' not in sys.modules\n{AUTO}, pipeline",
 }
 

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -224,3 +225,18 @@ def test_generate_goes_on_from_a_text(
     assert drawn[0].strip()
     assert here(monkeypatch, "generate", model, "apple", "--time", "soon") == 2
     assert "not a date" in capsys.readouterr().err
+
+
+def test_paths_that_the_locale_cannot_name_are_refused_with_the_remedy(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def unsaid(*_: object) -> None:
+        "größe".encode("ascii")
+
+    monkeypatch.setattr(import_module("coterie.run.execute"), "execute", unsaid)
+    assert here(monkeypatch, "run", "recipe.yaml") == 1, "where file names are UTF-8 it is something else"
+    capsys.readouterr()
+    monkeypatch.setattr(sys, "getfilesystemencoding", lambda: "ascii")
+    for words in (["run", "größe.yaml"], ["run", "recipe.yaml"]):
+        assert here(monkeypatch, *words) == 2
+        assert "set PYTHONUTF8=1" in capsys.readouterr().err

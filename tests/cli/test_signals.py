@@ -32,14 +32,14 @@ def started(*words: str, cwd: Path | None = None) -> subprocess.Popen[str]:
     )
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 def test_a_signal_at_any_moment_leaves_no_traceback(number: signal.Signals) -> None:
     whole = time.monotonic()
     assert started("recipe", "Train").wait() == 0
     whole = time.monotonic() - whole
     draw = random.Random(int(number))
     faults = []
-    for _ in range(12):
+    for _ in range(8):
         process = started("recipe", "Train")
         time.sleep(draw.uniform(0.03, whole * 1.05))
         process.send_signal(number)

@@ -1,17 +1,16 @@
-"""kill -9 at every moment: what is visible is whole, the rerun ends with the same digests, leftovers are collected."""
+"""kill -9 at every event of the disk, one by one; the campaign of kills takes whole commands at times drawn by chance."""
 
 from __future__ import annotations
 
-import os
-import random
 import signal
-import time
 from pathlib import Path
 
 import pytest
 from tests.faults import harness as h
 
 from coterie.store import Store, prune
+
+pytestmark = pytest.mark.slow
 
 
 def _check_after_kill(root: Path, digest: str) -> None:
@@ -112,36 +111,3 @@ def test_killed_while_pruning(tmp_path, digests):
         prune(Store(root))
         assert [path.name for path in h.object_directories(root)] == digests[:1]
         assert list((root / "temp").iterdir()) == []
-
-
-def _random_kills(tmp_path: Path, kills: int, in_a_row: int) -> None:
-    """Series of processes that each begin a new thing and are killed somewhere in it."""
-    generator = random.Random(os.urandom(8))
-    roots = h.fresh(tmp_path)
-    root = next(roots)
-    digests = [h.make(root, number, size=400_000).digest for number in range(in_a_row)]
-    started = time.monotonic()
-    for number in range(3):
-        h.in_child(lambda root=next(roots), number=number: h.make(root, number, size=400_000))
-    longest = (time.monotonic() - started) / 3
-    landed = 0
-    for _ in range(kills // in_a_row):
-        root = next(roots)
-        for number in range(in_a_row):
-            child = h.start(lambda root=root, number=number: h.make(root, number, size=400_000))
-            time.sleep(generator.uniform(0, longest))
-            os.kill(child, signal.SIGKILL)
-            landed += h.wait(child) == -signal.SIGKILL
-            assert h.broken(root) == []
-        assert [h.make(root, number, size=400_000).digest for number in range(in_a_row)] == digests
-        assert not (root / "quarantine").exists()
-    assert landed > kills / 10, "the processes were too quick to be killed"
-
-
-def test_killed_at_random(tmp_path):
-    _random_kills(tmp_path, kills=40, in_a_row=2)
-
-
-@pytest.mark.slow
-def test_killed_at_random_often(tmp_path):
-    _random_kills(tmp_path, kills=1000, in_a_row=5)

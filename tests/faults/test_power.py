@@ -6,7 +6,9 @@ import os
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 from tests.faults import harness as h
 from tests.faults.power import Disk
 
@@ -58,11 +60,6 @@ def test_power_loss(tmp_path):
     assert _report(tmp_path, 80) == []
 
 
-@pytest.mark.slow
-def test_power_loss_often(tmp_path):
-    assert _report(tmp_path, 2000) == []
-
-
 def _skip(which):
     """Leave out the fsyncs of some paths, everywhere in the store."""
 
@@ -90,3 +87,21 @@ WEAKER = {
 def test_every_missing_fsync_shows(tmp_path, without):
     """The test above has teeth: without one of the fsyncs it fails."""
     assert _report(tmp_path, 17, _skip(WEAKER[without])) != []
+
+
+def test_a_plain_save_file_does_not_survive_it(tmp_path):
+    """What the harness finds where weights are written as libraries write them."""
+    home, whole = tmp_path / "home", {"w": np.arange(5000, dtype=np.float32)}
+    home.mkdir()
+
+    def work() -> None:
+        disk, broken, generator = Disk(home), 0, random.Random(0)
+        disk.watch(lambda: save_file(whole, home / "model.safetensors"))
+        for number in range(20):
+            after = tmp_path / f"crash-{number}"
+            disk.crash(len(disk.moments) - 1, generator, after)
+            file = after / "model.safetensors"
+            broken += file.exists() and file.read_bytes() != (home / "model.safetensors").read_bytes()
+        os._exit(7 if broken else 0)
+
+    assert h.in_child(work) == 7

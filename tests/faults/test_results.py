@@ -60,12 +60,6 @@ def damage(out: Path, count: int, seed: int) -> tuple[int, list[str], list[str]]
     return flipped, unseen, raw
 
 
-def test_every_flipped_bit_is_seen(out: Path) -> None:
-    flipped, unseen, raw = damage(out, 3, seed=14)
-    assert flipped > 200
-    assert (unseen, raw) == ([], [])
-
-
 @pytest.mark.slow
 def test_many_flipped_bits_are_seen(out: Path) -> None:
     flipped, unseen, raw = damage(out, 40, seed=15)

@@ -50,22 +50,6 @@ def wait_for_checkpoint(file: Path, process: Command, store: str = "store") -> N
         time.sleep(0.02)
 
 
-def test_killed_in_the_middle_the_same_command_ends_with_the_same_bytes(file: Path) -> None:
-    for _ in range(2):
-        process = start(file)
-        wait_for_checkpoint(file, process)
-        process.kill()
-        process.wait()
-        assert not (file.parent / "runs/small/summary.json").exists()
-    finish(start(file))
-    killed = summary(file)
-    finish(start(file, "--out", "undisturbed", store="other"))
-    undisturbed = summary(file, "undisturbed")
-    assert list(killed["experts"]) == list(undisturbed["experts"])
-    assert killed["mixtures"] == undisturbed["mixtures"]
-    assert killed["evaluation"] == undisturbed["evaluation"]
-
-
 def test_interrupted_it_says_how_to_go_on(file: Path) -> None:
     process = start(file)
     wait_for_checkpoint(file, process)
@@ -97,6 +81,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["experts", "scores", "blocks", "mixtures"])
 def test_a_damaged_artifact_is_named_set_aside_and_made_again(
     finished: Path, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -59,6 +59,7 @@ def test_jobs_train_the_same_bytes(alone: Any, apart: Any, home: Path) -> None:
     assert not list((home / "apart/temp").iterdir()), "logs go when all went well"
 
 
+@pytest.mark.slow
 def test_a_second_run_starts_no_job(apart: Any, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*_: Any) -> None:
         raise AssertionError("a job was started")

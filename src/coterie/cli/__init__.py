@@ -29,7 +29,7 @@ from coterie.cli import run_command as run
 from coterie.cli import select_command as select
 from coterie.cli import store_command as store
 from coterie.cli import train_command as train
-from coterie.errors import CoterieError
+from coterie.errors import CoterieError, RequestError
 
 app = typer.Typer(
     name="coterie",
@@ -105,6 +105,8 @@ def main() -> None:
     """Entry point: run a verb, turn errors into one clear message and an exit code."""
     with _signals():
         try:
+            if not all(word.isascii() for word in (os.getcwd(), *sys.argv)):
+                _require_utf8()
             app(prog_name="coterie")
         except CoterieError as error:
             _fail(error, str(error), error.exit_code)
@@ -114,8 +116,25 @@ def main() -> None:
         except Exception as error:
             if _interrupted:
                 raise KeyboardInterrupt from None
+            if isinstance(error, UnicodeEncodeError):  # of a path in a recipe
+                try:
+                    _require_utf8()
+                except RequestError as known:
+                    _fail(error, str(known), known.exit_code)
             text = f"{type(error).__name__}: {error}\n  do:       this is a fault of ours; --debug shows where it happened"
             _fail(error, text, 1)
+
+
+def _require_utf8() -> None:
+    """The libraries that read and write our files know paths in UTF-8 only."""
+    if (encoding := sys.getfilesystemencoding()) != "utf-8":
+        raise RequestError(
+            "paths beyond ASCII cannot be used here",
+            where=os.fsencode(os.getcwd()).decode("utf-8", "replace"),
+            expected="file names in UTF-8",
+            found=f"file names in {encoding}, from the environment (LC_ALL, LANG, PYTHONUTF8)",
+            do="set PYTHONUTF8=1",
+        )
 
 
 @contextmanager

@@ -153,7 +153,12 @@ def locale(prepared: Path, home: Path, draw: random.Random) -> tuple[str, list[s
         timeout=120,
     )
     text = subprocess.CompletedProcess(done.args, done.returncode, "", done.stderr.decode("utf-8", "replace"))
-    return f"{env} in {work.name!r}", _same(prepared, work, text)
+    what = f"{env} in {work.name!r}"
+    if "PYTHONUTF8" in env and not work.name.isascii():  # the one of them in which Python's file names are not UTF-8
+        return what, _clear(text) + ([] if "PYTHONUTF8=1" in text.stderr else ["no remedy"]) + _same(
+            prepared, work, _run(work)
+        )
+    return what, _same(prepared, work, text)
 
 
 ODD = [

@@ -47,9 +47,8 @@ def trained(run: coterie.Run) -> dict[str, torch.Tensor]:
     return {f"{part.parent.name}/{name}": tensor for part in parts for name, tensor in load_file(part).items()}
 
 
-@pytest.mark.parametrize(
-    "router", [LOSSES, pytest.param({"top_k": 1, "balance": 0.5, "entropy": 0.01}, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("router", [LOSSES, {"top_k": 1, "balance": 0.5, "entropy": 0.01}])
 def test_two_ranks_train_the_mixture_that_one_trains(router: dict[str, Any], tmp_path: Path) -> None:
     one, two = (trained(joint(tmp_path, processes, **router)) for processes in (None, 2))
     assert len({name.partition("/")[0] for name in one}) == 4

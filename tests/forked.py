@@ -67,6 +67,11 @@ class Command:
     def stderr(self) -> str:
         return (self.printed / "err").read_text()
 
+    @property
+    def begun(self) -> bool:
+        """Whether it is the command by now, and no more a copy of the server."""
+        return (self.printed / "begun").exists()
+
     def send_signal(self, number: int) -> None:
         os.kill(self.pid, number)
 
@@ -96,6 +101,7 @@ def _run(words: list[str], cwd: str, env: dict[str, str], printed: Path, before:
     sys.stdout, sys.stderr = (os.fdopen(os.dup(number), "w", buffering=1, encoding="utf-8") for number in (1, 2))
     sys.argv = words
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # as `coterie.start` does before a command begins
+    (printed / "begun").touch()
     from coterie.cli import main
 
     if before is not None:

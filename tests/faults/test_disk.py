@@ -11,6 +11,7 @@ import signal
 import subprocess
 import tempfile
 import time
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -277,3 +278,13 @@ def test_a_place_whose_name_is_a_pattern_to_a_library(tmp_path, name):
     raw = recipe(tmp_path / "data", mixtures=[], single=None)
     done = coterie.run(raw, store=tmp_path / name, out=tmp_path / "out" / name)
     assert done.summary["evaluation"]["losses"]
+
+
+def test_a_file_that_goes_between_two_steps_of_a_run_is_named(tmp_path, monkeypatch):
+    gone = tmp_path / "store" / "corpora" / "facts.json"
+    monkeypatch.setattr(import_module("coterie.run.execute"), "summarise", lambda *_, **__: gone.read_bytes())
+    raw = recipe(tmp_path / "data", mixtures=[], single=None, evaluation=[])
+    with pytest.raises(WorkError, match="small: files could not be used") as error:
+        coterie.run(raw, store=tmp_path / "store", out=tmp_path / "out")
+    assert error.value.where == str(gone)
+    assert "--store" in error.value.do

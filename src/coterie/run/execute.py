@@ -16,6 +16,7 @@ from coterie.run.plan import Goal, Plan
 from coterie.run.publish import Results, Run, show
 from coterie.run.summary import summarise
 from coterie.store import DryStore, Store
+from coterie.store.durable import explained
 from coterie.store.store import default_root
 from coterie.store.whole import write_seal
 
@@ -43,34 +44,35 @@ def execute(
         raise RequestError("the results need a folder", where=str(out), found="a file", do="choose another --out")
     where, stage = place(jobs, slurm), STAGES.index(until)
     parts = Parts(parsed, DryStore(root) if dry_run else Store(root))
-    chosen = _known(parts, only)
-    say(f"{parsed.name}: recipe {parsed.hash[:12]}, store {root}")
-    parts.store.keep(out)
-    if where is not None and not dry_run:
-        profile_selections(parts, where)
-    if not chosen or where is not None:
-        look(parts, out)
-    plan = plan_of(parts, stage, chosen)
-    if dry_run:
-        print(plan.text(parsed))
-        return Run(parsed, out, plan)
-    if where is not None:
-        train_in_jobs(parts, where, out, chosen or parts.names)
-    parts.store.announce = plan.announce
-    evaluations, results = Evaluations(parts, out), Results(out, parts)
-    for goal in plan.goals:  # the way to the Trainer begins here, and is kept short
-        made = evaluations.goals[goal.kind](goal.name)
-        assert made is not None, goal
-        results.put(goal, made)
-    if chosen:  # the figures of a whole run are left as they were
-        write_seal(out)
+    with explained(root, parsed.name, "used"):  # a store may be moved, a disk be full, at any moment
+        chosen = _known(parts, only)
+        say(f"{parsed.name}: recipe {parsed.hash[:12]}, store {root}")
         parts.store.keep(out)
-        return Run(parsed, out, plan, experts=results.opened("experts"))
-    summary = summarise(parts, evaluations, mixed=stage >= MIXTURES, evaluated=stage >= EVALUATION)
-    results.write(summary, plan.done(plan_of(parts, stage)), report=stage > EVALUATION)
-    parts.store.keep(out, finished=True)
-    show(summary, out)
-    return Run(parsed, out, plan, summary, results.opened("experts"), results.opened("mixtures"))
+        if where is not None and not dry_run:
+            profile_selections(parts, where)
+        if not chosen or where is not None:
+            look(parts, out)
+        plan = plan_of(parts, stage, chosen)
+        if dry_run:
+            print(plan.text(parsed))
+            return Run(parsed, out, plan)
+        if where is not None:
+            train_in_jobs(parts, where, out, chosen or parts.names)
+        parts.store.announce = plan.announce
+        evaluations, results = Evaluations(parts, out), Results(out, parts)
+        for goal in plan.goals:  # the way to the Trainer begins here, and is kept short
+            made = evaluations.goals[goal.kind](goal.name)
+            assert made is not None, goal
+            results.put(goal, made)
+        if chosen:  # the figures of a whole run are left as they were
+            write_seal(out)
+            parts.store.keep(out)
+            return Run(parsed, out, plan, experts=results.opened("experts"))
+        summary = summarise(parts, evaluations, mixed=stage >= MIXTURES, evaluated=stage >= EVALUATION)
+        results.write(summary, plan.done(plan_of(parts, stage)), report=stage > EVALUATION)
+        parts.store.keep(out, finished=True)
+        show(summary, out)
+        return Run(parsed, out, plan, summary, results.opened("experts"), results.opened("mixtures"))
 
 
 def look(parts: Parts, out: Path) -> None:

@@ -105,7 +105,7 @@ def explained(root: Path, label: str, verb: str = "written") -> Iterator[None]:
     """Turn what goes wrong with files inside into a WorkError that names the place and the remedy."""
     try:
         yield
-    except CoterieError:
+    except (CoterieError, BrokenPipeError):  # who reads what is printed may stop
         raise
     except Exception as error:
         free = _free(root)

@@ -84,7 +84,8 @@ def _disk(home: Path, size: int) -> Iterator[Path]:
 def full_disk(prepared: Path, home: Path, draw: random.Random) -> tuple[str, list[str]]:
     share = draw.uniform(0.02, 1.2)
     size = int(int((prepared / "size").read_text()) * share)
-    with _disk(home, size) as place:
+    data = sum(path.stat().st_size for path in (prepared / "undisturbed/data").iterdir())
+    with _disk(home, size + 2 * data) as place:  # the data themselves find room
         _start(prepared, place / "home")
         work = place / "home"
         done = _run(work)

@@ -320,7 +320,7 @@ def _send(command: Command, which: int, seconds: float, whom: str) -> bool:
         target = psutil.Process(command.pid)
         if whom != "it":
             target = random.choice(target.children(recursive=True) or [target])
-        if command.poll() is not None:
+        if command.poll() is not None or not command.begun:
             return False
         target.send_signal(which)
         if which == signal.SIGSTOP:

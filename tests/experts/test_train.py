@@ -348,6 +348,36 @@ def test_a_dry_run_opens_nothing(store: Store, monkeypatch: pytest.MonkeyPatch) 
     assert [step.tokens for step in dry.steps.values() if step.kind == "experts"] == [700]
 
 
+OTHER = {
+    "tokens": 900,
+    "epochs": 2.0,
+    "batch_size": 2,
+    "accumulation": 2,
+    "learning_rate": 1e-4,
+    "schedule": "wsd",
+    "warmup": 0.2,
+    "decay": 0.3,
+    "floor": 0.2,
+    "weight_decay": 0.2,
+    "beta1": 0.8,
+    "beta2": 0.99,
+    "clip": 2.0,
+    "precision": "bf16",
+    "gradient_checkpointing": True,
+    "early_stopping": {"patience": 2},
+    "snapshots": 3,
+}
+"""Another value of each setting that decides what is trained."""
+
+
+def test_an_expert_is_known_by_every_setting_that_decides_it() -> None:
+    alike = {"save_every", "log_every", "report_to", "threads", "parallel", "processes"}
+    assert OTHER.keys() | alike == Train.model_fields.keys()
+    for name, value in OTHER.items():
+        changed = Train(**({name: value} if name == "epochs" else {"tokens": 700, name: value}))
+        assert changed.identity() != Train(tokens=700).identity(), name
+
+
 def test_every_step_and_rank_draws_its_own_and_the_same_again() -> None:
     def drawn(seed: int, step: int, rank: int = 0) -> tuple[float, ...]:
         args = SimpleNamespace(process_index=rank, device=torch.device("cpu"))

@@ -50,11 +50,13 @@ def test_a_good_directory_is_hashed_where_it_lies(folder: Path) -> None:
     assert checkpoint(folder).digest == found.digest
 
 
-@pytest.mark.parametrize("file", ["config.json", "model.safetensors", "tokenizer.json"])
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"])
 def test_every_file_that_decides_the_function_is_in_the_digest(folder: Path, file: str) -> None:
     before = checkpoint(folder)
     if file == "model.safetensors":
         rewrite(folder, lambda tensors: tensors["model.norm.weight"].add_(1e-3))
+    elif file == "chat_template.jinja":
+        (folder / file).write_text("{{ messages }}")
     else:
         edit(folder / file, added=1)
     after = checkpoint(folder)

@@ -113,6 +113,8 @@ def test_the_hash_follows_the_meaning_not_the_spelling(design: Path) -> None:
         (["base.layerz=3"], "unknown key", "(base.layerz)"),
         (["mixtures.learned.router.topk=2"], "unknown key", "(mixtures.1.router.topk)"),
         (["experts.0.train.tokens=abc"], "wrong value", "(experts.0.train.tokens)"),
+        (["experts.0.train.learning_rate=.inf"], "wrong value", "(experts.0.train.learning_rate)"),
+        (["experts.0.train.learning_rate=.nan"], "wrong value", "(experts.0.train.learning_rate)"),
         (["experts.0.train.batch_size=true"], "wrong value", "(experts.0.train.batch_size)"),
         (["experts.0.name=12"], "wrong value", "(experts.0.name)"),
         (["experts.0.name='12'"], "wrong value", "(experts.0.name)"),

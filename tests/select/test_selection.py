@@ -16,9 +16,11 @@ from tests.select.texts import corpus, edited, rows, true_jaccard, write
 
 from coterie.corpora.documents import read_corpus
 from coterie.errors import RequestError
+from coterie.select import contamination
 from coterie.select import profile_shards as shards
 from coterie.select.chosen_corpus import selected_documents
 from coterie.select.profiled_corpus import profile_corpus
+from coterie.select.select_settings import Against
 from coterie.select.selection import selection, why
 from coterie.store import DryStore, Store
 
@@ -299,6 +301,16 @@ def test_contaminated_documents_go(tmp_path: Path) -> None:
         "contaminated": {"documents": 1, "tokens": it.pool.table.filter(pl.col("dropped") != 0)["tokens"].sum()}
     }
     assert "dropped: contaminated" in why(it, it.chosen, "d3")
+
+
+@pytest.mark.parametrize("change", [{"words": 9}, {"text": "body"}, {"path": "other.jsonl"}])
+def test_another_question_about_contamination_gets_another_answer(change: dict[str, Any], tmp_path: Path) -> None:
+    for name in ("eval", "other"):
+        write(tmp_path / f"{name}.jsonl", [{"text": name, "body": name}])
+    asked = {"path": str(tmp_path / "eval.jsonl"), "words": 8, "text": "text"}
+    changed = asked | change | ({"path": str(tmp_path / change["path"])} if "path" in change else {})
+    known = [contamination.identity(Store(tmp_path / "s"), Against(**these)) for these in (asked, changed)]
+    assert known[0] != known[1]
 
 
 def test_clusters_are_topics_and_saved_ones_are_used_again(tmp_path: Path) -> None:

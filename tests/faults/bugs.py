@@ -132,8 +132,8 @@ BUGS = (
     ),
     Bug(
         "models/checkpoint.py",
-        "vocab.json chat_template.jinja",
-        "vocab.json",
+        "sentencepiece.bpe.model chat_template.jinja",
+        "sentencepiece.bpe.model",
         "the chat template is neither copied beside an expert's weights nor part of a model's digest",
     ),
     # experts

@@ -131,7 +131,7 @@ class Copy:
             return f"no end within {LONGEST} s"
         if code in (0, 5):  # 5: no test there
             return None
-        found = re.search(r"^(?:FAILED|ERROR) (\S+(?:\[.*?\](?= - |$))?)", text, re.MULTILINE)
+        found = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", text, re.MULTILINE)
         return found[1] if found else f"pytest ended with {code}: {text[-300:]}"
 
 

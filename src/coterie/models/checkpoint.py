@@ -18,7 +18,7 @@ from coterie.store.artifact import Content
 
 TOKENIZER_FILES = {
     *"tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json vocab.json chat_template.json".split(),
-    *"vocab.txt merges.txt tokenizer.model spiece.model sentencepiece.bpe.model".split(),
+    *"vocab.txt merges.txt tokenizer.model spiece.model sentencepiece.bpe.model chat_template.jinja".split(),
 }
 """Files of a tokenizer that may stand beside the weights."""
 

@@ -23,11 +23,11 @@ quickstart: install ## train, mix and compare small experts in about three minut
 test: install ## the default test suite
 	$(PYTEST)
 
-test-slow: install ## long tests
-	$(PYTEST) -m slow
+test-slow: install ## long tests, but for those of `make faults`
+	$(PYTEST) -m slow --ignore=tests/faults --ignore=tests/store
 
 test-data: install ## tests on the real data of ../shared/data (or $COTERIE_DATA)
-	$(PYTEST) -m data
+	$(PYTEST) --dist loadfile -m data
 
 real-model: install ## a real checkpoint of 135 M parameters into the cache folder (93 MB over the network, once)
 	$(BIN)/python -m tests.real.model
@@ -44,15 +44,14 @@ test-gpu: install ## tests that need a CUDA device
 test-slurm: install ## tests that need a SLURM cluster
 	$(BIN)/python -m pytest -m slurm
 
-# What `auto` means is a property of the CPU, so trainings and equality tests run as on one with AMX and as on one without.
-# Any CPU can compute bf16 autocast; without AMX it is only slower.
+# What `auto` means is a property of the CPU: here trainings and equality tests run as on a CPU of the other kind (with AMX,
+# without it) than this one, as which `make test` runs them. Any CPU can compute bf16 autocast; without AMX it is only slower.
 PRECISION := tests/experts tests/growth/test_grow.py tests/run/test_run.py tests/mixtures/test_coadapt.py \
 	$(addprefix tests/mixtures/,adapters/test_ranks.py adapters/test_recipe.py layers/test_run.py) \
 	$(addprefix tests/invariants/test_,resume.py trained_moves.py)
 
-test-precision: install ## trainings and equality tests with bf16 forced, then with fp32
-	COTERIE_TEST_PRECISION=bf16 $(PYTEST) -m 'slow or not slow' $(PRECISION)
-	COTERIE_TEST_PRECISION=fp32 $(PYTEST) -m 'slow or not slow' $(PRECISION)
+test-precision: install ## trainings and equality tests as on a CPU with AMX, or as on one without: what this one is not
+	COTERIE_TEST_PRECISION=other $(PYTEST) -m 'slow or not slow' $(PRECISION)
 
 test-compat: install ## other library versions in environments of their own
 	$(BIN)/python -m pytest -m compat
@@ -60,9 +59,9 @@ test-compat: install ## other library versions in environments of their own
 # Where long campaigns leave their lines: one that was stopped goes on there.
 FAULTS ?= runs/faults
 
-faults: install ## injected faults, at most 15 minutes: campaigns in their middle form, and every test of faults and the store
+faults: install ## injected faults, at most 15 minutes: campaigns in their middle form, and the long tests of faults and the store
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.campaign middle --jobs 2
-	$(PYTEST) -m 'slow or not slow' tests/faults tests/store
+	$(PYTEST) -m slow tests/faults tests/store
 
 faults-long: install ## the same campaigns to the counts of docs/results/faults.md: hours
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.campaign long --jobs 2 --to $(FAULTS)

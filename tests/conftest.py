@@ -28,8 +28,10 @@ settings.load_profile("coterie")
 if (forced := os.environ.get("COTERIE_TEST_PRECISION")) is not None:
     # What precision `auto` means on this CPU, as if it had AMX or had not; any CPU can compute bf16 autocast, only slower.
     # Processes that tests start decide for themselves: a test that compares with them names the precision.
-    if forced not in ("fp32", "bf16"):
-        raise pytest.UsageError(f"COTERIE_TEST_PRECISION is fp32 or bf16, not {forced!r}")
+    if forced not in ("fp32", "bf16", "other"):
+        raise pytest.UsageError(f"COTERIE_TEST_PRECISION is fp32, bf16 or other (than on this CPU), not {forced!r}")
+    if forced == "other":
+        forced = "fp32" if device._has_amx() else "bf16"
     device._has_amx = lambda: forced == "bf16"
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
 import pytest
 from tests.report.fixture import make_summary, write
+from tests.report.test_page import NASTY
 
 from coterie.report import write_report
 
@@ -152,3 +154,18 @@ def test_it_is_whole_on_paper_and_without_script(show) -> None:
     page.emulate_media(media="print")
     assert page.locator("nav").is_hidden()
     assert page.locator("#evaluation-losses table").is_visible()
+
+
+def test_names_made_to_do_harm_are_shown_and_do_nothing(show) -> None:
+    plain = json.dumps(make_summary())
+    renamed = json.loads(plain.replace('"meetings"', json.dumps(NASTY)).replace('"learned"', json.dumps(NASTY + "m")))
+    page = show({**renamed, "name": NASTY, "notes": [NASTY]})
+    page.on("dialog", lambda dialog: pytest.fail(f"it ran: {dialog.message}"))
+    page.add_script_tag(content="window.alert = message => { document.title = 'it ran'; }")
+    assert NASTY in page.locator("#evaluation-losses").inner_text()
+    for button in page.get_by_role("button").all():
+        if button.is_visible():
+            button.click()
+    assert page.locator("img").count() == 0
+    assert page.title() != "it ran"
+    assert page.evaluate("document.querySelectorAll('script').length") == 2, "the page's own, and this test's"

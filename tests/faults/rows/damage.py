@@ -259,7 +259,7 @@ ROWS = [
         "damage",
         "one bit, zeros, a cut, two files swapped, one lost, one added, a link or a pipe in its place",
         "seen before use, named with what was expected, found and to do; `run` ends with the same bytes",
-        (8, 400, 10_000),
+        (8, 300, 10_000),
         trial,
         prepare,
     )

@@ -336,7 +336,7 @@ ROWS = [
         "kills",
         "SIGKILL, SIGTERM, SIGINT, STOP and CONT at random times and at every event of the disk",
         "what is visible is whole; the same command goes on to the digests of an undisturbed one; nothing is left over",
-        (1, 60, 1000),
+        (1, 40, 1000),
         trial,
     )
 ]

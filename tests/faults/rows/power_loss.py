@@ -137,7 +137,7 @@ ROWS = [
         "power-loss",
         "the power lost at any moment of a publication, of a training that saves, of a merge",
         "nothing half made is visible, nothing reported as made is gone, the same work ends with the same digests",
-        (4, 200, 2000),
+        (4, 120, 2000),
         trial,
     )
 ]

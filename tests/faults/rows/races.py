@@ -87,7 +87,7 @@ ROWS = [
         "races",
         f"{PROCESSES} processes ask for {KEYS} things at once, with kills and prune beside them",
         "each is built once, and once more for each kill at most; nothing in use is pruned; nobody waits for ever",
-        (1, 6, 40),
+        (1, 4, 40),
         trial,
     )
 ]

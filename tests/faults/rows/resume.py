@@ -65,7 +65,7 @@ ROWS = [
         "resume",
         "training of any kind and settings killed one to three times, at any step",
         "weights, facts and logged losses of the straight run, bit for bit",
-        (1, 16, 64),
+        (1, 10, 64),
         trial,
     )
 ]
